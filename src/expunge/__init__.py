@@ -1,0 +1,47 @@
+"""Erase concepts from text-to-image diffusion models, measure what is left, keep a small edit."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.concepts import Concept, Policy
+    from expunge.edits.edit import Edit
+    from expunge.errors import ExpungeError
+    from expunge.evaluation.evaluate import evaluate
+    from expunge.generation.store import generate
+    from expunge.methods import erase
+    from expunge.models import Model, load
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Concept": "expunge.concepts",
+    "Edit": "expunge.edits.edit",
+    "ExpungeError": "expunge.errors",
+    "Model": "expunge.models",
+    "Policy": "expunge.concepts",
+    "erase": "expunge.methods",
+    "evaluate": "expunge.evaluation.evaluate",
+    "generate": "expunge.generation.store",
+    "load": "expunge.models",
+}
+
+__all__ = [
+    "Concept",
+    "Edit",
+    "ExpungeError",
+    "Model",
+    "Policy",
+    "__version__",
+    "erase",
+    "evaluate",
+    "generate",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: importing the package costs milliseconds."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'expunge' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,1 @@
+"""Exact linear algebra behind the closed-form methods."""

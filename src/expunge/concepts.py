@@ -1,0 +1,175 @@
+"""What is erased: a ``Concept``, the ``Policy`` that lists several, and prompts that name them."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from expunge.errors import ExpungeError
+
+Kind = Literal["object", "style", "character", "unsafe"]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def _listed(value: Any) -> Any:
+    """One word where several are allowed: ``keep: dog`` means ``keep: [dog]``."""
+    return (value,) if isinstance(value, str) else value
+
+
+WordList = Annotated[tuple[Words, ...], BeforeValidator(_listed)]
+
+TEMPLATES: dict[Kind, tuple[str, ...]] = {
+    "object": ("a picture of a {}", "a photo of a {}", "an image of a {}"),
+    "character": ("a picture of {}", "a portrait of {}", "an image of {}"),
+    "style": ("a picture in {} style", "{} style", "art in the style of {}"),
+    "unsafe": ("a picture of {}", "a photo of {}", "an image of {}"),
+}
+"""Sentences around a concept's words, by kind; ``{}`` is where the words go."""
+
+ANCHORS: dict[Kind, str] = {"object": "", "character": "", "style": "art", "unsafe": ""}
+"""What replaces a concept when nothing else is said; "" is the empty prompt."""
+
+
+class Pair(NamedTuple):
+    """A prompt that names a concept, and the prompt whose picture takes its place."""
+
+    erase: str
+    anchor: str
+    erase_head: str
+    """``erase`` up to the end of the concept's words."""
+    anchor_head: str
+    """``anchor`` up to the end of the replacement."""
+
+
+class Concept(BaseModel):
+    """One thing that the model must no longer draw."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: Words
+    """The words that name it, e.g. ``santa claus``."""
+    synonyms: WordList = ()
+    """Other words for it, erased together with the target."""
+    kind: Kind = "object"
+    anchor: str | None = None
+    """What is drawn instead; ``None`` takes ``ANCHORS[kind]``, "" is the empty prompt."""
+    keep: WordList = ()
+    """Prompts whose pictures must stay."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Concept":
+        erased = {phrase.lower() for phrase in self.phrases}
+        if clash := [words for words in self.keep if words.lower() in erased]:
+            raise ValueError(f"{clash[0]!r} is both erased and kept; remove one of the two")
+        if self.anchor is not None and self.anchor.strip().lower() in erased:
+            raise ValueError(f"the anchor {self.anchor!r} is what is erased; choose other words")
+        return self
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The target, then its synonyms."""
+        return (self.target, *self.synonyms)
+
+    @property
+    def replacement(self) -> str:
+        """The words that take its place."""
+        return ANCHORS[self.kind] if self.anchor is None else self.anchor
+
+    def pairs(self, contexts: tuple[str, ...] = ()) -> "Iterator[Pair]":
+        """Each phrase in each sentence beside the same sentence with the replacement.
+
+        ``contexts`` are sentences with ``{}`` for the words; by default the words alone and the
+        templates of this kind.
+        """
+        for phrase in self.phrases:
+            for sentence in contexts or ("{}", *TEMPLATES[self.kind]):
+                before = sentence.partition("{}")[0]
+                yield Pair(
+                    sentence.format(phrase),
+                    sentence.format(self.replacement),
+                    before + phrase,
+                    before + self.replacement,
+                )
+
+
+class Policy(BaseModel):
+    """The concepts to erase and the prompts to keep for all of them; a file reviewed like code."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    erase: Annotated[tuple[Concept, ...], Field(min_length=1)]
+    keep: WordList = ()
+    """Prompts whose pictures must stay, whatever is erased."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Policy":
+        targets = [concept.target.lower() for concept in self.erase]
+        if twice := {target for target in targets if targets.count(target) > 1}:
+            raise ValueError(f"{min(twice)!r} is listed twice")
+        erased = {phrase.lower() for concept in self.erase for phrase in concept.phrases}
+        kept = {words.lower() for concept in self.erase for words in concept.keep}
+        if clash := erased & (kept | {words.lower() for words in self.keep}):
+            raise ValueError(f"{min(clash)!r} is both erased and kept; remove one of the two")
+        return self
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Every prompt to keep, each once, in the order of the file."""
+        own = (words for concept in self.erase for words in concept.keep)
+        return tuple(dict.fromkeys((*self.keep, *own)))
+
+    @classmethod
+    def of(cls, concepts: "str | Concept | Policy | Iterable[str | Concept]") -> "Policy":
+        """A policy from whatever names concepts: words, a ``Concept``, several, or a policy.
+
+        Raises:
+            ExpungeError: no concept, or concepts that contradict each other.
+        """
+        if isinstance(concepts, Policy):
+            return concepts
+        listed = [concepts] if isinstance(concepts, str | Concept) else list(concepts)
+        if not listed:
+            raise ExpungeError("no concept given; name at least one thing to erase")
+        try:
+            return cls(erase=tuple(Concept(target=c) if isinstance(c, str) else c for c in listed))
+        except ValidationError as error:
+            raise ExpungeError(explain(error)) from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Policy":
+        """Read a YAML policy file.
+
+        Raises:
+            ExpungeError: the file is missing, is not YAML, or has a wrong or unknown entry.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ExpungeError(f"{path}: can't read the policy: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise ExpungeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise ExpungeError(f"{path}: a policy is a mapping with the entries 'erase' and 'keep'")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise ExpungeError(f"{path}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a pydantic error as one sentence with the place where it stands."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

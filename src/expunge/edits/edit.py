@@ -1,0 +1,219 @@
+"""The ``Edit``: an immutable record that can be applied, combined, taken back and saved."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from expunge.concepts import Concept
+from expunge.edits.payloads import Payload
+from expunge.errors import ExpungeError
+from expunge.files import digest
+from expunge.models import Model
+
+
+class Base(BaseModel):
+    """The model that an edit was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """What the user called it: ``emoji``, a folder, a hub id."""
+    fingerprint: str
+    """SHA-256 of the parameters that the edit changes (see ``Model.fingerprint``)."""
+
+
+class Provenance(BaseModel):
+    """How an edit came to be: enough to make it again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    settings: dict[str, Any]
+    concepts: tuple[Concept, ...]
+    keep: tuple[str, ...]
+    seed: int
+    base: Base
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Component:
+    """One computed change with its provenance; an edit is one or several of them."""
+
+    payload: Payload
+    provenance: Provenance
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hex digits that depend on every number and every setting."""
+        total = hashlib.sha256(digest(self.provenance.model_dump(mode="json")).encode())
+        for name, tensor in sorted(self.payload.tensors().items()):
+            total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            total.update(data.numpy().tobytes())
+        return total.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What changes in a model so that concepts are no longer drawn.
+
+    ``edit.apply(model)`` changes the weights in place and ``edit.revert(model)`` puts them back
+    bit for bit; ``with edit.applied(model):`` does both. ``a + b`` has the changes of both, each
+    computed from the base weights, and ``(a + b) - b`` is ``a``.
+    """
+
+    components: tuple[Component, ...]
+
+    def __post_init__(self) -> None:
+        if not self.components:
+            raise ExpungeError("an edit without any change; nothing is left after the subtraction")
+        if len(set(self.ids)) < len(self.ids):
+            raise ExpungeError("the same change is in this edit twice")
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(component.id for component in self.components)
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hex digits; two edits with the same changes have the same id."""
+        return self.ids[0] if len(self.ids) == 1 else digest(sorted(self.ids))[:16]
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        return tuple(c for component in self.components for c in component.provenance.concepts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that change, each once."""
+        names = (name for component in self.components for name in component.payload.names)
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def provenance(self) -> tuple[Provenance, ...]:
+        return tuple(component.provenance for component in self.components)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        tensors = (t for part in self.components for t in part.payload.tensors().values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def summary(self) -> str:
+        """One line: what is erased, how, in which parameters, at what size."""
+        parts = (
+            f"{', '.join(concept.target for concept in part.concepts)} ({part.method})"
+            for part in self.provenance
+        )
+        return f"{' + '.join(parts)}: {len(self.names)} parameters, {self.size / 1e6:.2f} MB"
+
+    def __add__(self, other: "Edit") -> "Edit":
+        return Edit(self.components + other.components)
+
+    def __sub__(self, other: "Edit") -> "Edit":
+        if missing := set(other.ids) - set(self.ids):
+            raise ExpungeError(
+                f"can't subtract {', '.join(sorted(missing))}: the edit holds {', '.join(self.ids)}"
+            )
+        return Edit(tuple(part for part in self.components if part.id not in other.ids))
+
+    def apply(self, model: Model) -> None:
+        """Change the model's weights in place.
+
+        Raises:
+            ExpungeError: the model isn't the one that the edit was made for, or has it already.
+        """
+        if double := set(self.ids) & {part.id for part in model.components}:
+            raise ExpungeError(f"edit {min(double)} is applied to this model already")
+        for component in self.components:
+            _check_base(component, model)
+        _rewrite(model, (*model.components, *self.components), self.names)
+
+    def revert(self, model: Model) -> None:
+        """Take the edit out again; other edits stay. Without any left the base is bit-identical.
+
+        Raises:
+            ExpungeError: the edit isn't applied.
+        """
+        applied = {part.id for part in model.components}
+        if missing := set(self.ids) - applied:
+            raise ExpungeError(f"edit {min(missing)} isn't applied to this model")
+        rest = tuple(part for part in model.components if part.id not in self.ids)
+        _rewrite(model, rest, self.names)
+
+    @contextmanager
+    def applied(self, model: Model) -> Iterator[Model]:
+        """``with edit.applied(model):`` draws edited pictures inside and base pictures after."""
+        self.apply(model)
+        try:
+            yield model
+        finally:
+            self.revert(model)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file that holds the change and its provenance."""
+        from expunge.edits.store import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Edit":
+        """Read an edit that ``save`` wrote.
+
+        Raises:
+            ExpungeError: there is no such file, or it isn't a whole edit.
+        """
+        from expunge.edits.store import load
+
+        return load(path)
+
+
+def _check_base(component: Component, model: Model) -> None:
+    names = component.payload.names
+    known = {name for name, _ in model.unet.named_parameters()}
+    base = component.provenance.base
+    if missing := [name for name in names if name not in known]:
+        raise ExpungeError(
+            f"this edit was made for {base.name!r}, and {model.name!r} has no {missing[0]!r}"
+        )
+    if model.fingerprint(names) != base.fingerprint:
+        raise ExpungeError(
+            f"this edit was made for {base.name!r}, and the weights of {model.name!r} differ "
+            "from it; load the base it was made for, or make the edit again for this model"
+        )
+
+
+def edited_weights(
+    model: Model, components: tuple[Component, ...], names: tuple[str, ...]
+) -> dict[str, torch.Tensor | None]:
+    """Each parameter's base value plus its changes, float64; ``None`` where nothing changes it."""
+    weights: dict[str, torch.Tensor | None] = dict.fromkeys(names)
+    for payload in (part.payload for part in components):
+        for name in set(payload.names) & weights.keys():
+            base = model.base_weight(name)
+            change = payload.change(name, base)
+            if change.shape != base.shape:
+                raise ExpungeError(
+                    f"{name}: the edit has shape {tuple(change.shape)}, "
+                    f"the model {tuple(base.shape)}"
+                )
+            before = weights[name]
+            weights[name] = (base.double() if before is None else before) + change
+    return weights
+
+
+def _rewrite(model: Model, components: tuple[Component, ...], names: tuple[str, ...]) -> None:
+    weights = edited_weights(model, components, names)
+    for name, weight in weights.items():
+        if weight is not None and not bool(torch.isfinite(weight).all()):
+            raise ExpungeError(f"{name}: the edited weights aren't finite; the model is unchanged")
+    model.write(weights)
+    model.components = components

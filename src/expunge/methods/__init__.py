@@ -1,0 +1,92 @@
+"""All methods by name, and ``erase``, which runs one of them."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from expunge.concepts import Concept, Policy, explain
+from expunge.edits.edit import Base, Component, Edit, Provenance
+from expunge.errors import ExpungeError
+from expunge.methods.base import Method, Solves, Trains
+from expunge.models import Model
+from expunge.registry import Registry
+
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    {"esd": "expunge.methods.esd:ESD", "uce": "expunge.methods.uce:UCE"},
+    entry_points="expunge.methods",
+)
+
+
+def settings(name: str) -> type[Method]:
+    """The method of this name, a pydantic class whose fields are its settings."""
+    return METHODS.get(name)
+
+
+def configured(name: str, **values: Any) -> Method:
+    """A method with these settings.
+
+    Raises:
+        ExpungeError: the method or a setting is unknown, or a value is out of range.
+    """
+    try:
+        return settings(name)(**values)
+    except ValidationError as error:
+        fields = ", ".join(settings(name).model_fields)
+        raise ExpungeError(f"{name}: {explain(error)} (settings: {fields})") from None
+
+
+def erase(
+    model: Model,
+    concepts: str | Concept | Policy | Iterable[str | Concept],
+    method: str | Method = "uce",
+    *,
+    seed: int = 0,
+    checkpoints: str | os.PathLike[str] | None = None,
+    **values: Any,
+) -> Edit:
+    """Compute the edit that makes ``model`` stop drawing ``concepts``; the model stays as it is.
+
+    Args:
+        model: a base model, without any edit applied.
+        concepts: words, ``Concept``s, or a ``Policy``.
+        method: a name of ``expunge methods`` or a configured method.
+        seed: decides every random draw.
+        checkpoints: folder from which a stopped training resumes, with the same result.
+        **values: settings of the method.
+
+    Raises:
+        ExpungeError: a concept, a method or a setting is wrong, or the model is edited already.
+    """
+    policy = Policy.of(concepts)
+    chosen = configured(method, **values) if isinstance(method, str) else method
+    if model.components:
+        raise ExpungeError("the model has an edit applied; revert it, edits are made for the base")
+    if isinstance(chosen, Solves):
+        payload = chosen.solve(model, policy, seed)
+    elif isinstance(chosen, Trains):
+        from expunge.training.loop import train
+
+        payload = train(chosen, model, policy, seed=seed, checkpoints=checkpoints)
+    else:
+        raise ExpungeError(f"{type(chosen).__name__} neither solves nor trains")
+    base = Base(name=model.name, fingerprint=model.fingerprint(payload.names))
+    provenance = Provenance(
+        method=chosen.name,
+        settings=chosen.model_dump(mode="json"),
+        concepts=policy.erase,
+        keep=policy.kept,
+        seed=seed,
+        base=base,
+        versions=versions(),
+    )
+    return Edit((Component(payload, provenance),))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("expunge", "torch", "diffusers", "transformers")}

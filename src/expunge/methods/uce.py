@@ -1,0 +1,143 @@
+"""UCE: Unified Concept Editing (Gandikota et al., WACV 2024).
+
+Each key and value projection ``W`` of the cross-attention gets the closed-form minimiser of
+
+    a |W' C^T - V^T|^2 + p |W' P^T - W P^T|^2 + lam |W' - W|^2
+
+where the rows ``C`` of the erased words get the outputs ``V`` of the anchor's rows ``T``, and
+the rows ``P`` of everything to keep stay. There are two released algorithms: in 2023 the rows
+run from the last word piece through the padding and kept prompts give every row, in 2025 each
+prompt gives the row of its last word piece.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from expunge.algebra.ridge import gram, shared_factors, solve, system
+from expunge.concepts import Concept, Pair, Policy
+from expunge.edits.payloads import LowRank, Payload, SharedMatrix
+from expunge.methods.base import Method
+from expunge.models import Model
+
+RELEASED_TEMPLATES = {
+    "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
+    "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
+}
+
+
+class UCE(Method):
+    """Closed-form edit of the cross-attention keys and values."""
+
+    name: ClassVar[str] = "uce"
+    title: ClassVar[str] = "Unified Concept Editing"
+    year: ClassVar[int] = 2024
+    url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
+    shape: ClassVar[Literal["solve", "train"]] = "solve"
+
+    variant: Literal["2023", "2025"] = "2023"
+    """Which rows a prompt gives: last word piece through padding, or the last word piece alone."""
+    technique: Literal["replace", "tensor"] = "replace"
+    """``tensor`` (2023) first takes the erased outputs' own direction out of the targets."""
+    templates: bool | None = None
+    """Erase the words in sentences too; by default only when corrected."""
+    contexts: tuple[str, ...] = ()
+    """Sentences with ``{}`` for the words, in place of the templates; only when corrected."""
+    preserve: tuple[str, ...] | None = None
+    """Prompts to keep; by default the policy's, and the empty prompt in the 2023 variant."""
+    erase_scale: float = Field(1.0, gt=0)
+    """a: weight of the rows to move."""
+    preserve_scale: float | None = Field(None, ge=0)
+    """p: weight of the rows to keep; by default 1 (2025) or max(0.1, 1 / prompts kept) (2023)."""
+    lamb: float = Field(0.5, gt=0)
+    """lam: weight of staying near the old weights."""
+
+    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+        """The shared matrix of all projections, or one low-rank change each for ``tensor``."""
+        names = model.select("cross_attention.kv")
+        pairs = self.pairs(policy)
+        rows = list(self._pair_rows(model, pairs))
+        sources = torch.cat([erase for erase, _ in rows]).double()
+        targets = torch.cat([anchor for _, anchor in rows]).double()
+        kept = self._kept(model, policy)
+        if self.technique == "tensor":
+            return self._tensor(model, names, rows, kept)
+        factors = shared_factors(
+            sources, targets, kept, erase_scale=self.erase_scale, lamb=self.lamb
+        )
+        return SharedMatrix(names, factors.left, factors.right)
+
+    def pairs(self, policy: Policy) -> tuple[Pair, ...]:
+        """Every prompt to erase with its anchor prompt."""
+        of = self._released if self.fidelity == "original" else self._corrected
+        return tuple(pair for concept in policy.erase for pair in of(concept))
+
+    def _corrected(self, concept: Concept) -> Iterator[Pair]:
+        return concept.pairs(("{}",) if self.templates is False else self.contexts)
+
+    def _released(self, concept: Concept) -> Iterator[Pair]:
+        """The target alone; its templates put the anchor into a sentence only in 2025."""
+        kind = "style" if concept.kind == "style" else "object"
+        for sentence in ("{}", *(RELEASED_TEMPLATES[kind] if self.templates else ())):
+            erase = sentence.format(concept.target)
+            anchor = (sentence if self.variant == "2025" else "{}").format(concept.replacement)
+            yield Pair(erase, anchor, erase, anchor)
+
+    def _pair_rows(self, model: Model, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of each erased prompt and of its anchor, paired by position ``[rows, width]``."""
+        erased = model.encode([pair.erase for pair in pairs])
+        anchors = model.encode([pair.anchor for pair in pairs])
+        for pair, erase, anchor in zip(pairs, erased, anchors, strict=True):
+            first, second = model.last_token(pair.erase_head), model.last_token(pair.anchor_head)
+            length = 1 if self.variant == "2025" else len(erase) - max(first, second)
+            yield erase[first : first + length], anchor[second : second + length]
+
+    def _kept(self, model: Model, policy: Policy) -> Tensor:
+        """``p P^T P`` of all prompts to keep, ``[width, width]`` float64."""
+        prompts = self.preserve if self.preserve is not None else self._default_preserve(policy)
+        if self.preserve_scale is not None:
+            scale = self.preserve_scale
+        else:
+            scale = 1.0 if self.variant == "2025" else max(0.1, 1 / max(1, len(prompts)))
+        width = model.text_width
+        total = torch.zeros(width, width, dtype=torch.float64, device=model.device)
+        for start in range(0, len(prompts), 64):
+            batch = prompts[start : start + 64]
+            embeddings = model.encode(batch)
+            if self.variant == "2025":
+                last = [model.last_token(prompt) for prompt in batch]
+                embeddings = embeddings[range(len(batch)), last]
+            total += gram(embeddings)
+        return scale * total
+
+    def _default_preserve(self, policy: Policy) -> tuple[str, ...]:
+        return policy.kept if self.variant == "2025" else ("", *policy.kept)
+
+    def _tensor(
+        self,
+        model: Model,
+        names: Iterable[str],
+        rows: Sequence[tuple[Tensor, Tensor]],
+        kept: Tensor,
+    ) -> LowRank:
+        """``V = T W^T - <u, T W^T> u`` with ``u`` the erased outputs scaled to norm one."""
+        sources = torch.cat([erase for erase, _ in rows]).double()
+        right = solve(system(sources, kept, erase_scale=self.erase_scale, lamb=self.lamb), sources)
+        up = {
+            name: torch.cat([_tensor_change(model.base_weight(name), *pair) for pair in rows], 1)
+            for name in names
+        }
+        return LowRank(
+            {name: self.erase_scale * factor for name, factor in up.items()},
+            dict.fromkeys(up, right),
+        )
+
+
+def _tensor_change(weight: Tensor, erase: Tensor, anchor: Tensor) -> Tensor:
+    """``(V - C W^T)^T`` of one pair and one matrix, ``[out, rows]``."""
+    old, new = (rows.double() @ weight.double().T for rows in (erase, anchor))
+    projection = (old * new).sum() / (old * old).sum()
+    return (new - projection * old - old).T

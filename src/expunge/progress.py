@@ -1,0 +1,57 @@
+"""Progress bars with time left, silent unless a caller asks for them with ``shown()``."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
+
+_display: ContextVar[Progress | None] = ContextVar("expunge_progress", default=None)
+
+
+@contextmanager
+def shown(console: Console | None = None) -> Iterator[None]:
+    """Draw the bars of every ``track`` inside this block (to standard error by default)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console or Console(stderr=True)) as display:
+        token = _display.set(display)
+        try:
+            yield
+        finally:
+            _display.reset(token)
+
+
+def track(
+    items: Iterable[Item],
+    description: str,
+    *,
+    total: int,
+    start: int = 0,
+) -> Iterator[Item]:
+    """Yield ``items`` and advance a bar after each; ``start`` counts what an earlier run did."""
+    display = _display.get()
+    if display is None:
+        yield from items
+        return
+    task = display.add_task(description, total=total, completed=start)
+    for item in items:
+        yield item
+        display.advance(task)
