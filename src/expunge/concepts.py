@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -28,6 +29,16 @@ def _listed(value: Any) -> Any:
 
 
 WordList = Annotated[tuple[Words, ...], BeforeValidator(_listed)]
+
+
+def _one_place(sentence: str) -> str:
+    if sentence.count("{}") != 1:
+        raise ValueError(f"{sentence!r} must hold {{}} once, where the concept's words go")
+    return sentence
+
+
+Context = Annotated[str, AfterValidator(_one_place)]
+"""A sentence around a concept's words, e.g. ``a photo of a {} in the rain``."""
 
 TEMPLATES: dict[Kind, tuple[str, ...]] = {
     "object": ("a picture of a {}", "a photo of a {}", "an image of a {}"),
@@ -86,7 +97,7 @@ class Concept(BaseModel):
         """The words that take its place."""
         return ANCHORS[self.kind] if self.anchor is None else self.anchor
 
-    def pairs(self, contexts: tuple[str, ...] = ()) -> "Iterator[Pair]":
+    def pairs(self, contexts: tuple[Context, ...] = ()) -> "Iterator[Pair]":
         """Each phrase in each sentence beside the same sentence with the replacement.
 
         ``contexts`` are sentences with ``{}`` for the words; by default the words alone and the

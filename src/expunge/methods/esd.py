@@ -26,7 +26,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from expunge.concepts import Policy
+from expunge.concepts import Context, Policy
 from expunge.errors import ExpungeError, Unsupported
 from expunge.methods.base import Method
 from expunge.models import Model
@@ -157,7 +157,7 @@ class ESD(Method):
     """Steps of a whole trajectory."""
     erase_from: str | None = None
     """Prompt out of which the concept is taken, in the programs that know it."""
-    contexts: tuple[str, ...] = ()
+    contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the concept; by default the words alone and the templates."""
     batch_size: int = Field(4, ge=1)
     """Latents in one step."""
@@ -194,9 +194,6 @@ class ESD(Method):
             raise ValueError(f"train_method: choose one of {', '.join(ROLES)}")
         if self.variant and self.batch_size != 1:
             raise ValueError("batch_size: the released programs train on one latent at a time")
-        for sentence in self.contexts:
-            if sentence.count("{}") != 1:
-                raise ValueError(f"contexts: {sentence!r} must hold {{}} once, for the concept")
         return self
 
     def parameters(self, model: Model) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from expunge.algebra.ridge import gram, shared_factors, solve, system
-from expunge.concepts import Concept, Pair, Policy
+from expunge.concepts import Concept, Context, Pair, Policy
 from expunge.edits.payloads import LowRank, Payload, SharedMatrix
 from expunge.methods.base import Method
 from expunge.models import Model
@@ -44,7 +44,7 @@ class UCE(Method):
     """``tensor`` (2023) first takes the erased outputs' own direction out of the targets."""
     templates: bool | None = None
     """Erase the words in sentences too; by default only when corrected."""
-    contexts: tuple[str, ...] = ()
+    contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words, in place of the templates; only when corrected."""
     preserve: tuple[str, ...] | None = None
     """Prompts to keep; by default the policy's, and the empty prompt in the 2023 variant."""

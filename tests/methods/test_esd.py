@@ -1,0 +1,104 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
+from expunge.methods.esd import ESD
+from expunge.training.loop import fit
+from expunge.training.student import Student
+
+SHORT = {"iterations": 2, "trajectories": 2, "num_inference_steps": 4}
+
+
+@pytest.mark.parametrize("role", ["x", "x-strict", "u", "selfattn", "full"])
+def test_only_the_chosen_role_changes(pico: Model, role: str) -> None:
+    before = {name: weight.clone() for name, weight in pico.unet.named_parameters()}
+    edit = erase(pico, "noto style", "esd", train_method=role, **SHORT)
+    assert set(edit.names) == set(ESD(train_method=role).parameters(pico))
+    assert all(torch.equal(w, before[n]) for n, w in pico.unet.named_parameters())
+    changes = edit.components[0].payload.tensors()
+    assert sum(bool(change.abs().max() > 0) for change in changes.values()) > 0.8 * len(changes)
+
+
+@pytest.mark.parametrize("variant", ["compvis", "alt", "diffusers-sd"])
+def test_the_released_programs_run_from_end_to_end(pico: Model, variant: str) -> None:
+    edit = erase(
+        pico, "ghost", "esd", fidelity="original", variant=variant, iterations=2,
+        num_inference_steps=5,
+    )  # fmt: skip
+    assert edit.provenance[0].settings["batch_size"] == 1
+
+
+def test_released_defaults_are_those_of_the_program() -> None:
+    method = ESD(fidelity="original", variant="alt")
+    assert (method.train_method, method.iterations, method.lr) == ("full", 200, 2e-5)
+    assert method.negative_guidance == 2.0
+
+
+def test_targets_follow_the_equation(pico: Model) -> None:
+    """eps*(a) - eta (eps*(c) - eps*(a)), evaluated apart from the trajectories."""
+    method = ESD(negative_guidance=1.5, **SHORT, batch_size=8)
+    concept = Concept(target="ghost", anchor="dog", keep=["cat"])
+    policy, student = Policy.of(concept), Student(pico, method.parameters(pico))
+    batch = next(method.batches(pico, policy, student, 0, 0))
+    latents, timestep = batch["latents"], batch["timestep"]
+    cat = pico.encode(["cat"])[0]
+    pairs = {pair.erase: pair.anchor for pair in concept.pairs()}
+    known = {prompt: pico.encode([prompt])[0] for prompt in pairs}
+    for row in range(8):
+        at = slice(row, row + 1)
+        embedding = batch["embeddings"][at]
+        erased = pico.predict_noise(latents[at], timestep[at], embedding)
+        if torch.allclose(embedding[0], cat, atol=1e-5):
+            target = erased
+        else:
+            prompt = min(known, key=lambda p: float((known[p] - embedding[0]).norm()))
+            anchor = pico.encode([pairs[prompt]])
+            base = pico.predict_noise(latents[at], timestep[at], anchor)
+            target = base - 1.5 * (erased - base)
+        assert torch.allclose(batch["target"][at], target, atol=1e-4)
+    assert sum(torch.allclose(e, cat, atol=1e-5) for e in batch["embeddings"]) == 4
+
+
+def test_the_student_starts_as_the_teacher(pico: Model) -> None:
+    student = Student(pico, pico.select("cross_attention"))
+    latents, timestep = torch.randn(2, 4, 8, 8), torch.tensor([5, 500])
+    embeddings = pico.encode(["dog", "cat"])
+    taught = student.teach(latents, timestep, embeddings)
+    assert torch.equal(student.predict(latents, timestep, embeddings), taught)
+    assert all(float(change.abs().max()) == 0 for change in student.changes().values())
+
+
+def test_training_learns_its_target(pico: Model) -> None:
+    method = ESD(trajectories=4, num_inference_steps=10, lr=1e-3, train_method="full", batch_size=8)
+    policy, student = Policy.of("ghost"), Student(pico, pico.select("all"))
+    batches = method.batches(pico, policy, student, 0, 0)
+    unseen = next(method.batches(pico, policy, student, 0, 199))
+    before = method.loss(student, unseen).item()
+    fit(method, student, islice(batches, 60))
+    assert method.loss(student, unseen).item() < 0.7 * before
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_method": "xattn"}, "choose one of x, x-strict"),
+        ({"variant": "compvis"}, 'only with fidelity="original"'),
+        ({"contexts": ["no place"]}, "must hold {} once"),
+        ({"fidelity": "original", "variant": "compvis", "train_method": "esd-x"}, "it knows xattn"),
+        ({"fidelity": "original", "variant": "compvis", "batch_size": 2}, "one latent at a time"),
+        ({"lr": 1e30}, "the loss became"),
+    ],
+)
+def test_wrong_settings_are_named(pico: Model, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ExpungeError) as caught:
+        erase(pico, "dog", "esd", **{**SHORT, "iterations": 5, **values})
+    assert message in str(caught.value)
+
+
+def test_one_seed_one_edit(pico: Model) -> None:
+    def run(seed: int) -> Edit:
+        return erase(pico, "dog", "esd", seed=seed, **SHORT)
+
+    assert run(1).id == run(1).id != run(2).id

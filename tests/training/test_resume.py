@@ -1,0 +1,94 @@
+"""A training that is killed and started again ends with the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from expunge import Edit, ExpungeError, Model, erase
+from expunge.training import checkpoint, loop
+
+TRAIN = """
+import sys
+from expunge import erase, load
+from expunge.training import loop
+loop.SAVE_EVERY = 3
+edit = erase(load(sys.argv[1], device="cpu"), "ghost", "esd", checkpoints=sys.argv[2],
+             iterations=40, trajectories=2, num_inference_steps=4)
+edit.save(sys.argv[3])
+"""
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", TRAIN, *map(str, arguments)])
+
+
+def test_killed_and_resumed_gives_the_same_weights(pico_folder: Path, tmp_path: Path) -> None:
+    whole = start(pico_folder, tmp_path / "whole", tmp_path / "whole.safetensors")
+    assert whole.wait(120) == 0
+    killed = start(pico_folder, tmp_path / "parts", tmp_path / "parts.safetensors")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "parts" / checkpoint.FILE).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "parts.safetensors").exists()
+    assert start(pico_folder, tmp_path / "parts", tmp_path / "parts.safetensors").wait(120) == 0
+    ids = [Edit.load(tmp_path / f"{name}.safetensors").id for name in ("whole", "parts")]
+    assert ids[0] == ids[1]
+
+
+SHORT = {"trajectories": 2, "num_inference_steps": 4}
+
+
+@pytest.mark.parametrize("variant", [None, "compvis", "diffusers-sd"])
+def test_stopping_anywhere_changes_nothing(
+    pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str | None
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    settings = {"iterations": 4, "num_inference_steps": 4}
+    if variant:
+        settings |= {"fidelity": "original", "variant": variant}
+    whole = erase(pico, "dog", "esd", **settings)
+    real, calls = loop.step, 0
+
+    def failing(*arguments: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        erase(pico, "dog", "esd", checkpoints=tmp_path, **settings)
+    monkeypatch.setattr(loop, "step", real)
+    resumed = erase(pico, "dog", "esd", checkpoints=tmp_path, **settings)
+    assert resumed.id == whole.id
+
+
+def test_a_checkpoint_of_other_settings_is_refused(
+    pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
+    with pytest.raises(ExpungeError, match="other settings"):
+        erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=3, **SHORT)
+    with pytest.raises(ExpungeError, match="other settings"):
+        erase(pico, "cat", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
+
+
+def test_half_precision_models_train_with_float32_masters(pico_folder: Path) -> None:
+    from expunge import load
+
+    model = load(pico_folder, dtype=torch.bfloat16, device="cpu")
+    edit = erase(model, "dog", "esd", iterations=3, lr=1e-6, **SHORT)
+    changes = edit.components[0].payload.tensors().values()
+    assert all(change.dtype == torch.float32 for change in changes)
+    assert any(0 < float(change.abs().max()) < 1e-5 for change in changes)
