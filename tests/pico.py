@@ -12,7 +12,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-WORDS = "a picture of santa claus ghost dog cat noto style art man photo an image".split()
+_SENTENCE = "a picture of santa claus ghost dog cat noto style art man photo an image"
+WORDS = _SENTENCE.split()
 
 SD14 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 """UNet settings of Stable Diffusion 1.4; all others are diffusers' defaults."""

@@ -76,7 +76,7 @@ class Concept(BaseModel):
     anchor: str | None = None
     """What is drawn instead; ``None`` takes ``ANCHORS[kind]``, "" is the empty prompt."""
     keep: WordList = ()
-    """Prompts whose pictures must stay."""
+    """Words or prompts whose pictures must stay."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Concept":
@@ -121,7 +121,7 @@ class Policy(BaseModel):
 
     erase: Annotated[tuple[Concept, ...], Field(min_length=1)]
     keep: WordList = ()
-    """Prompts whose pictures must stay, whatever is erased."""
+    """Words or prompts whose pictures must stay, whatever is erased."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Policy":
@@ -139,6 +139,14 @@ class Policy(BaseModel):
         """Every prompt to keep, each once, in the order of the file."""
         own = (words for concept in self.erase for words in concept.keep)
         return tuple(dict.fromkeys((*self.keep, *own)))
+
+    def kept_prompts(self, contexts: tuple[Context, ...] = ()) -> tuple[str, ...]:
+        """What to keep as it is written, and in the sentences where the erased words stand."""
+        kinds = dict.fromkeys(concept.kind for concept in self.erase)
+        sentences = contexts or tuple(s for kind in kinds for s in TEMPLATES[kind])
+        return tuple(
+            dict.fromkeys(s.format(words) for s in ("{}", *sentences) for words in self.kept)
+        )
 
     @classmethod
     def of(cls, concepts: "str | Concept | Policy | Iterable[str | Concept]") -> "Policy":

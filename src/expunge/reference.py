@@ -21,7 +21,8 @@ from expunge.edits.edit import edited_weights
 from expunge.errors import ExpungeError, Unsupported
 from expunge.formats.compvis import diffusers_name
 from expunge.methods import METHODS, configured, erase
-from expunge.methods.esd import ESD, released_parameters
+from expunge.methods.esd import ESD
+from expunge.methods.esd_programs import Program, parameters
 from expunge.models import Model, load
 from expunge.training.loop import fit
 from expunge.training.student import Student
@@ -129,7 +130,7 @@ def _concept(pair: Mapping[str, str]) -> Concept:
     return Concept(target=pair["erase"], anchor=pair["guide"])
 
 
-def _esd(case: Case, **values: Any) -> ESD:
+def _esd(case: Case, **values: Any) -> tuple[ESD, Program]:
     params = case.get("params") or {}
     known = {key: params[key] for key in ("negative_guidance", "start_guidance") if key in params}
     steps = params.get("ddim_steps") or params.get("num_inference_steps") or 50
@@ -143,7 +144,8 @@ def _esd(case: Case, **values: Any) -> ESD:
         **values,
     )
     assert isinstance(method, ESD)
-    return method
+    assert method.program
+    return method, method.program
 
 
 def _stop(draw: Mapping[str, Any]) -> tuple[str, int]:
@@ -154,33 +156,33 @@ def _stop(draw: Mapping[str, Any]) -> tuple[str, int]:
 
 def esd_denoising(case: Case) -> Iterator[Difference]:
     """Latents of the partial denoising."""
-    method, model = _esd(case), case.model()
+    (_, program), model = _esd(case), case.model()
     student = Student(model, model.select("all"))
     noise, expected = case.file("inputs")["initial_noise"], case.file("expected")
     for draw in case["results"]:
         key, stop = _stop(draw)
-        latents = method.partial(student, case["prompt"], noise, stop, draw["scale"])
+        latents = program.latents(student, case["prompt"], noise, stop, draw["scale"])
         theirs = expected[f"{key}{stop}_s{draw['scale']:g}"]
         yield Difference(
             pooled({"latents": latents}, {"latents": theirs}), case["tolerance"]["rel_fro"]
         )
 
 
-def _batch(method: ESD, model: Model, case: Case, latents: Tensor, timestep: int) -> Tensors:
+def _batch(program: Program, model: Model, case: Case, latents: Tensor, timestep: int) -> Tensors:
     return {
         "latents": latents,
         "timestep": torch.tensor([timestep]),
-        **method.released_embeddings(model, case["concept"]),
+        **program.embeddings(model, case["concept"]),
     }
 
 
 def esd_step(case: Case) -> Iterator[Difference]:
     """Loss and gradients of one step."""
-    method, model = _esd(case), case.model()
+    (method, program), model = _esd(case), case.model()
     expected = case.file("expected")
     student = Student(model, [*expected, *case.file("fingerprints")])
     latents, timestep = case.file("inputs")["x_t"], case["params"]["timestep"]
-    loss = method.loss(student, _batch(method, model, case, latents, timestep))
+    loss = method.loss(student, _batch(program, model, case, latents, timestep))
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = {n: w.grad for n, w in student.weights.items() if w.grad is not None}
     yield _losses([loss.item()], [case["loss"]], case["tolerance"]["loss_rel"])
@@ -189,13 +191,13 @@ def esd_step(case: Case) -> Iterator[Difference]:
 
 def esd_training(case: Case) -> Iterator[Difference]:
     """Losses and weight changes of a few steps on given latents."""
-    method = _esd(case, train_method=case["train_method"], lr=case["params"]["lr"])
+    method, program = _esd(case, train_method=case["train_method"], lr=case["params"]["lr"])
     model, inputs = case.model(), case.file("inputs")
     student = Student(model, method.parameters(model))
     if len(student.weights) != case["n_trained"]:
         raise ExpungeError(f"{case['n_trained']} parameters train, here {len(student.weights)}")
     steps = case["steps"]
-    batches = [_batch(method, model, case, inputs[s["x_t"]], s["timestep"]) for s in steps]
+    batches = [_batch(program, model, case, inputs[s["x_t"]], s["timestep"]) for s in steps]
     tolerance = case["tolerance"]
     yield _losses(fit(method, student, batches), case["losses"], tolerance["losses_rel"])
     ours = student.changes()
@@ -221,7 +223,7 @@ def esd_names(case: Case) -> Iterator[Difference]:
         for method, theirs in methods.items():
             if program != variant:
                 theirs = [diffusers_name(name) for name in theirs]
-            ours = released_parameters(unet, variant, method)
+            ours = parameters(unet, variant, method)
             yield Difference(float(len(set(ours) ^ set(theirs))), 0.0)
 
 

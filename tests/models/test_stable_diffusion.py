@@ -1,12 +1,12 @@
 from pathlib import Path
 
-import pico as build
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+import pico as build
 from expunge import ExpungeError, Model, load
-from expunge.methods.esd import released_parameters
+from expunge.methods.esd_programs import parameters
 from expunge.models.roles import select
 
 
@@ -52,7 +52,7 @@ def test_roles_select_what_they_say_on_sd14(
 def test_released_programs_train_what_they_trained(
     sd14: UNet2DConditionModel, variant: str, method: str, tensors: int, size: float
 ) -> None:
-    names = released_parameters(sd14, variant, method)
+    names = parameters(sd14, variant, method)
     assert len(names) == tensors
     assert millions(sd14, names) == pytest.approx(size, abs=0.05)
 
@@ -73,7 +73,12 @@ def test_a_prompt_has_the_same_embedding_in_any_batch(pico: Model) -> None:
 
 
 def test_the_last_token_is_the_row_of_the_last_word(pico: Model) -> None:
-    assert [pico.last_token(p) for p in ("", " ", "dog", "a picture of santa claus")] == [0, 0, 1, 5]
+    assert [pico.last_token(p) for p in ("", " ", "dog", "a picture of santa claus")] == [
+        0,
+        0,
+        1,
+        5,
+    ]
 
 
 def test_a_live_pipeline_is_taken_as_it_is(pico: Model) -> None:

@@ -47,11 +47,12 @@ class UCE(Method):
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words, in place of the templates; only when corrected."""
     preserve: tuple[str, ...] | None = None
-    """Prompts to keep; by default the policy's, and the empty prompt in the 2023 variant."""
+    """Exactly these prompts to keep; by default the policy's, and in 2023 the empty prompt."""
     erase_scale: float = Field(1.0, gt=0)
     """a: weight of the rows to move."""
     preserve_scale: float | None = Field(None, ge=0)
-    """p: weight of the rows to keep; by default 1 (2025) or max(0.1, 1 / prompts kept) (2023)."""
+    """p: weight of the rows to keep. By default all kept prompts together weigh as much as all
+    erased ones, but none more than 1; original: 1 in 2025, max(0.1, 1 / prompts kept) in 2023."""
     lamb: float = Field(0.5, gt=0)
     """lam: weight of staying near the old weights."""
 
@@ -62,7 +63,7 @@ class UCE(Method):
         rows = list(self._pair_rows(model, pairs))
         sources = torch.cat([erase for erase, _ in rows]).double()
         targets = torch.cat([anchor for _, anchor in rows]).double()
-        kept = self._kept(model, policy)
+        kept = self._kept(model, policy, len(pairs))
         if self.technique == "tensor":
             return self._tensor(model, names, rows, kept)
         factors = shared_factors(
@@ -95,13 +96,9 @@ class UCE(Method):
             length = 1 if self.variant == "2025" else len(erase) - max(first, second)
             yield erase[first : first + length], anchor[second : second + length]
 
-    def _kept(self, model: Model, policy: Policy) -> Tensor:
+    def _kept(self, model: Model, policy: Policy, pairs: int) -> Tensor:
         """``p P^T P`` of all prompts to keep, ``[width, width]`` float64."""
-        prompts = self.preserve if self.preserve is not None else self._default_preserve(policy)
-        if self.preserve_scale is not None:
-            scale = self.preserve_scale
-        else:
-            scale = 1.0 if self.variant == "2025" else max(0.1, 1 / max(1, len(prompts)))
+        prompts = self.kept(policy)
         width = model.text_width
         total = torch.zeros(width, width, dtype=torch.float64, device=model.device)
         for start in range(0, len(prompts), 64):
@@ -111,10 +108,23 @@ class UCE(Method):
                 last = [model.last_token(prompt) for prompt in batch]
                 embeddings = embeddings[range(len(batch)), last]
             total += gram(embeddings)
-        return scale * total
+        return self._scale(pairs, len(prompts)) * total
 
-    def _default_preserve(self, policy: Policy) -> tuple[str, ...]:
-        return policy.kept if self.variant == "2025" else ("", *policy.kept)
+    def kept(self, policy: Policy) -> tuple[str, ...]:
+        """Every prompt to keep; when corrected, the policy's stand in the sentences too."""
+        if self.preserve is not None:
+            return self.preserve
+        sentences = self.fidelity == "corrected" and self.templates is not False
+        prompts = policy.kept_prompts(self.contexts) if sentences else policy.kept
+        empty = ("",) if self.variant == "2023" else ()
+        return tuple(dict.fromkeys((*empty, *prompts)))
+
+    def _scale(self, pairs: int, kept: int) -> float:
+        if self.preserve_scale is not None:
+            return self.preserve_scale
+        if self.fidelity == "corrected":
+            return min(1.0, pairs / max(1, kept))
+        return 1.0 if self.variant == "2025" else max(0.1, 1 / max(1, kept))
 
     def _tensor(
         self,
