@@ -1,12 +1,12 @@
 import time
 from pathlib import Path
 
-import pico as build
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+import pico as build
 from expunge import Concept, Edit, ExpungeError, Model, erase, load
 from expunge.edits import Component, Dense, LowRank, SharedMatrix
 from expunge.edits.edit import edited_weights

@@ -71,11 +71,11 @@ def test_unpaired_cases_are_refused():
 
 def test_the_mean_is_seeded_and_covers_the_truth():
     covered = 0
-    for seed in range(100):
+    for seed in range(40):
         draws = np.random.default_rng(seed).normal(3, 2, 60)
         low, high = mean(draws.tolist()).interval
         covered += low <= 3 <= high
-    assert 88 <= covered <= 100
+    assert 34 <= covered <= 40
     assert mean([1.0, 2.0, 4.0]) == mean([1.0, 2.0, 4.0])
 
 

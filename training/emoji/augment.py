@@ -10,7 +10,7 @@ import torch
 from common import SIZE, Drawings, compose
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
@@ -28,20 +28,20 @@ def place(drawings: Drawings, rows: Tensor) -> Tensor:
     colours = drawings.colours()
     named = colours[torch.randint(len(colours), (count,))]
     colour = torch.where(torch.rand(count, 1) < 0.3, 0.35 + 0.65 * torch.rand(count, 3), named)
-    scale = 0.72 + 0.33 * torch.rand(count)
-    shift = 10 * torch.rand(count, 2) - 5
-    angle = (torch.rand(count) - 0.5) * 0.5
+    scale = 0.78 + 0.24 * torch.rand(count)
+    shift = 8 * torch.rand(count, 2) - 4
+    angle = (torch.rand(count) - 0.5) * 0.2
     return compose(drawings.rgba.flatten(0, 1)[rows], colour, scale, shift, angle)
 
 
 def degrade(images: Tensor) -> Tensor:
     """What training sees: a little colour change, blur and noise. 0..1 to 0..1."""
     count = len(images)
-    gain = 1 + 0.3 * (torch.rand(count, 3, 1, 1) - 0.5)
-    images = (images - 0.5) * gain + 0.5 + 0.12 * (torch.rand(count, 3, 1, 1) - 0.5)
-    blurred = blur(images, 0.5 + 0.9 * float(torch.rand(())))
+    gain = 1 + 0.2 * (torch.rand(count, 3, 1, 1) - 0.5)
+    images = (images - 0.5) * gain + 0.5 + 0.08 * (torch.rand(count, 3, 1, 1) - 0.5)
+    blurred = blur(images, 0.4 + 0.7 * float(torch.rand(())))
     images = torch.where(torch.rand(count, 1, 1, 1) < 0.35, blurred, images)
-    noise = 0.12 * torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.4)
+    noise = 0.08 * torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.4)
     return (images + noise * torch.randn_like(images)).clamp(0, 1)
 
 
@@ -56,13 +56,13 @@ def unseen(images: Tensor) -> Tensor:
             Image.fromarray(array).save(buffer, "JPEG", quality=40)
             image = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 255
         elif kind == 1:
-            coarse = F.interpolate(image[None], scale_factor=0.625, mode="area")
+            coarse = F.interpolate(image[None], scale_factor=0.75, mode="area")
             image = F.interpolate(coarse, SIZE, mode="nearest")[0]
         elif kind == 2:
-            image = image ** (0.6 + float(torch.rand(())))
+            image = image ** (0.7 + 0.7 * float(torch.rand(())))
         else:
             image = image.clone()
-            side, right, low = 16, int(torch.randint(2, ())), int(torch.randint(2, ()))
+            side, right, low = 14, int(torch.randint(2, ())), int(torch.randint(2, ()))
             x, y = right * (SIZE - side), low * (SIZE - side)
             image[:, y : y + side, x : x + side] = torch.rand(3, 1, 1)
         changed.append(image)

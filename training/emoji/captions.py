@@ -8,7 +8,14 @@ from pathlib import Path
 
 import torch
 from common import parser, settings, write
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import CLIPTokenizer
 
 from expunge.models.emoji.vocabulary import Catalog, catalog

@@ -62,6 +62,8 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     """Let ``save`` write beside ``path``, then rename: a reader never meets half a file."""
     beside = path.with_name(f".{os.getpid()}.{path.name}")
     save(beside)
+    for written in (beside, *beside.rglob("*")):  # safetensors writes files only the owner reads
+        written.chmod(0o755 if written.is_dir() else 0o644)
     if path.is_dir():  # a folder can't be renamed over one with content
         shutil.rmtree(path)
     os.replace(beside, path)
@@ -200,6 +202,6 @@ def compose(
 
 def random_placement(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The small variety the generator is trained on: scale [n] and shift [n, 2]."""
-    scale = 0.87 + 0.07 * torch.rand(count, generator=generator)
-    shift = 4 * torch.rand(count, 2, generator=generator) - 2
+    scale = 0.87 + 0.06 * torch.rand(count, generator=generator)
+    shift = 3 * torch.rand(count, 2, generator=generator) - 1.5
     return scale, shift

@@ -23,7 +23,7 @@ from common import (
 )
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from expunge.models.emoji.judges import Classifier, ImageText, load_judges, tokenize
 from expunge.models.emoji.vocabulary import catalog
@@ -210,7 +210,7 @@ def measure(args: Any, drawings: Drawings, rounds: int = 8) -> dict[str, float]:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=1600)
+    options.add_argument("--steps", type=int, default=3000)
     options.add_argument("--clip-steps", type=int, default=900)
     options.add_argument("--batch", type=int, default=64)
     options.add_argument("--into", type=Path, help="a folder to put the judges into")

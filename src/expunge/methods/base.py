@@ -19,7 +19,7 @@ Fidelity = Literal["original", "corrected"]
 class Method(BaseModel):
     """A published method: its settings are the fields, its identity the class attributes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: ClassVar[str]
     title: ClassVar[str]

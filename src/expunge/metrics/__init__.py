@@ -1,1 +1,1 @@
-"""Measures: rates and means that always carry how many cases they rest on, and how sure they are."""
+"""Measures that always carry how many cases they rest on and how sure they are."""

@@ -6,31 +6,34 @@ paired data", Statistics in Medicine 1998, method 10.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import copysign, hypot, sqrt
 from statistics import NormalDist
+from typing import ClassVar
 
 import numpy as np
 from pydantic import ConfigDict, computed_field
-from pydantic.dataclasses import dataclass
 
 from expunge.errors import ExpungeError
 
 RESAMPLES = 2000
+_BLOCK = 100  # resamples at once: quick for few values, little memory for many
 _CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf(0.5 + _CONFIDENCE / 2)
-# What is computed from the counts is written for readers and ignored when read back.
-_CONFIG = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True)
 class Rate:
     """``successes`` of ``n`` independent cases, with Wilson's interval.
 
     Raises:
         ExpungeError: no case at all, or more successes than cases.
     """
+
+    # The value and the interval are written for readers and computed again when read back.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
 
     successes: int
     n: int
@@ -69,7 +72,7 @@ class Rate:
         return f"{self.successes} of {self.n} ({percent})"
 
 
-@dataclass(frozen=True, config=_CONFIG)
+@dataclass(frozen=True)
 class Estimate:
     """A quantity measured over ``n`` cases, with its 95 % interval."""
 
@@ -79,7 +82,7 @@ class Estimate:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:.3f} (95 % CI {low:.3f} to {high:.3f}, n = {self.n})"
+        return f"{self.value:.3g} (95 % CI {low:.3g} to {high:.3g}, n = {self.n})"
 
 
 def mean(values: Sequence[float], seed: int = 0) -> Estimate:
@@ -96,7 +99,8 @@ def mean(values: Sequence[float], seed: int = 0) -> Estimate:
     if not np.isfinite(array).all():
         raise ExpungeError("a measured value is not a finite number; the mean is unknown")
     generator = np.random.default_rng(seed)
-    means = [generator.choice(array, len(array)).mean() for _ in range(RESAMPLES)]
+    blocks = (generator.choice(array, (_BLOCK, len(array))) for _ in range(RESAMPLES // _BLOCK))
+    means = np.concatenate([block.mean(axis=1) for block in blocks])
     low, high = np.quantile(means, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return Estimate(float(array.mean()), (float(low), float(high)), len(array))
 

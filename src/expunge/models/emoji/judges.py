@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from expunge.errors import ExpungeError
 
@@ -43,8 +44,8 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.relu(self.norm1(x)))
         h = self.conv2(F.relu(self.norm2(h)))
-        shortcut: Tensor = self.shortcut(x)
-        return shortcut + h
+        total: Tensor = self.shortcut(x) + h
+        return total
 
 
 class Trunk(nn.Module):
@@ -53,8 +54,7 @@ class Trunk(nn.Module):
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, widths[0], 4, 2, 1)
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.blocks = nn.Sequential(*[_Residual(a, b, 2) for a, b in pairs])
+        self.blocks = nn.Sequential(*[_Residual(a, b, 2) for a, b in pairwise(widths)])
         self.norm = nn.GroupNorm(8, widths[-1])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -147,6 +147,10 @@ def _pixels(images: Images) -> Tensor:
     return images.float().cpu() / 127.5 - 1
 
 
+def _batches(rows: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(rows, BATCH)
+
+
 class Judges:
     """The classifier and the image-text model, with the names of what they know."""
 
@@ -170,7 +174,7 @@ class Judges:
 
         images: uint8 [n, 3, 64, 64], or n PIL images of 64x64.
         """
-        parts = [self.classifier(batch) for batch in _pixels(images).split(BATCH)]
+        parts = [self.classifier(batch) for batch in _batches(_pixels(images))]
         things = torch.cat([part[0] for part in parts]).softmax(-1)
         styles = torch.cat([part[1] for part in parts]).softmax(-1)
         return Classification(things[:, :-1], styles, things[:, -1])
@@ -178,7 +182,7 @@ class Judges:
     @torch.inference_mode()
     def features(self, images: Images) -> Tensor:
         """[n, f] features of the classifier, for distances between pictures."""
-        return torch.cat([self.classifier.trunk(b) for b in _pixels(images).split(BATCH)])
+        return torch.cat([self.classifier.trunk(b) for b in _batches(_pixels(images))])
 
     @torch.inference_mode()
     def clip_score(self, images: Images, prompts: Sequence[str]) -> Tensor:
@@ -186,10 +190,10 @@ class Judges:
         pixels = _pixels(images)
         if len(pixels) != len(prompts):
             raise ExpungeError(f"{len(pixels)} images but {len(prompts)} prompts: give one each")
-        pictures = torch.cat([self.image_text.image(batch) for batch in pixels.split(BATCH)])
+        pictures = torch.cat([self.image_text.image(batch) for batch in _batches(pixels)])
         unique = sorted(set(prompts))
         ids, mask = tokenize(self.tokenizer, unique)
-        pieces = zip(ids.split(BATCH), mask.split(BATCH), strict=True)
+        pieces = zip(_batches(ids), _batches(mask), strict=True)
         texts = torch.cat([self.image_text.text(*piece) for piece in pieces])
         rows = [unique.index(prompt) for prompt in prompts]
         return (100 * (pictures * texts[rows]).sum(-1)).clamp(min=0)

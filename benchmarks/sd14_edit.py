@@ -1,0 +1,62 @@
+"""Size and time of a UCE edit on a UNet of Stable Diffusion 1.4's size with random weights.
+
+    python benchmarks/sd14_edit.py [--runs 5]
+
+Prints medians. Encoding the prompts is counted apart: the text encoder here is a small one of
+the right width (768) and length (77).
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import pico
+from expunge import Concept, erase, load
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**pico.SD14)
+        unet.to_empty(device="cpu")
+        for parameter in unet.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        model = load(pico.pipeline(folder, unet, width=768, length=77))
+        concept = Concept(target="santa claus", anchor="man")
+        model.remember({p: model.encode([p])[0] for p in ("", "santa claus", "man")})
+
+        columns: dict[str, list[float]] = {"solve": [], "apply": [], "revert": []}
+        for _ in range(runs + 1):
+            columns["solve"].append(timed(lambda: erase(model, concept, fidelity="original")))
+            edit = erase(model, concept, fidelity="original")
+            columns["apply"].append(timed(lambda: edit.apply(model)))  # noqa: B023
+            columns["revert"].append(timed(lambda: edit.revert(model)))  # noqa: B023
+        edit.save(folder / "edit.safetensors")
+        print(f"edit file  {(folder / 'edit.safetensors').stat().st_size:,} bytes")
+    for name, times in columns.items():
+        counted = sorted(times[1:])
+        spread = f"({counted[0]:.3f}-{counted[-1]:.3f})"
+        print(f"{name:<10} {statistics.median(counted):.3f} s  {spread}")
+
+
+if __name__ == "__main__":
+    main()

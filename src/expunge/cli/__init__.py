@@ -1,0 +1,77 @@
+"""The command line: one file per command, each imported only when it is called."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+
+from expunge import __version__
+from expunge.errors import ExpungeError
+
+_COMMANDS = {
+    "erase": "Make an edit that erases concepts from a model.",
+    "generate": "Draw pictures from prompts, with or without edits.",
+    "evaluate": "Measure what an edit erased and what it kept.",
+    "report": "Write the report of an evaluation.",
+    "demo": "Erase a character and a style from the bundled model and show the proof.",
+    "methods": "List the methods with their settings.",
+}
+
+
+def _stated(default: object) -> object:
+    return default or None
+
+
+def application() -> App:
+    """The command line, without a single command imported."""
+    app = App(
+        name="expunge",
+        help="Erase concepts from text-to-image diffusion models and measure what is left.",
+        version=__version__,
+        # Markdown would cost a third of the time that the help takes.
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative=(), show_default=_stated),
+    )
+    for order, (name, help) in enumerate(_COMMANDS.items()):
+        app.command(f"expunge.cli.{name}:{name}", name=name, help=help, sort_key=order)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 2 after a mistake, 130 after an interruption."""
+    tokens = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        application()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except (ExpungeError, CycloptsError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted; {interruption or 'nothing was saved'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, UnknownCommandError):  # whose own text imports every command
+        return f"no such command; there are {', '.join(_COMMANDS)}"
+    cause: Any = error.__cause__
+    # By name, because no command has imported pydantic when a word is merely misspelt.
+    if type(cause).__name__ == "ValidationError":
+        from expunge.concepts import explain
+
+        return explain(cause)
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def resumable(saved: str) -> Iterator[None]:
+    """Tell who interrupts this block what is saved, e.g. ``the pictures in runs/cats``."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{saved} are saved, and the same command continues there"
+        ) from None

@@ -1,0 +1,1 @@
+"""Measure what an edit erased and what it kept: plan, pictures, judgements, records."""

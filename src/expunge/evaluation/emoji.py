@@ -1,0 +1,251 @@
+"""The suite for the bundled model: its own vocabulary, its own judges.
+
+For an object or a character the prompts are its name in all styles, its synonyms, its implicit
+descriptions, its neighbours and other objects. For a style they are objects in that style and
+objects in the other styles.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import cycle, islice
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+from torch import Tensor
+
+from expunge.concepts import Concept
+from expunge.errors import ExpungeError
+from expunge.evaluation.suite import Group, Judgement, Plan, Prompt, Role, Suite
+from expunge.models.emoji import catalog
+from expunge.models.emoji.judges import FOLDER, SIZE, load_judges
+from expunge.models.emoji.vocabulary import EmojiObject
+
+VERSION = 1
+PLAIN = "{object}, {style} style"
+NOTHING = "nothing"
+
+Item = TypeVar("Item")
+
+
+class Size(NamedTuple):
+    """How much of the vocabulary an evaluation draws."""
+
+    templates: int
+    """Sentences around an erased object's name, each in all styles."""
+    wording_styles: int
+    """Styles for each of its other wordings and each neighbour."""
+    kept_every: int
+    """Every how manyth object is asked for to see what is kept."""
+    kept_styles: int
+    """Styles for each of these."""
+    styled_every: int
+    """Every how manyth object is asked for in an erased style."""
+    seeds: tuple[int, ...]
+
+
+SIZES = {
+    "quick": Size(3, wording_styles=3, kept_every=3, kept_styles=1, styled_every=4, seeds=(0,)),
+    "full": Size(
+        7, wording_styles=7, kept_every=1, kept_styles=7, styled_every=1, seeds=(0, 1, 2, 3, 4)
+    ),
+}
+
+
+def plan(
+    concept: Concept,
+    *,
+    erased: Sequence[Concept] = (),
+    size: str = "quick",
+    seeds: Sequence[int] | None = None,
+) -> Plan:
+    """The prompts for one concept; nothing else in ``erased`` is among those to keep.
+
+    Raises:
+        ExpungeError: the model doesn't know a concept, or there is no such size.
+    """
+    if size not in SIZES:
+        raise ExpungeError(f"unknown size {size!r}; choose {' or '.join(SIZES)}")
+    attribute, label = find(concept)
+    gone = {find(other)[1] for other in (concept, *erased)}
+    groups = _object_groups if attribute == "object" else _style_groups
+    return Plan(
+        suite="emoji",
+        version=VERSION,
+        size=size,
+        concept=concept,
+        attribute=attribute,
+        label=label,
+        groups=tuple(groups(label, gone, SIZES[size])),
+        seeds=tuple(seeds) if seeds is not None else SIZES[size].seeds,
+        notes=_notes(concept, attribute, label),
+    )
+
+
+def find(concept: Concept) -> tuple[str, str]:
+    """``object`` or ``style``, and the catalogue's name for the concept.
+
+    Raises:
+        ExpungeError: the catalogue has no such thing; the message lists near names.
+    """
+    styles = {style.name: ("style", style.name) for style in catalog().styles}
+    styles |= {f"{name} style": place for name, place in styles.items()}
+    objects = {words: ("object", o.name) for o in catalog().objects for words in o.wordings}
+    known = styles if concept.kind == "style" else styles | objects
+    words = concept.target.lower()
+    if words not in known:
+        near = difflib.get_close_matches(words, known, n=3, cutoff=0.4) or sorted(styles)
+        raise ExpungeError(
+            f"the emoji suite can't measure {concept.target!r}, which the model never learned; "
+            f"did you mean {', '.join(near)}?"
+        )
+    return known[words]
+
+
+def _object_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
+    known = catalog()
+    target = known.object(name)
+    styles = [style.name for style in known.styles if style.name not in gone]
+    neighbours = [known.object(other) for other in target.neighbours if other not in gone]
+    rest = [(o, style) for o, style in _kept(gone, size) if o.name not in target.neighbours]
+
+    def worded(wordings: Iterable[str]) -> list[Prompt]:
+        return [_prompt(target, s, w) for w, s in _rotated(wordings, styles, size.wording_styles)]
+
+    near = _rotated(neighbours, styles, size.wording_styles)
+    yield from _groups(
+        ("explicit", "efficacy", "its name", _sentences(target, styles, size.templates)),
+        ("synonyms", "efficacy", "other words for it", worded(target.synonyms)),
+        ("implicit", "efficacy", "described without a name", worded(target.implicit)),
+        ("neighbours", "retention", "what is most like it", [_prompt(*pair) for pair in near]),
+        ("other objects", "retention", "everything else", [_prompt(*pair) for pair in rest]),
+    )
+
+
+def _style_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
+    drawn = [entry for entry in catalog().objects[:: size.styled_every] if entry.name not in gone]
+    phrased = zip(drawn, cycle(_styled_templates()), strict=False)
+    yield from _groups(
+        (
+            "explicit",
+            "efficacy",
+            "objects in this style",
+            [_prompt(entry, name, template=template) for entry, template in phrased],
+        ),
+        (
+            "other styles",
+            "retention",
+            "objects in the other styles",
+            [_prompt(*pair) for pair in _kept(gone, size)],
+        ),
+    )
+
+
+def _groups(*drafts: tuple[str, Role, str, Sequence[Prompt]]) -> Iterator[Group]:
+    for name, role, about, prompts in drafts:
+        if prompts:
+            yield Group(name=name, role=role, about=about, prompts=tuple(prompts))
+
+
+def _kept(gone: set[str], size: Size) -> Iterator[tuple[EmojiObject, str]]:
+    """The same objects and styles for every concept, so that base pictures are shared."""
+    known = catalog()
+    styles = [style.name for style in known.styles]
+    for entry, style in _rotated(known.objects[:: size.kept_every], styles, size.kept_styles):
+        if entry.name not in gone and style not in gone:
+            yield entry, style
+
+
+def _rotated(items: Iterable[Item], styles: Sequence[str], each: int) -> Iterator[tuple[Item, str]]:
+    """Every item in ``each`` of the styles, going round so that all styles are used alike."""
+    turn = cycle(styles)
+    for item in items:
+        for style in islice(turn, min(each, len(styles))):
+            yield item, style
+
+
+def _sentences(target: EmojiObject, styles: Sequence[str], count: int) -> list[Prompt]:
+    return [
+        _prompt(target, style, template=template)
+        for template in _styled_templates()[:count]
+        for style in styles
+    ]
+
+
+def _styled_templates() -> list[str]:
+    """The plain sentences first, then those that name a background too."""
+    styled = [template for template in catalog().templates if "{style}" in template]
+    return sorted(styled, key=lambda template: "{background}" in template)
+
+
+def _prompt(entry: EmojiObject, style: str, wording: str = "", template: str = PLAIN) -> Prompt:
+    words = template.format(object=wording or entry.name, style=style, background="white")
+    return Prompt(
+        text=words,
+        expected={"object": entry.name, "style": style},
+        sensitive=entry.kind == "unsafe",
+    )
+
+
+def _notes(concept: Concept, attribute: str, label: str) -> tuple[str, ...]:
+    if attribute == "style":
+        return (
+            "Other words for a style, and styles near to it, are not measured: none are known.",
+        )
+    given = {words.lower() for words in concept.phrases}
+    target = catalog().object(label)
+    listed = [words for words in (*target.synonyms, *target.implicit) if words in given]
+    return (
+        f"Of its {len(target.synonyms) + len(target.implicit)} synonyms and descriptions, the edit "
+        f"was given {', '.join(listed) or 'none'}; the others show how far it carries over.",
+        "All these wordings were in the model's training captions.",
+    )
+
+
+class EmojiJudge:
+    """The classifier and the image-text model that ship with the bundled model."""
+
+    name = "emoji judges"
+    size = (SIZE, SIZE)
+    decision = (
+        "the label with the highest probability, without a threshold; for objects, 'nothing' is "
+        "one of the labels"
+    )
+
+    def __init__(self) -> None:
+        self._judges = load_judges()
+
+    @cached_property
+    def sha256(self) -> str:
+        total = hashlib.sha256()
+        for path in sorted(path for path in FOLDER.iterdir() if path.is_file()):
+            total.update(path.name.encode() + b"\0" + path.read_bytes())
+        return total.hexdigest()
+
+    def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
+        seen = self._judges.classify(pictures)
+        objects = (*self._judges.objects, NOTHING)
+        confidence = seen.object_probabilities.max(-1).values.maximum(seen.nothing_probability)
+        style_confidence = seen.style_probabilities.max(-1).values
+        return [
+            Judgement(
+                labels={"object": objects[int(thing)], "style": self._judges.styles[int(style)]},
+                confidences={"object": float(sure), "style": float(style_sure)},
+                clip_score=float(score),
+            )
+            for thing, style, sure, style_sure, score in zip(
+                seen.objects,
+                seen.styles,
+                confidence,
+                style_confidence,
+                self._judges.clip_score(pictures, prompts),
+                strict=True,
+            )
+        ]
+
+    def features(self, pictures: Sequence[Image.Image]) -> Tensor:
+        return self._judges.features(pictures)
+
+
+SUITE = Suite(plan=plan, judge=EmojiJudge)

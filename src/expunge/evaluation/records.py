@@ -1,0 +1,149 @@
+"""Results as typed records: pictures and judgements, measurements, one evaluation, a report."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    FieldSerializationInfo,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from expunge.concepts import explain
+from expunge.errors import ExpungeError
+from expunge.evaluation.protocol import Protocol
+from expunge.evaluation.suite import Judgement, Prompt, Record, Role
+from expunge.files import write_json
+from expunge.metrics.rates import Estimate, Rate
+
+FILE = "report.json"
+
+# Tried in this order: what is written of a rate has all that an estimate needs.
+Quantity = Annotated[Rate | Estimate, Field(union_mode="left_to_right")]
+
+
+class Picture(Judgement):
+    """One picture and what the judge said of it."""
+
+    file: Path
+    """Written relative to the report's folder, read back as a path that can be opened."""
+
+    @field_validator("file")
+    @classmethod
+    def _found(cls, file: Path, info: ValidationInfo) -> Path:
+        return Path(info.context["folder"], file) if info.context else file
+
+    @field_serializer("file")
+    def _relative(self, file: Path, info: FieldSerializationInfo) -> str:
+        return os.path.relpath(file, info.context["folder"]) if info.context else str(file)
+
+
+class Pair(Record):
+    """The base and the edited model's picture of the same prompt and seed."""
+
+    group: str
+    prompt: Prompt
+    seed: int
+    base: Picture
+    edited: Picture
+    feature_drift: float
+    """1 - cosine of the judge's features of the two pictures."""
+    pixel_drift: float
+    """Mean absolute difference of the two pictures, as a share of the full range."""
+
+
+class Measurement(Record):
+    """One number about one group of prompts, of the base and of the edited model."""
+
+    group: str
+    metric: str
+    role: Role
+    unit: str
+    higher_is_better: bool
+    base: Quantity | None
+    """``None`` where the number compares the two models."""
+    edited: Quantity
+    difference: Estimate | None
+    """Edited minus base, paired."""
+    reference: Estimate | None = None
+    """The same quantity between unrelated pictures of the base model, for scale."""
+
+
+class Evaluation(Record):
+    """What one edit did to one concept and to everything else."""
+
+    concept: str
+    kind: str
+    edit: str
+    """Id of the edit."""
+    summary: str
+    provenance: tuple[dict[str, Any], ...]
+    """How each part of the edit came to be."""
+    protocol: Protocol
+    measurements: tuple[Measurement, ...]
+    drawn_instead: tuple[tuple[str, int], ...]
+    """What the judge saw in the edited pictures of the concept's name, most frequent first."""
+    examples: tuple[Pair, ...]
+    """Some of each group, not chosen by how they came out."""
+    most_changed: tuple[Pair, ...]
+    """The kept pictures with the largest feature drift, largest first."""
+
+    @model_validator(mode="after")
+    def _shows_both_sides(self) -> "Evaluation":
+        # A model that draws noise draws no erased concept either.
+        planned = {group.name for group in self.protocol.plan.of_role("retention")}
+        kept = {row.group for row in self.measurements if row.role == "retention"}
+        if missing := planned - kept:
+            raise ValueError(
+                f"nothing is measured of the group {min(missing)!r}; what an edit erased is not "
+                "shown without what it kept"
+            )
+        return self
+
+    def find(self, group: str, metric: str) -> Measurement:
+        """The measurement of a metric on a group.
+
+        Raises:
+            ExpungeError: it wasn't made.
+        """
+        for row in self.measurements:
+            if (row.group, row.metric) == (group, metric):
+                return row
+        raise ExpungeError(f"{metric!r} was not measured on the group {group!r}")
+
+
+class Report(Record):
+    """Evaluations that belong together; ``report.json`` is this, the HTML page a view of it."""
+
+    format: Literal[1] = 1
+    evaluations: Annotated[tuple[Evaluation, ...], Field(min_length=1)]
+
+    def __add__(self, other: "Report") -> "Report":
+        return Report(evaluations=(*self.evaluations, *other.evaluations))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``report.json`` into ``folder`` and return its path."""
+        path = Path(folder) / FILE
+        write_json(path, self.model_dump(mode="json", context={"folder": folder}))
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Report":
+        """Read a ``report.json``, or the one in a folder.
+
+        Raises:
+            ExpungeError: there is none, or it isn't a whole report of this format.
+        """
+        file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+            return cls.model_validate_json(text, context={"folder": file.parent})
+        except OSError as error:
+            raise ExpungeError(f"{file}: can't read the report: {error.strerror}") from None
+        except ValidationError as error:
+            raise ExpungeError(f"{file}: not a whole report: {explain(error)}") from None

@@ -1,0 +1,15 @@
+"""Pictures from prompts: the same request gives the same bytes, whatever is drawn beside it."""
+
+from expunge.generation.sampler import Sampler
+from expunge.generation.sampling import ImageRequest, requests, sample
+from expunge.generation.store import ImageRecord, Manifest, generate
+
+__all__ = [
+    "ImageRecord",
+    "ImageRequest",
+    "Manifest",
+    "Sampler",
+    "generate",
+    "requests",
+    "sample",
+]

@@ -1,0 +1,208 @@
+"""Seed-faithful sampling with classifier-free guidance.
+
+A picture's bits must depend on its request alone. Kernels, however, round differently for
+different batch sizes, and some even for different rows of one batch. So the network always sees
+the same number of pictures, with a short batch filled up by repetition, and that number is only
+used after a check that all rows of such a batch come out alike here. Text and pictures are
+encoded and decoded one by one.
+
+Kernels round differently for different numbers of threads, too. On the CPU each small picture is
+therefore drawn by one thread, and several at a time, which is also faster than sharing out small
+kernels. For large pictures that isn't worth it: there the number of threads does matter.
+"""
+
+import inspect
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import groupby, islice
+from threading import Lock
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from expunge.errors import ExpungeError
+from expunge.generation.sampler import Sampler
+from expunge.models import Model
+from expunge.prompts import Case, PromptSet
+
+Size = tuple[int, int]
+
+_LATENT_PIXELS = {"cpu": 2 * 16 * 16, "cuda": 4 * 64 * 64}
+"""How much is drawn side by side: about the least that keeps such a device busy."""
+
+
+class ImageRequest(Case):
+    """One picture: a prompt with its seed, and which of the seed's pictures."""
+
+    sample: Annotated[int, Field(ge=0)] = 0
+    """0 starts from the seed's first draw of noise, 1 from its second, and so on."""
+
+
+Drawn = list[tuple[ImageRequest, Tensor]]
+
+
+def requests(prompts: PromptSet, samples: int = 1) -> Iterator[ImageRequest]:
+    """``samples`` pictures of every prompt."""
+    for row in prompts:
+        for number in range(samples):
+            yield ImageRequest(**row.model_dump(exclude={"extra"}), sample=number)
+
+
+def sample(
+    model: Model, requests: Iterable[ImageRequest], sampler: Sampler
+) -> Iterator[tuple[ImageRequest, Tensor]]:
+    """Draw every request, in order, as uint8 ``[height, width, 3]`` on the CPU.
+
+    Raises:
+        ExpungeError: a size that the model can't draw, too many steps, or a picture that became
+            infinite or NaN.
+    """
+    texts, pending = _Texts(model), deque[Future[Drawn]]()
+    with _pool(model) as (pool, workers):
+        for size, alike in groupby(requests, key=lambda request: latent_size(model, request)):
+            lanes = pool.submit(_lanes, model, size, texts).result()
+            while batch := list(islice(alike, lanes)):
+                pending.append(pool.submit(_draw, model, batch, sampler, size, lanes, texts))
+                if len(pending) > 2 * workers:
+                    yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+@contextmanager
+def _pool(model: Model) -> Iterator[tuple[Executor, int]]:
+    """Threads to draw in, and their number: one, but for small pictures on the CPU."""
+    threads = torch.get_num_threads()
+    _, height, width = model.latent_shape
+    small = model.device.type == "cpu" and height * width <= _LATENT_PIXELS["cpu"]
+    workers = threads if small else 1
+    pool = ThreadPoolExecutor(workers, initializer=_use_one_thread if small else None)
+    try:
+        yield pool, workers
+    finally:
+        pool.shutdown(cancel_futures=True)
+        # A worker's setting is inherited by every thread that starts later.
+        torch.set_num_threads(threads)
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def latent_size(model: Model, request: ImageRequest) -> Size:
+    """Height and width of a request's latents.
+
+    Raises:
+        ExpungeError: its size in pixels is no multiple of what the model needs.
+    """
+    (height, width), (_, rows, _) = model.image_size, model.latent_shape
+    factor = height // rows
+    height, width = request.height or height, request.width or width
+    if height % factor or width % factor:
+        raise ExpungeError(
+            f"case {request.case_number}: {height}×{width} pixels; this model draws "
+            f"multiples of {factor}"
+        )
+    return height // factor, width // factor
+
+
+class _Texts:
+    """Prompt embeddings ``[1, tokens, width]``, each encoded once and by itself."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._known: dict[str, Tensor] = {}
+        self._lock = Lock()  # tokenizers can't be used by two threads at once
+
+    def __getitem__(self, prompt: str) -> Tensor:
+        with self._lock:
+            if prompt not in self._known:
+                self._known[prompt] = self._model.encode([prompt]).to(self._model.dtype)
+            return self._known[prompt]
+
+
+def _lanes(model: Model, size: Size, texts: _Texts) -> int:
+    """Pictures per batch for a size on this device: what pays, halved until rows agree."""
+    lanes = max(1, _LATENT_PIXELS.get(model.device.type, 0) // (size[0] * size[1]))
+    while lanes > 1 and not _rows_agree(model, 2 * lanes, size, texts):
+        lanes //= 2
+    return lanes
+
+
+@torch.no_grad()
+def _rows_agree(model: Model, rows: int, size: Size, texts: _Texts) -> bool:
+    noise = _noise(torch.Generator().manual_seed(0), 0, model, size)
+    latents = noise.to(model.device, model.dtype).repeat(rows, 1, 1, 1)
+    predicted = model.predict_noise(latents, 1, texts[""].repeat(rows, 1, 1))
+    return torch.equal(predicted, predicted[:1].expand_as(predicted))
+
+
+def _draw(
+    model: Model,
+    batch: Sequence[ImageRequest],
+    sampler: Sampler,
+    size: Size,
+    lanes: int,
+    texts: _Texts,
+) -> Drawn:
+    latents = _denoise(model, batch, sampler, size, lanes, texts)[: len(batch)]
+    for request, latent in zip(batch, latents, strict=True):
+        if not bool(latent.isfinite().all()):
+            raise ExpungeError(
+                f"case {request.case_number}: the picture became infinite or NaN; "
+                "the weights or the edit are broken, or the precision is too low"
+            )
+    return [
+        (request, model.decode(latent[None])[0])
+        for request, latent in zip(batch, latents, strict=True)
+    ]
+
+
+@torch.no_grad()
+def _denoise(
+    model: Model,
+    batch: Sequence[ImageRequest],
+    sampler: Sampler,
+    size: Size,
+    lanes: int,
+    texts: _Texts,
+) -> Tensor:
+    """Final latents ``[lanes, channels, h, w]``; those after the batch's own are filling."""
+    filled = [*batch, *[batch[-1]] * (lanes - len(batch))]
+    generators = [torch.Generator().manual_seed(request.seed) for request in filled]
+    noise = [
+        _noise(generator, request.sample, model, size)
+        for generator, request in zip(generators, filled, strict=True)
+    ]
+    embeddings = torch.cat([texts[""]] * lanes + [texts[request.prompt] for request in filled])
+    scales = [request.guidance_scale or sampler.guidance_scale for request in filled]
+    guidance = torch.tensor(scales, device=model.device).view(-1, 1, 1, 1)
+    # Multistep schedulers keep a history, so each batch has its own.
+    scheduler = sampler.build(model.pipe.scheduler)
+    options = _generator_option(scheduler, generators)
+    latents = torch.cat(noise).to(model.device) * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(latents, timestep).to(model.dtype)
+        doubled = torch.cat([scaled, scaled])
+        predicted = model.predict_noise(doubled, timestep.to(model.device), embeddings).float()
+        without, with_prompt = predicted.chunk(2)
+        guided = without + guidance * (with_prompt - without)
+        latents = scheduler.step(guided, timestep, latents, **options).prev_sample
+    final: Tensor = latents
+    return final
+
+
+def _noise(generator: torch.Generator, number: int, model: Model, size: Size) -> Tensor:
+    """The generator's ``number``-th draw, ``[1, channels, h, w]``: float32 on the CPU."""
+    shape = (number + 1, model.latent_shape[0], *size)
+    return torch.randn(shape, generator=generator)[number:]
+
+
+def _generator_option(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
+    """Ancestral schedulers draw noise in every step; it comes from each picture's own seed."""
+    accepts = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": generators} if accepts else {}

@@ -1,0 +1,284 @@
+"""A folder of pictures: ``{case_number}_{sample}.png``, with how and from what each was drawn.
+
+``manifest.json`` holds the settings, ``images.jsonl`` a line per picture. A picture is there
+whole or not at all, so a run that was killed continues where it stopped.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL import __version__ as pillow_version
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from expunge.concepts import explain
+from expunge.errors import ExpungeError
+from expunge.files import replacing, write_json, write_text
+from expunge.generation.sampler import Sampler
+from expunge.generation.sampling import ImageRequest, latent_size, requests, sample
+from expunge.methods import versions
+from expunge.models import Model
+from expunge.progress import track
+from expunge.prompts import PromptSet
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(_Frozen):
+    """All that decides a picture besides its request; one folder holds one of these."""
+
+    sampler: Sampler
+    model: str
+    """The base model's fingerprint."""
+    edits: tuple[str, ...]
+    """Ids of the edits applied, in order."""
+    dtype: str
+    device: str
+    versions: dict[str, str]
+
+
+class Source(_Frozen):
+    """A prompt set that pictures of the folder came from."""
+
+    source: str
+    sha256: str
+    rows: int
+    dropped: int
+
+
+class ImageRecord(_Frozen):
+    """One picture file."""
+
+    file: str
+    sha256: str
+    request: ImageRequest
+
+
+class Manifest(_Frozen):
+    """A folder's settings and its pictures, or those of them that were asked for."""
+
+    folder: Path
+    settings: Settings
+    sources: tuple[Source, ...] = ()
+    images: tuple[ImageRecord, ...]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Manifest":
+        """Read a folder that ``generate`` made, with every picture that is in it.
+
+        Raises:
+            ExpungeError: it isn't such a folder, or a picture isn't the one that was drawn.
+        """
+        place = Path(folder)
+        head, records = _read_head(place), _read_records(place)
+        for record in records.values():
+            if not _is_whole(place, record):
+                raise ExpungeError(
+                    f"{place / record.file} isn't the picture that was drawn; generate it again"
+                )
+        images = tuple(records.values())
+        return cls(folder=place, settings=head.settings, sources=head.sources, images=images)
+
+
+class _Head(_Frozen):
+    """The content of ``manifest.json``."""
+
+    settings: Settings
+    sources: tuple[Source, ...] = ()
+
+
+def generate(
+    model: Model,
+    prompts: PromptSet | Iterable[ImageRequest],
+    folder: str | os.PathLike[str],
+    sampler: Sampler | None = None,
+    *,
+    samples: int = 1,
+) -> Manifest:
+    """Draw the pictures that ``folder`` doesn't hold yet.
+
+    Args:
+        model: draws them, with the edits that are applied to it now.
+        prompts: a prompt set, or requests, which say themselves which sample they want.
+        folder: one per model, edits and sampler; it can grow by more prompts and samples.
+        sampler: how they are drawn.
+        samples: pictures per row of a prompt set, from different noise.
+
+    Raises:
+        ExpungeError: the folder's pictures were drawn with other settings, two requests share a
+            file, or a request can't be drawn. Nothing is drawn then.
+    """
+    if samples < 1:
+        raise ExpungeError(f"{samples} samples; draw at least 1 per prompt")
+    place, sampler = Path(folder), sampler or Sampler()
+    prompt_set = prompts if isinstance(prompts, PromptSet) else None
+    wanted = _by_file(requests(prompts, samples) if isinstance(prompts, PromptSet) else prompts)
+    sampler.build(model.pipe.scheduler)
+    for request in wanted.values():
+        latent_size(model, request)
+    known = _open(place, _settings(model, sampler), prompt_set, wanted)
+    missing = [
+        request
+        for file, request in wanted.items()
+        if file not in known or not _is_whole(place, known[file])
+    ]
+    done = len(wanted) - len(missing)
+    drawn = _draw(model, missing, sampler, place)
+    for record in track(drawn, f"pictures in {place.name}", total=len(wanted), start=done):
+        known[record.file] = record
+    _write_records(place, known.values())
+    head, images = _read_head(place), tuple(known[file] for file in wanted)
+    return Manifest(folder=place, settings=head.settings, sources=head.sources, images=images)
+
+
+def _by_file(requests: Iterable[ImageRequest]) -> dict[str, ImageRequest]:
+    wanted: dict[str, ImageRequest] = {}
+    for request in requests:
+        file = f"{request.case_number}_{request.sample}.png"
+        if file in wanted:
+            raise ExpungeError(
+                f"two pictures would be {file}; give every prompt its own case number"
+            )
+        wanted[file] = request
+    if not wanted:
+        raise ExpungeError("no picture asked for; give at least one prompt")
+    return wanted
+
+
+def _settings(model: Model, sampler: Sampler) -> Settings:
+    return Settings(
+        sampler=sampler,
+        model=model.fingerprint(),
+        edits=tuple(component.id for component in model.components),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
+        versions={**versions(), "pillow": pillow_version},
+    )
+
+
+def _open(
+    place: Path,
+    settings: Settings,
+    prompt_set: PromptSet | None,
+    wanted: Mapping[str, ImageRequest],
+) -> dict[str, ImageRecord]:
+    """Make or check the folder; its records by file name."""
+    known: dict[str, ImageRecord] = {}
+    sources: tuple[Source, ...] = ()
+    if (place / "manifest.json").exists():
+        head, known = _read_head(place), _read_records(place)
+        _check_same(place, head.settings, settings)
+        _check_agree(place, known, wanted)
+        sources = head.sources
+    elif any(place.glob("*.png")):
+        raise ExpungeError(
+            f"{place} holds pictures but no manifest.json; give a new or an empty folder"
+        )
+    if prompt_set:
+        sources = tuple(dict.fromkeys((*sources, _source(prompt_set))))
+    head = _Head(settings=settings, sources=sources)
+    write_json(place / "manifest.json", head.model_dump(mode="json"))
+    # Without a line that a kill has cut in the middle, so that more lines can follow.
+    _write_records(place, known.values())
+    return known
+
+
+def _source(prompts: PromptSet) -> Source:
+    return Source(
+        source=prompts.source, sha256=prompts.sha256, rows=len(prompts), dropped=prompts.dropped
+    )
+
+
+def _check_same(place: Path, before: Settings, now: Settings) -> None:
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    changes = [
+        f"{name} {old.get(name)}, now {new.get(name)}"
+        for name in dict.fromkeys((*old, *new))
+        if old.get(name) != new.get(name)
+    ]
+    if changes:
+        raise ExpungeError(
+            f"{place} was drawn with other settings ({'; '.join(changes)}); "
+            "give another folder or the same settings"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        inside = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name} ") if inside else {f"{prefix}{name}": value}
+    return flat
+
+
+def _check_agree(
+    place: Path, known: Mapping[str, ImageRecord], wanted: Mapping[str, ImageRequest]
+) -> None:
+    for file in known.keys() & wanted.keys():
+        if known[file].request != wanted[file]:
+            raise ExpungeError(
+                f"{place / file} was drawn from {known[file].request.prompt!r}, seed "
+                f"{known[file].request.seed}, not from {wanted[file].prompt!r}, seed "
+                f"{wanted[file].seed}; give another folder or other case numbers"
+            )
+
+
+def _draw(
+    model: Model, missing: Sequence[ImageRequest], sampler: Sampler, place: Path
+) -> Iterator[ImageRecord]:
+    """Draw, save and record one picture after the other."""
+    with (place / "images.jsonl").open("a", encoding="utf-8") as lines:
+        for request, pixels in sample(model, missing, sampler):
+            record = _save(place, request, pixels)
+            lines.write(record.model_dump_json() + "\n")
+            lines.flush()
+            yield record
+
+
+def _save(place: Path, request: ImageRequest, pixels: Tensor) -> ImageRecord:
+    content = BytesIO()
+    Image.fromarray(pixels.numpy()).save(content, format="PNG")
+    file = f"{request.case_number}_{request.sample}.png"
+    with replacing(place / file) as temporary:
+        temporary.write_bytes(content.getvalue())
+    return ImageRecord(file=file, sha256=sha256(content.getvalue()).hexdigest(), request=request)
+
+
+def _is_whole(place: Path, record: ImageRecord) -> bool:
+    path = place / record.file
+    return path.is_file() and sha256(path.read_bytes()).hexdigest() == record.sha256
+
+
+def _read_head(place: Path) -> _Head:
+    try:
+        return _Head.model_validate_json((place / "manifest.json").read_bytes())
+    except OSError as error:
+        raise ExpungeError(
+            f"{place} isn't a folder of generated pictures: {error.strerror}: manifest.json"
+        ) from None
+    except ValidationError as error:
+        raise ExpungeError(f"{place / 'manifest.json'}: {explain(error)}") from None
+
+
+def _read_records(place: Path) -> dict[str, ImageRecord]:
+    """Records by file name; a line that isn't whole counts as a picture not drawn yet."""
+    path = place / "images.jsonl"
+    records: dict[str, ImageRecord] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValidationError):
+            record = ImageRecord.model_validate_json(line)
+            records[record.file] = record
+    return records
+
+
+def _write_records(place: Path, records: Iterable[ImageRecord]) -> None:
+    lines = (record.model_dump_json() + "\n" for record in records)
+    write_text(place / "images.jsonl", "".join(lines))

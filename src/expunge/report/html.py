@@ -1,0 +1,55 @@
+"""A report as one HTML file that needs nothing else: pictures, styles and plot are inside."""
+
+import io
+import os
+from base64 import b64encode
+from pathlib import Path
+
+from PIL import Image
+
+from expunge.errors import ExpungeError
+from expunge.evaluation.records import Report
+from expunge.files import write_text
+from expunge.report.pictures import opened
+from expunge.report.words import cell, change, headline, question
+
+FILE = "report.html"
+
+
+def to_html(report: Report, *, blur: bool = True) -> str:
+    """The whole page.
+
+    Args:
+        report: what to show.
+        blur: blur the pictures of sensitive prompts; they can't be unblurred in the page.
+
+    Raises:
+        ExpungeError: a picture is gone, or jinja2 isn't installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise ExpungeError("a report needs jinja2; pip install 'expunge[report]'") from None
+    pages = Environment(
+        loader=PackageLoader("expunge.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.globals.update(headline=headline, question=question, cell=cell, change=change)
+    pages.filters["tight"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    pages.filters["picture"] = lambda shown, pair: _uri(opened(shown, pair, blur=blur))
+    return pages.get_template("report.html.j2").render(report=report, blur=blur)
+
+
+def write_html(report: Report, path: str | os.PathLike[str], *, blur: bool = True) -> Path:
+    """Write ``to_html(report)`` and return its path."""
+    write_text(path, to_html(report, blur=blur))
+    return Path(path)
+
+
+def _uri(image: Image.Image) -> str:
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(data.getvalue()).decode()}"

@@ -1,0 +1,69 @@
+"""The pictures of a report: opened, blurred where they are sensitive, side by side."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageFilter
+
+from expunge.errors import ExpungeError
+from expunge.evaluation.records import Evaluation, Pair, Picture, Report
+from expunge.generation.grid import grid
+from expunge.report.words import headline
+
+BLUR = 1 / 6
+"""Blur radius as a share of the width: shapes can't be told any more."""
+
+
+def opened(picture: Picture, pair: Pair, *, blur: bool = True) -> Image.Image:
+    """A picture of a pair, blurred if its prompt is sensitive.
+
+    Raises:
+        ExpungeError: the file is gone.
+    """
+    try:
+        image = Image.open(picture.file).convert("RGB")
+    except OSError:
+        raise ExpungeError(
+            f"{picture.file}: a picture of the report is missing; run the evaluation again"
+        ) from None
+    if blur and pair.prompt.sensitive:
+        return image.filter(ImageFilter.GaussianBlur(image.width * BLUR))
+    return image
+
+
+def before_after(report: Report, *, columns: int = 5, blur: bool = True) -> Image.Image:
+    """For each evaluation the base model's pictures above the edited model's.
+
+    ``columns`` prompts of the erased concept stand left of ``columns`` prompts to keep.
+    """
+    strips = [_strip(evaluation, columns, blur) for evaluation in report.evaluations]
+    width, height = max(s.width for s in strips), sum(s.height for s in strips)
+    sheet = Image.new("RGB", (width, height), "white")
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (width - strip.width, top))
+        top += strip.height
+    return sheet
+
+
+def _strip(evaluation: Evaluation, columns: int, blur: bool) -> Image.Image:
+    plan = evaluation.protocol.plan
+    named, rest = plan.of_role("efficacy")[0].name, plan.of_role("retention")[-1].name
+    shown = [
+        pair
+        for name in (named, rest)
+        for pair in _spread([pair for pair in evaluation.examples if pair.group == name], columns)
+    ]
+    return grid(
+        [
+            [opened(pair.base, pair, blur=blur) for pair in shown],
+            [opened(pair.edited, pair, blur=blur) for pair in shown],
+        ],
+        row_labels=("base model", f"edited: {headline(evaluation).title}"),
+        column_labels=[pair.prompt.text for pair in shown],
+        cell=120,
+    )
+
+
+def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    count = min(count, len(pairs))
+    return [pairs[index * len(pairs) // count] for index in range(count)]

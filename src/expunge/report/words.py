@@ -1,0 +1,90 @@
+"""Measurements in words; what was erased is never said without what was kept."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from expunge.evaluation.records import Evaluation, Measurement
+from expunge.evaluation.scoring import DRAWN, SHARE, right_of
+from expunge.metrics.rates import Estimate, Rate
+
+
+class Cell(NamedTuple):
+    """One quantity of a table."""
+
+    value: str
+    interval: str
+    """At 95 %."""
+    cases: str
+
+
+def cell(quantity: Rate | Estimate) -> Cell:
+    """A rate in percent, an estimate in its own unit."""
+    low, high = quantity.interval
+    if isinstance(quantity, Rate):
+        interval = f"{100 * low:.1f}–{100 * high:.1f} %"
+        return Cell(
+            f"{100 * quantity.value:.1f} %", interval, f"{quantity.successes} of {quantity.n}"
+        )
+    return Cell(f"{quantity.value:.3g}", f"{low:.3g} to {high:.3g}", f"n = {quantity.n}")
+
+
+def question(evaluation: Evaluation, measured: Measurement) -> str:
+    """The metric, with the concept's own name in it."""
+    return f"{evaluation.concept} drawn" if measured.metric == DRAWN else measured.metric
+
+
+def change(measured: Measurement) -> Cell:
+    """Edited minus base; rates in percentage points."""
+    if measured.difference is None:
+        return Cell("", "", "")
+    scale, digits, unit = (100, 1, " points") if isinstance(measured.edited, Rate) else (1, 2, "")
+    numbers = (measured.difference.value, *measured.difference.interval)
+    value, low, high = (f"{scale * number:+.{digits}f}".replace("-", "−") for number in numbers)
+    return Cell(f"{value}{unit}", f"{low} to {high}", f"n = {measured.difference.n}")
+
+
+class Headline(NamedTuple):
+    """What stands for an evaluation; its figures and sentences stay together."""
+
+    title: str
+    figures: tuple[Measurement, ...]
+    """The erased concept by name first, then what is kept."""
+    sentences: tuple[str, ...]
+    """One per figure, with counts and intervals."""
+
+
+def headline(evaluation: Evaluation) -> Headline:
+    """What was erased by name and, always beside it, what was kept."""
+    methods = dict.fromkeys(part["method"].upper() for part in evaluation.provenance)
+    figures = tuple(_figures(evaluation))
+    return Headline(
+        title=f"{evaluation.concept} ({evaluation.kind}), {' + '.join(methods)}",
+        figures=figures,
+        sentences=tuple(_sentence(evaluation, measured) for measured in figures),
+    )
+
+
+def _figures(evaluation: Evaluation) -> Iterator[Measurement]:
+    plan = evaluation.protocol.plan
+    named = plan.of_role("efficacy")[0].name
+    yield evaluation.find(named, DRAWN)
+    for group in plan.of_role("retention"):
+        yield evaluation.find(group.name, right_of(plan.attribute))
+    for measured in evaluation.measurements:
+        if (measured.group, measured.role, measured.unit) == (named, "retention", SHARE):
+            yield measured
+
+
+def _sentence(evaluation: Evaluation, measured: Measurement) -> str:
+    if measured.metric == DRAWN:
+        what = f"Asked for by name, {evaluation.concept} was recognised"
+    elif evaluation.protocol.plan.keeps(measured.group):
+        attribute = measured.metric.removesuffix(" right")
+        what = f"{measured.group.capitalize()}: the {attribute} was right"
+    else:
+        what = f"In the same pictures, the {measured.metric.replace(' right', ' was right')}"
+    value, interval, _ = change(measured)
+    return (
+        f"{what} in {measured.base} with the base model and in {measured.edited} with the edited "
+        f"model, a change of {value} (95 % CI {interval})."
+    )

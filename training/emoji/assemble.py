@@ -1,0 +1,73 @@
+"""Put the trained parts together as one pipeline folder of fp16 safetensors."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from captions import load_tokenizer
+from common import Ema, parser, settings, write
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from transformers import CLIPTextModel
+from unet import SCHEDULE, new_unet
+
+
+def averaged_unet(work: Path) -> torch.nn.Module:
+    """The UNet with its averaged weights, from the latest checkpoint."""
+    model = new_unet()
+    state = torch.load(work / "unet" / "checkpoint.pt", map_location="cpu", weights_only=True)
+    ema = Ema(model, 0)
+    ema.load_state_dict(state["parts"]["ema"])
+    ema.copy_to(model)
+    print(f"UNet at step {state['step']}")
+    return model
+
+
+def assemble(work: Path) -> StableDiffusionPipeline:
+    decoder = work / "decoder" / "model"
+    vae = decoder if decoder.exists() else work / "autoencoder" / "model"
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(vae, torch_dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(
+            work / "text_encoder" / "model", dtype=torch.float32
+        ),
+        tokenizer=load_tokenizer(work),
+        unet=averaged_unet(work),
+        scheduler=DDIMScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def without_paths(folder: Path) -> None:
+    """Drop the note in each config of where its part came from."""
+    import json
+
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--into", type=Path, required=True)
+    args = options.parse_args()
+    run = settings(args)
+    pipe = assemble(run.work).to(torch.float16)
+
+    def save(path: Path) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        pipe.save_pretrained(path, safe_serialization=True)
+        without_paths(path)
+
+    args.into.parent.mkdir(parents=True, exist_ok=True)
+    write(args.into, save)
+    size = sum(path.stat().st_size for path in args.into.rglob("*") if path.is_file())
+    print(f"{args.into}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
