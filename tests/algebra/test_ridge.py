@@ -51,6 +51,21 @@ def test_order_of_rows_does_not_matter() -> None:
     assert torch.allclose(one, two, atol=1e-12)
 
 
+def test_rows_that_repeat_each_other_are_stored_once() -> None:
+    sources, targets = draw(1, 3, 8), draw(2, 3, 8)
+    kept = gram(draw(3, 4, 8))
+    once = shared_factors(sources, targets, kept, erase_scale=2.0, lamb=0.5)
+    twice = shared_factors(
+        torch.cat([sources, sources]),
+        torch.cat([targets, targets]),
+        kept,
+        erase_scale=1.0,
+        lamb=0.5,
+    )
+    assert len(twice.left) == len(twice.right) == 3
+    assert torch.allclose(once.left.T @ once.right, twice.left.T @ twice.right, atol=1e-12)
+
+
 def test_a_hopeless_system_names_its_condition_number() -> None:
     with pytest.raises(ExpungeError, match="condition number"):
         solve(torch.zeros(3, 3, dtype=torch.float64), torch.ones(1, 3))

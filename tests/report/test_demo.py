@@ -30,6 +30,7 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_demo_erases_measures_and_shows_and_continues_where_it_stopped(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path)]) == 0
     shown = capsys.readouterr().out

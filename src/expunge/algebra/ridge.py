@@ -21,11 +21,27 @@ from torch import Tensor
 from expunge.errors import ExpungeError
 
 
+NEGLIGIBLE = 1e-10
+"""Share of the largest singular value below which a direction is rounding, not an edit."""
+
+
 class SharedFactors(NamedTuple):
-    """``M = I + left^T right``: both ``[rows, width]``, float64."""
+    """``M = I + left^T right``: both ``[rank, width]``, float64."""
 
     left: Tensor
     right: Tensor
+
+    def compressed(self) -> "SharedFactors":
+        """The same product with as few rows as it has directions.
+
+        Rows of padding are nearly multiples of each other, so there are far fewer of them.
+        """
+        left_basis, left_part = torch.linalg.qr(self.left.T)
+        right_basis, right_part = torch.linalg.qr(self.right.T)
+        outer, values, inner = torch.linalg.svd(left_part @ right_part.T)
+        rank = max(1, int((values > NEGLIGIBLE * values[0]).sum()))
+        left = (left_basis @ (outer[:, :rank] * values[:rank])).T
+        return SharedFactors(left.contiguous(), (inner[:rank] @ right_basis.T).contiguous())
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -62,4 +78,4 @@ def shared_factors(
 ) -> SharedFactors:
     """The factors of ``M`` for ``sources`` C and ``targets`` T, both ``[rows, width]``."""
     right = solve(system(sources, kept, erase_scale=erase_scale, lamb=lamb), sources)
-    return SharedFactors(erase_scale * (targets.double() - sources.double()), right)
+    return SharedFactors(erase_scale * (targets.double() - sources.double()), right).compressed()

@@ -12,13 +12,14 @@ from expunge.evaluation.evaluate import evaluate
 from expunge.files import replacing
 from expunge.methods import erase
 from expunge.models import Model, load
+from expunge.models.emoji import presets
 from expunge.progress import shown
 from expunge.report.html import FILE, write_html
 from expunge.report.pictures import before_after
 
 ERASURES = (
-    ("uce", Concept(target="santa claus", kind="character", synonyms=("santa",))),
-    ("esd", Concept(target="ink", kind="style")),
+    ("uce", Concept(target="santa claus", synonyms=("santa",), kind="character", anchor="robot")),
+    ("esd", Concept(target="ink", kind="style", anchor="noto")),
 )
 PICTURE = "before-after.png"
 
@@ -57,6 +58,12 @@ def _edit(model: Model, method: str, concept: Concept, output: Path) -> Edit:
     path = output / "edits" / f"{name}.safetensors"
     if path.exists():
         return Edit.load(path)
-    edit = erase(model, concept, method, checkpoints=output / "checkpoints" / name)
+    edit = erase(
+        model,
+        presets.policy(concept),
+        method,
+        checkpoints=output / "checkpoints" / name,
+        **presets.settings(method, concept),
+    )
     edit.save(path)
     return edit
