@@ -62,7 +62,9 @@ def evaluation(concept: Concept, folder: Path, **outcomes: int) -> Evaluation:
         kind=concept.kind,
         edit="0123456789abcdef",
         summary=f"{concept.target} (uce): 24 parameters, 0.02 MB",
-        provenance=({"method": "uce", "settings": {"erase_scale": 1.0}, "seed": 0},),
+        provenance=(
+            {"method": "uce", "settings": {"erase_scale": 1.0}, "seed": 0, "keep": ["dog face"]},
+        ),
         protocol=protocol(asked),
         measurements=measure(asked, judged, unrelated),
         drawn_instead=drawn_instead(asked, judged),

@@ -21,7 +21,7 @@ def small(monkeypatch):
 
     def hasty(model, concept, method, **options):
         few = {"iterations": 2, "trajectories": 2, "num_inference_steps": 2}
-        return erase(model, concept, method, **options, **(few if method == "esd" else {}))
+        return erase(model, concept, method, **{**options, **(few if method == "esd" else {})})
 
     monkeypatch.setattr(command, "erase", hasty)
 

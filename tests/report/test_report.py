@@ -1,6 +1,7 @@
 """The page: honest, complete, readable by everyone, and in need of nothing else."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -77,6 +78,8 @@ def test_every_figure_has_its_number_and_interval(tmp_path):
 
 def test_the_page_claims_no_more_than_it_measured(page):
     assert "What this does not show" in page
+    told = r"Of the \d+ objects that show what is kept, 1 were on the edit's list"
+    assert re.search(told, unescape(page))
     assert not re.findall(r"\b(removed|eliminated|safe|guaranteed)\b", page)
     for word in ("fingerprint", "SHA-256", "guidance scale 4.0", "steps 20", "All prompts"):
         assert word in page

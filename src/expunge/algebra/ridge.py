@@ -20,7 +20,6 @@ from torch import Tensor
 
 from expunge.errors import ExpungeError
 
-
 NEGLIGIBLE = 1e-10
 """Share of the largest singular value below which a direction is rounding, not an edit."""
 

@@ -24,7 +24,10 @@ class Protocol(Record):
     judge_sha256: str
     decision: str
     """How the judge's probabilities become a label, with the threshold."""
-    unit: str = "one picture; each prompt is drawn once per seed, base and edited on the same seed"
+    unit: str = (
+        "one picture; each prompt is drawn once per seed from noise that seed and prompt decide, "
+        "by the base and the edited model alike"
+    )
     aggregation: str = (
         "shares over all pictures of a group with Wilson's 95 % interval; differences paired by "
         "prompt and seed with Newcombe's interval (method 10); means with a seeded bootstrap of "

@@ -11,7 +11,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.records import Report
 from expunge.files import write_text
 from expunge.report.pictures import opened
-from expunge.report.words import cell, change, headline, question
+from expunge.report.words import cell, change, headline, keep_list, question
 
 FILE = "report.html"
 
@@ -37,7 +37,9 @@ def to_html(report: Report, *, blur: bool = True) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.globals.update(headline=headline, question=question, cell=cell, change=change)
+    pages.globals.update(
+        headline=headline, question=question, cell=cell, change=change, keep_list=keep_list
+    )
     pages.filters["tight"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     pages.filters["picture"] = lambda shown, pair: _uri(opened(shown, pair, blur=blur))
     return pages.get_template("report.html.j2").render(report=report, blur=blur)

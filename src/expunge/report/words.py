@@ -88,3 +88,15 @@ def _sentence(evaluation: Evaluation, measured: Measurement) -> str:
         f"{what} in {measured.base} with the base model and in {measured.edited} with the edited "
         f"model, a change of {value} (95 % CI {interval})."
     )
+
+
+def keep_list(evaluation: Evaluation) -> str:
+    """How much of what is measured as kept the method was told to keep."""
+    plan = evaluation.protocol.plan
+    prompts = [prompt for group in plan.of_role("retention") for prompt in group.prompts]
+    asked = {prompt.expected[plan.attribute] for prompt in prompts}
+    told = {words.lower() for part in evaluation.provenance for words in part["keep"]}
+    return (
+        f"Of the {len(asked)} {plan.attribute}s that show what is kept, {len(asked & told)} were "
+        f"on the edit's list of what to keep; others may fare worse."
+    )
