@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
 from captions import load_tokenizer
 from common import Ema, parser, settings, write
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextModel
 from unet import SCHEDULE, new_unet
 
 
-def averaged_unet(work: Path) -> torch.nn.Module:
+def averaged_unet(work: Path) -> UNet2DConditionModel:
     """The UNet with its averaged weights, from the latest checkpoint."""
     model = new_unet()
     state = torch.load(work / "unet" / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -43,8 +49,6 @@ def assemble(work: Path) -> StableDiffusionPipeline:
 
 def without_paths(folder: Path) -> None:
     """Drop the note in each config of where its part came from."""
-    import json
-
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:

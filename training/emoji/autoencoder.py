@@ -18,6 +18,7 @@ from common import (
     autocast,
     compose,
     parser,
+    prepare,
     settings,
     write,
 )
@@ -102,7 +103,7 @@ def main() -> None:
     folder = run.folder(name)
     start = run.work / "autoencoder" / "model" if args.decoder_only else args.start
     model = AutoencoderKL.from_pretrained(start, torch_dtype=torch.float32) if start else None
-    model = (model or new_autoencoder()).to(run.device, memory_format=torch.channels_last).train()
+    model = prepare(model or new_autoencoder(), run.device).train()
     if args.decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
@@ -138,7 +139,7 @@ def main() -> None:
             colours = F.avg_pool2d(images, 4)
             total = loss + 1e-5 * kl + 2 * F.mse_loss(hue(posterior.mean.float()), colours)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         step += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser, settings, write
+from common import parser, prepare, settings, write
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -31,8 +31,8 @@ def load(folder: Path, device: str) -> StableDiffusionPipeline:
         folder, torch_dtype=torch.float32, safety_checker=None
     )
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet.to(memory_format=torch.channels_last)
-    pipe.vae.to(memory_format=torch.channels_last)
+    prepare(pipe.unet, device)
+    prepare(pipe.vae, device)
     return pipe.to(device)
 
 

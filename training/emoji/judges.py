@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from common import (
     autocast,
     compose,
     parser,
+    prepare,
     settings,
     write,
 )
@@ -55,7 +57,7 @@ def classifier_batch(drawings: Drawings, count: int) -> tuple[Tensor, Tensor, Te
 def train_classifier(args: Any, drawings: Drawings) -> Classifier:
     run = settings(args)
     model = Classifier(WIDTHS, drawings.objects, drawings.styles)
-    model = model.to(run.device, memory_format=torch.channels_last)
+    prepare(model, run.device)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.02)
     ema = Ema(model, 0.99)
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
@@ -73,7 +75,7 @@ def train_classifier(args: Any, drawings: Drawings) -> Classifier:
         loss = F.cross_entropy(thing.float(), things, label_smoothing=0.05)
         loss = loss + F.cross_entropy(style.float(), styles, label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         step += 1
         ema.update(model, step)
@@ -82,7 +84,8 @@ def train_classifier(args: Any, drawings: Drawings) -> Classifier:
         checkpoint.save(step)
     checkpoint.save(step, force=True)
     ema.copy_to(model)
-    return model.cpu().eval()
+    model.cpu().eval()
+    return model
 
 
 def train_image_text(args: Any, drawings: Drawings, classifier: Classifier) -> ImageText:
@@ -92,7 +95,7 @@ def train_image_text(args: Any, drawings: Drawings, classifier: Classifier) -> I
     backend = text_tokenizer(run.work)
     model = ImageText(WIDTHS, len(tokenizer), LENGTH, 128, 2, 128)
     model.trunk.load_state_dict(classifier.trunk.state_dict())
-    model = model.to(run.device, memory_format=torch.channels_last)
+    prepare(model, run.device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.02)
     ema = Ema(model, 0.99)
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
@@ -124,7 +127,7 @@ def train_image_text(args: Any, drawings: Drawings, classifier: Classifier) -> I
         target = same / same.sum(1, keepdim=True)
         loss = F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         step += 1
         ema.update(model, step)
@@ -133,7 +136,8 @@ def train_image_text(args: Any, drawings: Drawings, classifier: Classifier) -> I
         checkpoint.save(step)
     checkpoint.save(step, force=True)
     ema.copy_to(model)
-    return model.cpu().eval()
+    model.cpu().eval()
+    return model
 
 
 def text_tokenizer(work: Any) -> Any:
@@ -173,7 +177,7 @@ def ship(args: Any, classifier: Classifier, image_text: ImageText | None) -> Non
     if args.into:
         args.into.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.iterdir()):
-            write(args.into / path.name, lambda beside, path=path: shutil.copy(path, beside))
+            write(args.into / path.name, partial(shutil.copy, path))
 
 
 @torch.inference_mode()

@@ -25,7 +25,8 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    result: Tensor = x.T if tall else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -53,7 +54,7 @@ class Muon(torch.optim.Optimizer):
             if world > 1:
                 flat = torch.cat([update.flatten() for update in updates])
                 dist.all_reduce(flat)
-                parts = flat.split([update.numel() for update in updates])
+                parts = torch.split(flat, [update.numel() for update in updates])
                 updates = [q.view_as(u) for q, u in zip(parts, updates, strict=True)]
             torch._foreach_mul_(params, 1 - group["lr"] * group["decay"])
             torch._foreach_add_(params, updates, alpha=-group["lr"])
@@ -61,7 +62,8 @@ class Muon(torch.optim.Optimizer):
 
 def optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for everything with two or more dimensions inside the network, AdamW for the rest."""
-    hidden, rest = [], []
+    hidden: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, p in model.named_parameters():
         edge = name.startswith(("conv_in", "conv_out"))
         (rest if p.ndim < 2 or edge else hidden).append(p)

@@ -119,7 +119,10 @@ def main() -> None:
         generator.manual_seed(run.seed * 1_000_003 + step)
         count = args.batch
         labels = torch.stack([torch.randint(n, (count,)) for n in bank.shape[:3]], 1)
-        texts = [captions.draw(*row, generator) for row in labels.tolist()]
+        texts = [
+            captions.draw(thing, style, ground, generator)
+            for thing, style, ground in labels.tolist()
+        ]
         images = bank[labels[:, 0], labels[:, 1], labels[:, 2]]
         images = images + 0.1 * torch.randn_like(images)
         named = [entry.name for entry in drawings.catalog.styles]
@@ -140,7 +143,7 @@ def main() -> None:
             pooled = states[torch.arange(count, device=run.device), place]
             loss = matching.loss(pooled, images, labels, same)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         step += 1

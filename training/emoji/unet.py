@@ -11,7 +11,6 @@ import math
 import os
 
 import torch
-from autoencoder import AutoencoderKL
 from captions import Captions, load_tokenizer, tokenize
 from common import (
     Checkpoint,
@@ -22,11 +21,12 @@ from common import (
     autocast,
     compose,
     parser,
+    prepare,
     random_placement,
     settings,
     write,
 )
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from muon import optimizers
 from text_encoder import WIDTH
@@ -68,7 +68,7 @@ def make_bank(run: Settings, drawings: Drawings, white: int, coloured: int) -> d
     vae = AutoencoderKL.from_pretrained(
         run.work / "autoencoder" / "model", torch_dtype=torch.float32
     )
-    vae = vae.to(run.device, memory_format=torch.channels_last).eval()
+    vae = prepare(vae, run.device).eval()
     colours = drawings.colours()
     labels = torch.cartesian_prod(
         torch.arange(drawings.objects), torch.arange(drawings.styles), torch.arange(len(colours))
@@ -78,7 +78,7 @@ def make_bank(run: Settings, drawings: Drawings, white: int, coloured: int) -> d
     generator = torch.Generator().manual_seed(run.seed)
     progress = Progress("bank", 0, len(labels))
     latents = []
-    for part in labels.split(64):
+    for part in torch.split(labels, 64):
         rgba = drawings.rgba[part[:, 0], part[:, 1]]
         scale, shift = random_placement(len(part), generator)
         images = compose(rgba, colours[part[:, 2]], scale, shift) * 2 - 1
@@ -131,7 +131,7 @@ def average_gradients(model: nn.Module) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    parts = flat.split([gradient.numel() for gradient in gradients])
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
 
@@ -157,7 +157,7 @@ def main() -> None:
     )
     text_encoder = text_encoder.to(run.device).eval().requires_grad_(False)
     alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(run.device)
-    model = new_unet().to(run.device, memory_format=torch.channels_last).train()
+    model = prepare(new_unet(), run.device).train()
     # On a CPU the fused attention's backward pass takes a quarter of the whole step.
     if run.device == "cpu":
         model.set_attn_processor(AttnProcessor())
@@ -177,7 +177,10 @@ def main() -> None:
         torch.manual_seed((run.seed * 1_000_003 + step) * 64 + rank)
         generator.manual_seed(int(torch.randint(2**62, ())))
         rows = draw_rows(bank["labels"], count, args.white)
-        texts = [captions.draw(*row, generator) for row in bank["labels"][rows].tolist()]
+        texts = [
+            captions.draw(thing, style, ground, generator)
+            for thing, style, ground in bank["labels"][rows].tolist()
+        ]
         dropped = torch.rand(count, generator=generator) < 0.1
         texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         clean = bank["latents"][rows].float().to(run.device)
