@@ -1,64 +1,19 @@
 """The ``Edit``: an immutable record that can be applied, combined, taken back and saved."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from expunge.concepts import Concept
-from expunge.edits.payloads import Payload
+from expunge.edits import store
+from expunge.edits.component import Component, Provenance
 from expunge.errors import ExpungeError
 from expunge.files import digest
 from expunge.models import Model
-
-
-class Base(BaseModel):
-    """The model that an edit was made for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """What the user called it: ``emoji``, a folder, a hub id."""
-    fingerprint: str
-    """SHA-256 of the parameters that the edit changes (see ``Model.fingerprint``)."""
-
-
-class Provenance(BaseModel):
-    """How an edit came to be: enough to make it again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: str
-    settings: dict[str, Any]
-    concepts: tuple[Concept, ...]
-    keep: tuple[str, ...]
-    seed: int
-    base: Base
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True, eq=False)
-class Component:
-    """One computed change with its provenance; an edit is one or several of them."""
-
-    payload: Payload
-    provenance: Provenance
-
-    @cached_property
-    def id(self) -> str:
-        """Sixteen hex digits that depend on every number and every setting."""
-        total = hashlib.sha256(digest(self.provenance.model_dump(mode="json")).encode())
-        for name, tensor in sorted(self.payload.tensors().items()):
-            total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            total.update(data.numpy().tobytes())
-        return total.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,9 +115,7 @@ class Edit:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file that holds the change and its provenance."""
-        from expunge.edits.store import save
-
-        save(self, path)
+        store.save(self.components, self.id, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Edit":
@@ -171,9 +124,11 @@ class Edit:
         Raises:
             ExpungeError: there is no such file, or it isn't a whole edit.
         """
-        from expunge.edits.store import load
-
-        return load(path)
+        components, identity = store.load(path)
+        edit = Edit(components)
+        if edit.id != identity:
+            raise ExpungeError(f"{path}: the content doesn't match its id; the file was changed")
+        return edit
 
 
 def _check_base(component: Component, model: Model) -> None:

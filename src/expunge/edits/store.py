@@ -2,48 +2,63 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from expunge.concepts import explain
+from expunge.edits.component import Component, Provenance
 from expunge.edits.payloads import from_tensors
 from expunge.errors import ExpungeError
 from expunge.files import replacing
 
-if TYPE_CHECKING:
-    from expunge.edits.edit import Edit
-
 FORMAT = 1
 
+Place = str | os.PathLike[str]
 
-def save(edit: "Edit", path: str | os.PathLike[str]) -> None:
-    """Write ``edit`` whole or not at all."""
-    components = [
+
+def save(components: tuple[Component, ...], identity: str, path: Place) -> None:
+    """Write the components whole or not at all."""
+    described = [
         {
             "form": part.payload.form,
             "names": part.payload.names,
             "provenance": part.provenance.model_dump(mode="json"),
         }
-        for part in edit.components
+        for part in components
     ]
     tensors = {
         f"{index}:{name}": tensor.detach().cpu().contiguous()
-        for index, part in enumerate(edit.components)
+        for index, part in enumerate(components)
         for name, tensor in part.payload.tensors().items()
     }
-    header = json.dumps({"format": FORMAT, "id": edit.id, "components": components})
+    header = json.dumps({"format": FORMAT, "id": identity, "components": described})
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"expunge": header})
 
 
-def load(path: str | os.PathLike[str]) -> "Edit":
-    """Read an edit and check that it is whole."""
-    from expunge.edits.edit import Component, Edit, Provenance
+def load(path: Place) -> tuple[tuple[Component, ...], str]:
+    """Read the components and the id they were saved under."""
+    header, tensors = _read(path)
+    if header.get("format") != FORMAT:
+        raise ExpungeError(
+            f"{path}: format {header.get('format')!r} is of another version of expunge"
+        )
+    try:
+        components = tuple(
+            _component(part, index, tensors) for index, part in enumerate(header["components"])
+        )
+    except ValidationError as error:
+        raise ExpungeError(f"{path}: wrong provenance: {explain(error)}") from None
+    return components, str(header["id"])
 
+
+def _read(path: Place) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such edit")
     try:
@@ -54,31 +69,12 @@ def load(path: str | os.PathLike[str]) -> "Edit":
         raise ExpungeError(f"{path}: not a safetensors file, or cut short ({error})") from None
     if "expunge" not in metadata:
         raise ExpungeError(f"{path}: these tensors are no expunge edit (no provenance inside)")
-    header = json.loads(metadata["expunge"])
-    if header.get("format") != FORMAT:
-        raise ExpungeError(
-            f"{path}: format {header.get('format')!r} is of another version of expunge"
-        )
-    try:
-        edit = Edit(
-            tuple(
-                Component(
-                    from_tensors(
-                        part["form"],
-                        tuple(part["names"]),
-                        {
-                            name.partition(":")[2]: tensor
-                            for name, tensor in tensors.items()
-                            if name.partition(":")[0] == str(index)
-                        },
-                    ),
-                    Provenance.model_validate(part["provenance"]),
-                )
-                for index, part in enumerate(header["components"])
-            )
-        )
-    except ValidationError as error:
-        raise ExpungeError(f"{path}: wrong provenance: {explain(error)}") from None
-    if edit.id != header["id"]:
-        raise ExpungeError(f"{path}: the content doesn't match its id; the file was changed")
-    return edit
+    header: dict[str, Any] = json.loads(metadata["expunge"])
+    return header, tensors
+
+
+def _component(part: Mapping[str, Any], index: int, tensors: Mapping[str, Tensor]) -> Component:
+    mark = f"{index}:"
+    own = {n.removeprefix(mark): tensor for n, tensor in tensors.items() if n.startswith(mark)}
+    payload = from_tensors(part["form"], tuple(part["names"]), own)
+    return Component(payload, Provenance.model_validate(part["provenance"]))

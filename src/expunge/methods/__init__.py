@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from expunge.concepts import Concept, Policy, explain
-from expunge.edits.edit import Base, Component, Edit, Provenance
+from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.methods.base import Method, Solves, Trains
 from expunge.models import Model

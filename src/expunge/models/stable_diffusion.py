@@ -16,7 +16,7 @@ from expunge.models.roles import select
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from expunge.edits.edit import Component
+    from expunge.edits.component import Component
 
 
 class Model:
