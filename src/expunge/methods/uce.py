@@ -42,8 +42,8 @@ class UCE(Method):
     """Which rows a prompt gives: last word piece through padding, or the last word piece alone."""
     technique: Literal["replace", "tensor"] = "replace"
     """``tensor`` (2023) first takes the erased outputs' own direction out of the targets."""
-    templates: bool | None = None
-    """Erase the words in sentences too; by default only when corrected."""
+    templates: bool = False
+    """Erase the words in sentences of their kind too; a larger edit that carries over better."""
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words, in place of the templates; only when corrected."""
     preserve: tuple[str, ...] | None = None
@@ -77,7 +77,12 @@ class UCE(Method):
         return tuple(pair for concept in policy.erase for pair in of(concept))
 
     def _corrected(self, concept: Concept) -> Iterator[Pair]:
-        return concept.pairs(("{}",) if self.templates is False else self.contexts)
+        return concept.pairs(self._sentences)
+
+    @property
+    def _sentences(self) -> tuple[str, ...]:
+        """What ``Concept.pairs`` takes: own sentences, none for the templates, or the words."""
+        return self.contexts or (() if self.templates else ("{}",))
 
     def _released(self, concept: Concept) -> Iterator[Pair]:
         """The target alone; its templates put the anchor into a sentence only in 2025."""
@@ -114,8 +119,8 @@ class UCE(Method):
         """Every prompt to keep; when corrected, the policy's stand in the sentences too."""
         if self.preserve is not None:
             return self.preserve
-        sentences = self.fidelity == "corrected" and self.templates is not False
-        prompts = policy.kept_prompts(self.contexts) if sentences else policy.kept
+        corrected = self.fidelity == "corrected"
+        prompts = policy.kept_prompts(self._sentences) if corrected else policy.kept
         empty = ("",) if self.variant == "2023" else ()
         return tuple(dict.fromkeys((*empty, *prompts)))
 
