@@ -86,6 +86,7 @@ def test_training_learns_its_target(pico: Model) -> None:
     [
         ({"train_method": "xattn"}, "choose one of x, x-strict"),
         ({"variant": "compvis"}, 'only with fidelity="original"'),
+        ({"erase_from": "a dog"}, "use contexts here"),
         ({"contexts": ["no place"]}, "must hold {} once"),
         ({"fidelity": "original", "variant": "compvis", "train_method": "esd-x"}, "it knows xattn"),
         ({"fidelity": "original", "variant": "compvis", "batch_size": 2}, "one latent at a time"),

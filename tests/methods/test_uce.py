@@ -57,6 +57,8 @@ def test_kept_prompts_move_less_when_they_are_named(pico: Model, variant: str) -
         ({"variant": "2024"}, "variant"),
         ({"lamb": 0}, "lamb"),
         ({"erase_scal": 1}, "erase_scal: Extra inputs"),
+        ({"fidelity": "original", "contexts": ["a {}"]}, 'only with fidelity="corrected"'),
+        ({"variant": "2025", "technique": "tensor"}, "of the 2023 variant"),
         ({"contexts": ["a photo"]}, "must hold {} once"),
     ],
 )

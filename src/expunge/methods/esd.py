@@ -89,6 +89,10 @@ class ESD(Method):
             raise ValueError('variant: only with fidelity="original"')
         if self.fidelity == "corrected" and self.train_method not in ROLES:
             raise ValueError(f"train_method: choose one of {', '.join(ROLES)}")
+        if self.fidelity == "corrected" and self.erase_from:
+            raise ValueError('erase_from: only with fidelity="original"; use contexts here')
+        if self.variant and self.contexts:
+            raise ValueError('contexts: only with fidelity="corrected"')
         if self.variant and self.batch_size != 1:
             raise ValueError("batch_size: the released programs train on one latent at a time")
         return self

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.algebra.ridge import gram, shared_factors, solve, system
@@ -55,6 +55,14 @@ class UCE(Method):
     erased ones, but none more than 1; original: 1 in 2025, max(0.1, 1 / prompts kept) in 2023."""
     lamb: float = Field(0.5, gt=0)
     """lam: weight of staying near the old weights."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "UCE":
+        if self.fidelity == "original" and self.contexts:
+            raise ValueError('contexts: only with fidelity="corrected"')
+        if self.technique == "tensor" and self.variant == "2025":
+            raise ValueError('technique: "tensor" is of the 2023 variant')
+        return self
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
         """The shared matrix of all projections, or one low-rank change each for ``tensor``."""
