@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common import parser, settings, write
 from evaluate import draw, grid, load
+from PIL import Image
 
 from expunge.models.emoji import catalog
 
@@ -41,7 +42,8 @@ def main() -> None:
     for style in catalog().styles:
         prompts = [f"{name}, {style.name} style" for name in OBJECTS]
         images += draw(pipe, prompts, [0] * len(OBJECTS), args)
-    write(args.png, lambda path: grid(images, len(OBJECTS)).save(path, "PNG", optimize=True))
+    sheet = grid(images, len(OBJECTS)).quantize(256, dither=Image.Dither.NONE)
+    write(args.png, lambda path: sheet.save(path, "PNG", optimize=True))
 
 
 if __name__ == "__main__":
