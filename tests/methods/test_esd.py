@@ -81,6 +81,35 @@ def test_training_learns_its_target(pico: Model) -> None:
     assert method.loss(student, unseen).item() < 0.7 * before
 
 
+def test_kept_keys_and_values_are_held(pico: Model) -> None:
+    concept = Concept(target="ghost", anchor="dog", keep=["cat", "fox"])
+    values = {**SHORT, "iterations": 40, "train_method": "x-strict", "lr": 1e-3, "keep_share": 0.0}
+    loose, held = (
+        erase(pico, concept, "esd", preserve_scale=scale, **values) for scale in (0.0, 100.0)
+    )
+
+    def moved(edit: Edit, prompts: tuple[str, ...]) -> float:
+        """The relative change of keys and values, from the weights themselves."""
+        rows = pico.encode(prompts).flatten(0, 1)
+        payload = edit.components[0].payload
+        shares = []
+        for name in edit.names:
+            weight = pico.base_weight(name)
+            change = payload.change(name, weight).float()
+            shares.append((rows @ change.T).norm() ** 2 / (rows @ weight.T).norm() ** 2)
+        return float(torch.stack(shares).mean())
+
+    kept = Policy.of(concept).kept_prompts()
+    assert moved(held, kept) < 0.2 * moved(loose, kept)
+    assert moved(held, ("ghost",)) > moved(held, kept)
+    student = Student(pico, pico.select("cross_attention.kv"))
+    with torch.no_grad():
+        for name, change in loose.components[0].payload.tensors().items():
+            student.weights[name] += change
+    words = ESD()._kept_words(pico, Policy.of(concept))["kept_words"]
+    assert student.projection_change(words).item() == pytest.approx(moved(loose, kept), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -90,12 +119,13 @@ def test_training_learns_its_target(pico: Model) -> None:
         ({"contexts": ["no place"]}, "must hold {} once"),
         ({"fidelity": "original", "variant": "compvis", "train_method": "esd-x"}, "it knows xattn"),
         ({"fidelity": "original", "variant": "compvis", "batch_size": 2}, "one latent at a time"),
+        ({"fidelity": "original", "preserve_scale": 2.0}, 'preserve_scale: only with fidelity="c'),
         ({"lr": 1e30}, "the loss became"),
     ],
 )
 def test_wrong_settings_are_named(pico: Model, values: dict[str, object], message: str) -> None:
     with pytest.raises(ExpungeError) as caught:
-        erase(pico, "dog", "esd", **{**SHORT, "iterations": 5, **values})
+        erase(pico, "dog", "esd", **{"iterations": 5, "num_inference_steps": 4, **values})
     assert message in str(caught.value)
 
 

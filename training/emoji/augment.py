@@ -45,26 +45,51 @@ def degrade(images: Tensor) -> Tensor:
     return (images + noise * torch.randn_like(images)).clamp(0, 1)
 
 
+def damage(images: Tensor) -> Tensor:
+    """What training sees later: light and contrast, stronger blur, patches. 0..1 to 0..1."""
+    count = len(images)
+    contrast = 1 + 0.5 * (torch.rand(count, 1, 1, 1) - 0.5)
+    light = 0.3 * (torch.rand(count, 1, 1, 1) - 0.5)
+    images = degrade(((images - 0.5) * contrast + 0.5 + light).clamp(0, 1))
+    blurred = blur(images, 0.8 + 0.8 * float(torch.rand(())))
+    images = torch.where(torch.rand(count, 1, 1, 1) < 0.15, blurred, images)
+    for image in images:
+        for _ in range(max(0, int(torch.randint(-2, 4, ())))):
+            height, width = torch.randint(3, 17, (2,)).tolist()
+            y, x = int(torch.randint(SIZE - height, ())), int(torch.randint(SIZE - width, ()))
+            image[:, y : y + height, x : x + width] = torch.rand(3, 1, 1)
+    return images
+
+
+UNSEEN = ("jpeg", "coarse", "gamma", "shear", "lines")
+
+
 def unseen(images: Tensor) -> Tensor:
-    """What only the test sees: JPEG, coarse pixels, gamma, a covered corner. 0..1 to 0..1."""
+    """What only the test sees, each picture one of ``UNSEEN`` in turn. 0..1 to 0..1."""
     changed = []
     for index, image in enumerate(images):
-        kind = index % 4
-        if kind == 0:
+        kind = UNSEEN[index % len(UNSEEN)]
+        if kind == "jpeg":
             array = (image * 255).byte().permute(1, 2, 0).numpy()
             buffer = io.BytesIO()
             Image.fromarray(array).save(buffer, "JPEG", quality=40)
             image = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 255
-        elif kind == 1:
+        elif kind == "coarse":
             coarse = F.interpolate(image[None], scale_factor=0.75, mode="area")
             image = F.interpolate(coarse, SIZE, mode="nearest")[0]
-        elif kind == 2:
+        elif kind == "gamma":
             image = image ** (0.7 + 0.7 * float(torch.rand(())))
+        elif kind == "shear":
+            slope = 0.3 * float(torch.rand(())) - 0.15
+            theta = torch.tensor([[[1.0, slope, 0.0], [0.0, 1.0, 0.0]]])
+            grid = F.affine_grid(theta, [1, 3, SIZE, SIZE], False)
+            image = F.grid_sample(image[None], grid, "bilinear", "border", False)[0]
         else:
             image = image.clone()
-            side, right, low = 14, int(torch.randint(2, ())), int(torch.randint(2, ()))
-            x, y = right * (SIZE - side), low * (SIZE - side)
-            image[:, y : y + side, x : x + side] = torch.rand(3, 1, 1)
+            for _ in range(3):
+                at, lies = int(torch.randint(SIZE - 2, ())), int(torch.randint(2, ()))
+                line = image[:, at : at + 2] if lies else image[:, :, at : at + 2]
+                line[:] = torch.rand(3, 1, 1)
         changed.append(image)
     return torch.stack(changed)
 

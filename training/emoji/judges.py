@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from augment import degrade, nothing, place, unseen
+from augment import UNSEEN, damage, degrade, nothing, place, unseen
 from captions import Captions, load_tokenizer
 from common import (
     Checkpoint,
@@ -43,7 +44,9 @@ def rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 100, 1.02 - step / steps)
 
 
-def classifier_batch(drawings: Drawings, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def classifier_batch(
+    drawings: Drawings, count: int, change: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Images in -1..1, object (the last is nothing), style (-100 for nothing)."""
     rows = torch.randint(drawings.objects * drawings.styles, (count,))
     images = place(drawings, rows)
@@ -51,10 +54,11 @@ def classifier_batch(drawings: Drawings, count: int) -> tuple[Tensor, Tensor, Te
     images[:empty] = nothing(images[:empty], drawings.colours())
     things, styles = rows // drawings.styles, rows % drawings.styles
     things[:empty], styles[:empty] = drawings.objects, -100
-    return degrade(images) * 2 - 1, things, styles
+    return change(images) * 2 - 1, things, styles
 
 
 def train_classifier(args: Any, drawings: Drawings) -> Classifier:
+    """Two rounds of ``args.steps``: first on clean drawings, then on damaged ones."""
     run = settings(args)
     model = Classifier(WIDTHS, drawings.objects, drawings.styles)
     prepare(model, run.device)
@@ -63,12 +67,13 @@ def train_classifier(args: Any, drawings: Drawings) -> Classifier:
     parts = {"model": model, "optimizer": optimizer, "ema": ema}
     checkpoint = Checkpoint(run.folder("judges") / "classifier.pt", parts)
     step = checkpoint.load()
-    progress = Progress("classifier", step, args.steps)
-    while step < args.steps:
+    progress = Progress("classifier", step, 2 * args.steps)
+    while step < 2 * args.steps:
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, args.steps, 2e-3)
+            group["lr"] = rate(step % args.steps, args.steps, 2e-3)
+        change = degrade if step < args.steps else damage
         images, things, styles = (
-            value.to(run.device) for value in classifier_batch(drawings, args.batch)
+            value.to(run.device) for value in classifier_batch(drawings, args.batch, change)
         )
         with autocast(run.device):
             thing, style = model(images.contiguous(memory_format=torch.channels_last))
@@ -113,7 +118,7 @@ def train_image_text(args: Any, drawings: Drawings, classifier: Classifier) -> I
         count = len(rows)
         scale, shift = 0.75 + 0.28 * torch.rand(count), 8 * torch.rand(count, 2) - 4
         images = compose(drawings.rgba.flatten(0, 1)[rows], colours[grounds], scale, shift)
-        images = (degrade(images) * 2 - 1).to(run.device, memory_format=torch.channels_last)
+        images = (damage(images) * 2 - 1).to(run.device, memory_format=torch.channels_last)
         texts = [
             captions.draw(row // drawings.styles, row % drawings.styles, ground, generator)
             for row, ground in zip(rows.tolist(), grounds.tolist(), strict=True)
@@ -193,12 +198,21 @@ def measure(args: Any, drawings: Drawings, rounds: int = 8) -> dict[str, float]:
     def note(name: str, value: Tensor) -> None:
         sums.setdefault(name, []).append(value.float().flatten())
 
-    for number in range(rounds):
-        images = (unseen(place(drawings, every)) * 255).round().byte()
-        seen = judges.classify(images)
-        note("object_accuracy", seen.objects == every // drawings.styles)
-        note("style_accuracy", seen.styles == every % drawings.styles)
+    def classify(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = (images * 255).round().byte()
+        seen = judges.classify(pixels)
         note("object_confidence", seen.object_probabilities.max(-1).values)
+        things, styles = every // drawings.styles, every % drawings.styles
+        return pixels, {"object": seen.objects == things, "style": seen.styles == styles}
+
+    for number in range(rounds):
+        _, hits = classify(place(drawings, every))
+        for attribute, hit in hits.items():
+            note(f"{attribute}_accuracy_placement", hit)
+        images, hits = classify(unseen(place(drawings, every)))
+        for index, kind in enumerate(UNSEEN):
+            for attribute, hit in hits.items():
+                note(f"{attribute}_accuracy_{kind}", hit[index :: len(UNSEEN)])
         empty = nothing(place(drawings, every[torch.randperm(len(every))[:100]]), colours)
         note("nothing_recall", judges.classify((empty * 255).byte()).objects == -1)
         generator = torch.Generator().manual_seed(number)

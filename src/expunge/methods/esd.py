@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from expunge.algebra.ridge import gram
 from expunge.concepts import Context, Policy
 from expunge.errors import ExpungeError
 from expunge.methods.base import Method
@@ -72,6 +73,8 @@ class ESD(Method):
     """Trajectories of the erased prompts; as many again of the prompts to keep, if any."""
     keep_share: float = Field(0.5, ge=0, lt=1)
     """Part of a batch that comes from the prompts to keep, if any are named."""
+    preserve_scale: float = Field(1.0, ge=0)
+    """Weight of the relative change of the keys and values of the prompts to keep."""
 
     @model_validator(mode="before")
     @classmethod
@@ -93,6 +96,9 @@ class ESD(Method):
             raise ValueError('erase_from: only with fidelity="original"; use contexts here')
         if self.variant and self.contexts:
             raise ValueError('contexts: only with fidelity="corrected"')
+        for name in ("trajectories", "keep_share", "preserve_scale") if self.variant else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name}: only with fidelity="corrected"')
         if self.variant and self.batch_size != 1:
             raise ValueError("batch_size: the released programs train on one latent at a time")
         return self
@@ -131,15 +137,32 @@ class ESD(Method):
             return
         table = self._table(model, policy, seed)
         kept = round(self.batch_size * self.keep_share) if table.kept else 0
+        words = self._kept_words(model, policy)
         for step in steps:
-            yield table.draw(generator(seed, "esd batch", step), self.batch_size, kept)
+            batch = table.draw(generator(seed, "esd batch", step), self.batch_size, kept)
+            yield {**batch, **words}
 
     def loss(self, student: Student, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean squared distance of the student's prediction from the target."""
+        """Mean squared distance of the student's prediction from the target.
+
+        With prompts to keep, also ``preserve_scale`` times how far their keys and values moved.
+        """
         latents, timestep = batch["latents"], batch["timestep"]
         target = self.program.target(student, batch) if self.program else batch["target"]
         predicted = student.predict(latents, timestep, batch["embeddings"])
-        return torch.nn.functional.mse_loss(predicted, target)
+        loss = torch.nn.functional.mse_loss(predicted, target)
+        if "kept_words" in batch:
+            loss = loss + self.preserve_scale * student.projection_change(batch["kept_words"])
+        return loss
+
+    def _kept_words(self, model: Model, policy: Policy) -> dict[str, Tensor]:
+        """The Gram matrix of the embeddings to keep, ``[width, width]``, if there are any."""
+        prompts = policy.kept_prompts(self.contexts) if self.preserve_scale else ()
+        if not prompts:
+            return {}
+        blocks = (model.encode(prompts[at : at + 64]) for at in range(0, len(prompts), 64))
+        total = torch.stack([gram(block) for block in blocks]).sum(0)
+        return {"kept_words": (total / len(prompts)).float()}
 
     def _table(self, model: Model, policy: Policy, seed: int) -> "Table":
         erased = [

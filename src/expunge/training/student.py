@@ -41,6 +41,21 @@ class Student:
         noise = self.model.predict_noise(latents.to(self.model.dtype), timestep, embeddings)
         return noise.float()
 
+    def projection_change(self, gram: Tensor) -> Tensor:
+        """How far trained keys and values of some embeddings have moved, a scalar with gradients.
+
+        The mean of ``|dW E^T|^2 / |W E^T|^2`` over the trained key and value projections ``W``,
+        from the embeddings' Gram matrix ``E^T E``, ``[width, width]``; 0 if none is trained.
+        """
+        shares = []
+        for name in self.model.select("cross_attention.kv"):
+            if name not in self.weights:
+                continue
+            base = self.model.base_weight(name).float()
+            change = self.weights[name] - base
+            shares.append(((change @ gram) * change).sum() / ((base @ gram) * base).sum())
+        return torch.stack(shares).mean() if shares else gram.new_zeros(())
+
     @torch.no_grad()
     def changes(self) -> dict[str, Tensor]:
         """What training has added to each parameter, float32."""
