@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge import reference
+from expunge.reference import __main__ as reference
 
 DATA = Path(__file__).parent / "data" / "reference"
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import pico as build
 from expunge import Concept, Edit, ExpungeError, Model, erase, load
-from expunge.edits import Component, Dense, LowRank, SharedMatrix
+from expunge.edits import Component, Dense, LowRank, Ridge
 from expunge.edits.edit import edited_weights
 
 
@@ -27,7 +27,7 @@ def santa(pico: Model) -> Edit:
 
 @pytest.fixture
 def ghost(pico: Model) -> Edit:
-    return erase(pico, "ghost", "uce", variant="2025")
+    return erase(pico, "ghost", "uce")
 
 
 @pytest.fixture
@@ -77,11 +77,50 @@ def test_a_sum_equals_its_parts_applied_and_can_be_taken_apart(
         santa + santa
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_sum_of_closed_form_edits_is_the_joint_edit(pico: Model, count: int) -> None:
+    """With few rows, which stay rows, and with more rows than they are wide, which become sums."""
+    concepts = [
+        Concept(target=name, anchor="man") for name in ("santa claus", "ghost", "dog", "cat")
+    ][:count]
+    parts = [erase(pico, concept, "uce") for concept in concepts]
+    added = parts[0]
+    for part in parts[1:]:
+        added += part
+    joint = erase(pico, concepts, "uce")
+    one, two = (edited_weights(pico, e.components, e.names) for e in (added, joint))
+    for name, weight in one.items():
+        base = pico.base_weight(name).double()
+        assert weight is not None
+        assert (weight - two[name]).norm() < 1e-9 * (weight - base).norm()
+    assert (added - parts[1]).ids == tuple(part.id for part in (parts[0], *parts[2:]))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lamb": 0.4}, "have lamb 0.4 and 0.5"),
+        ({"preserve": ["dog"]}, "keep different prompts"),
+        ({"preserve_scale": 0.5}, "at different weights"),
+    ],
+)
+def test_what_cannot_be_solved_together_is_refused(
+    pico: Model, santa: Edit, values: dict[str, object], message: str
+) -> None:
+    other = erase(pico, "ghost", "uce", **values)
+    with pytest.raises(ExpungeError, match=message):
+        santa + other
+    before = weights(pico)
+    with santa.applied(pico), pytest.raises(ExpungeError, match=message):
+        other.apply(pico)
+    assert identical(pico, before)
+
+
 def test_the_edit_as_weights_as_lora_and_as_an_embedding_map_agree(
     pico: Model, santa: Edit
 ) -> None:
     payload = santa.components[0].payload
-    assert isinstance(payload, SharedMatrix)
+    assert isinstance(payload, Ridge)
     embeddings = pico.encode(["a picture of santa claus", "dog"])
     latents, timestep = torch.randn(2, 4, 8, 8), torch.tensor([500, 20])
     mapped = (embeddings.double() @ payload.matrix.T).float()
@@ -91,8 +130,8 @@ def test_the_edit_as_weights_as_lora_and_as_an_embedding_map_agree(
         with santa.applied(pico):
             by_weights = pico.predict_noise(latents, timestep, embeddings)
         lora = LowRank(
-            {n: pico.base_weight(n).double() @ payload.left.T for n in payload.names},
-            dict.fromkeys(payload.names, payload.right),
+            {n: pico.base_weight(n).double() @ payload.factors.left.T for n in payload.names},
+            dict.fromkeys(payload.names, payload.factors.right),
         )
         as_lora = Edit((Component(lora, santa.provenance[0]),))
         with as_lora.applied(pico):

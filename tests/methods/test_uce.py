@@ -24,7 +24,7 @@ def test_the_solution_matches_the_equation_layer_by_layer(pico: Model) -> None:
 
 def test_2025_moves_one_row_and_has_rank_one(pico: Model) -> None:
     edit = erase(pico, "ghost", "uce", variant="2025", fidelity="original")
-    assert edit.components[0].payload.left.shape == (1, 32)
+    assert edit.components[0].payload.factors.left.shape == (1, 32)
 
 
 def test_synonyms_and_sentences_are_erased_when_corrected() -> None:

@@ -2,17 +2,20 @@
 
 Every closed-form method asks, for each key and value projection ``W`` of the cross-attention,
 
-    min_W'  a |W' C^T - W T^T|^2  +  p |W' P^T - W P^T|^2  +  lam |W' - W|^2
+    min_W'  sum_i w_i |W' s_i - W t_i|^2  +  |W' P^T - W P^T|^2  +  lam |W' - W|^2
 
-with rows ``C`` to move, the rows ``T`` whose outputs they get, and rows ``P`` to keep. The
-solution is ``W' = W M`` with the same ``M`` for every ``W``:
+with source rows ``s_i`` to move, the target rows ``t_i`` whose outputs they get, and rows ``P`` to
+keep. The solution is ``W' = W M`` with the same ``M`` for every ``W``:
 
-    A = lam I + a C^T C + p P^T P         M = I + a (T - C)^T (C A^-1)
+    A = lam I + sum_i w_i s_i s_i^T + P^T P         M = I + (sum_i w_i (t_i - s_i) s_i^T) A^-1
 
-so one Cholesky factor of ``A`` serves all layers, and ``M - I`` has the rank of ``C`` at most.
-The system is ill conditioned (about 1e5 for real text encoders): everything is in float64.
+so one factorisation serves all layers, ``M - I`` has no higher rank than there are source rows, and
+all that the solution needs to know of them are two sums, which add up from one set of rows to the
+next. The system is ill conditioned (about 1e5 for real text encoders): everything is in float64.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,6 +25,8 @@ from expunge.errors import ExpungeError
 
 NEGLIGIBLE = 1e-10
 """Share of the largest singular value below which a direction is rounding, not an edit."""
+HOPELESS = 1e14
+"""Condition number from which on a float64 solution has no trustworthy digit left."""
 
 
 class SharedFactors(NamedTuple):
@@ -43,16 +48,109 @@ class SharedFactors(NamedTuple):
         return SharedFactors(left.contiguous(), (inner[:rank] @ right_basis.T).contiguous())
 
 
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The two sums that a set of rows enters the system with; they add up and subtract."""
+
+    gram: Tensor
+    """``sum_i w_i s_i s_i^T``, ``[width, width]`` float64."""
+    shift: Tensor
+    """``sum_i w_i (t_i - s_i) s_i^T``, ``[width, width]`` float64."""
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        return Statistics(self.gram + other.gram, self.shift + other.shift)
+
+    def __sub__(self, other: "Statistics") -> "Statistics":
+        return Statistics(self.gram - other.gram, self.shift - other.shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows to move: ``sources`` and ``targets`` ``[rows, width]``, ``weights`` ``[rows]`` > 0."""
+
+    sources: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    @property
+    def statistics(self) -> Statistics:
+        sources = self.sources.double()
+        weighted = self.weights.double()[:, None] * sources
+        shifts = self.targets.double() - sources
+        return Statistics(sources.T @ weighted, shifts.T @ weighted)
+
+
+Moved = Rows | Statistics
+"""Rows while they are fewer than their width, their sums afterwards."""
+
+
+def joined(parts: Sequence[Moved]) -> Moved:
+    """All rows together, in the shorter of the two forms."""
+    width = (parts[0].sources if isinstance(parts[0], Rows) else parts[0].gram).shape[1]
+    rows = [part for part in parts if isinstance(part, Rows)]
+    if len(rows) == len(parts) and sum(len(part.sources) for part in rows) < width:
+        columns = zip(*((part.sources, part.targets, part.weights) for part in rows), strict=True)
+        return Rows(*(torch.cat(column) for column in columns))
+    first, *rest = (part.statistics if isinstance(part, Rows) else part for part in parts)
+    return sum(rest, first)
+
+
 def gram(rows: Tensor) -> Tensor:
     """``rows^T rows`` in float64, ``[width, width]``, for ``rows`` of shape ``[..., width]``."""
     flat = rows.double().reshape(-1, rows.shape[-1])
     return flat.T @ flat
 
 
-def system(sources: Tensor, kept: Tensor, *, erase_scale: float, lamb: float) -> Tensor:
-    """``A = lam I + a C^T C + kept``, all ``[width, width]``; ``kept`` is ``p P^T P``."""
-    identity = torch.eye(kept.shape[0], dtype=torch.float64, device=kept.device)
-    return lamb * identity + erase_scale * gram(sources) + kept
+def kept_rows(blocks: Iterable[Tensor], weight: float, width: int) -> Tensor:
+    """Rows ``P`` ``[kept, width]`` float64 with ``P^T P`` the weighted Gram matrix of all blocks.
+
+    They are the rows themselves, times the root of the weight, as long as those are few.
+    """
+    few: list[Tensor] = []
+    total, count = torch.zeros(width, width, dtype=torch.float64), 0
+    for block in blocks:
+        rows = weight**0.5 * block.double().reshape(-1, width)
+        total, count = total.to(rows.device) + rows.T @ rows, count + len(rows)
+        if count < width:
+            few.append(rows)
+    if count >= width:
+        return factor(total)
+    return torch.cat(few) if few else total[:0]
+
+
+def factor(gram: Tensor) -> Tensor:
+    """Rows ``R`` with ``R^T R`` equal to a Gram matrix, no more of them than it has directions."""
+    values, vectors = torch.linalg.eigh(gram)
+    present = values > torch.finfo(torch.float64).eps * len(values) * values[-1]
+    rows: Tensor = (values[present].sqrt() * vectors[:, present]).T
+    return rows.contiguous()
+
+
+def shared_factors(moved: Moved, kept: Tensor, lamb: float) -> SharedFactors:
+    """The factors of ``M`` for rows to move, ``kept`` rows ``P`` ``[kept, width]``, and ``lam``.
+
+    With fewer rows than they are wide the system is solved among the rows (Woodbury), else among
+    their components.
+
+    Raises:
+        ExpungeError: the system is singular to working precision.
+    """
+    kept = kept.double()
+    if isinstance(moved, Statistics):
+        matrix = moved.gram + gram(kept) + lamb * _identity(moved.gram)
+        return SharedFactors(solve(matrix, moved.shift).T, _identity(moved.gram))
+    scale = moved.weights.double().sqrt()[:, None]
+    sources = scale * moved.sources.double()
+    left = scale * moved.targets.double() - sources
+    count, width = sources.shape
+    if lamb and count + len(kept) < width:
+        rows = torch.cat([sources, kept])
+        inner = rows @ rows.T + lamb * _identity(rows @ rows.T)
+        right = solve(inner, rows.T)
+        # (P^T P + lam I)^-1 P^T = P^T (P P^T + lam I)^-1, of which the first columns are wanted.
+        return SharedFactors(left, right.T[:count])
+    matrix = gram(sources) + gram(kept) + lamb * _identity(gram(kept))
+    return SharedFactors(left, solve(matrix, sources))
 
 
 def solve(matrix: Tensor, rows: Tensor) -> Tensor:
@@ -61,20 +159,25 @@ def solve(matrix: Tensor, rows: Tensor) -> Tensor:
     Raises:
         ExpungeError: the system is singular to working precision.
     """
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    solution: Tensor = torch.cholesky_solve(rows.double().T, factor).T
-    if bool(failed) or not bool(torch.isfinite(solution).all()):
-        condition = torch.linalg.cond(matrix).item()
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if bool(failed) or not (condition := _condition(matrix, lower)) < HOPELESS:
+        condition = torch.linalg.cond(matrix).item() if bool(failed) else condition
         raise ExpungeError(
             f"the ridge system can't be solved (condition number {condition:.1e}); use a larger "
-            "lamb, or smaller erase and preserve scales"
+            "lamb, or more to keep"
         )
+    solution: Tensor = torch.cholesky_solve(rows.double().T, lower).T
     return solution
 
 
-def shared_factors(
-    sources: Tensor, targets: Tensor, kept: Tensor, *, erase_scale: float, lamb: float
-) -> SharedFactors:
-    """The factors of ``M`` for ``sources`` C and ``targets`` T, both ``[rows, width]``."""
-    right = solve(system(sources, kept, erase_scale=erase_scale, lamb=lamb), sources)
-    return SharedFactors(erase_scale * (targets.double() - sources.double()), right).compressed()
+def _condition(matrix: Tensor, lower: Tensor) -> float:
+    """An estimate from below of the 2-norm condition number, by a few power iterations each way."""
+    large = small = torch.ones(len(matrix), 1, dtype=torch.float64, device=matrix.device)
+    for _ in range(4):
+        large = matrix @ (large / large.norm())
+        small = torch.cholesky_solve(small / small.norm(), lower)
+    return float(large.norm() * small.norm())
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=torch.float64, device=like.device)

@@ -2,6 +2,15 @@
 
 from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
-from expunge.edits.payloads import Dense, LowRank, Payload, SharedMatrix
+from expunge.edits.payloads import Dense, LowRank, Payload, Ridge, SharedMatrix
 
-__all__ = ["Component", "Dense", "Edit", "LowRank", "Payload", "Provenance", "SharedMatrix"]
+__all__ = [
+    "Component",
+    "Dense",
+    "Edit",
+    "LowRank",
+    "Payload",
+    "Provenance",
+    "Ridge",
+    "SharedMatrix",
+]

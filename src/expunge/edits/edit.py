@@ -11,6 +11,7 @@ import torch
 from expunge.concepts import Concept
 from expunge.edits import store
 from expunge.edits.component import Component, Provenance
+from expunge.edits.payloads import check_together, together
 from expunge.errors import ExpungeError
 from expunge.files import digest
 from expunge.models import Model
@@ -21,8 +22,9 @@ class Edit:
     """What changes in a model so that concepts are no longer drawn.
 
     ``edit.apply(model)`` changes the weights in place and ``edit.revert(model)`` puts them back
-    bit for bit; ``with edit.applied(model):`` does both. ``a + b`` has the changes of both, each
-    computed from the base weights, and ``(a + b) - b`` is ``a``.
+    bit for bit; ``with edit.applied(model):`` does both. ``a + b`` has the changes of both, and
+    ``(a + b) - b`` is ``a``. Closed-form edits are solved together: their sum is the edit that
+    would have erased both at once. Other changes are each computed from the base weights.
     """
 
     components: tuple[Component, ...]
@@ -32,6 +34,7 @@ class Edit:
             raise ExpungeError("an edit without any change; nothing is left after the subtraction")
         if len(set(self.ids)) < len(self.ids):
             raise ExpungeError("the same change is in this edit twice")
+        check_together([component.payload for component in self.components])
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -90,6 +93,7 @@ class Edit:
             raise ExpungeError(f"edit {min(double)} is applied to this model already")
         for component in self.components:
             _check_base(component, model)
+        check_together([part.payload for part in (*model.components, *self.components)])
         _rewrite(model, (*model.components, *self.components), self.names)
 
     def revert(self, model: Model) -> None:
@@ -151,7 +155,7 @@ def edited_weights(
 ) -> dict[str, torch.Tensor | None]:
     """Each parameter's base value plus its changes, float64; ``None`` where nothing changes it."""
     weights: dict[str, torch.Tensor | None] = dict.fromkeys(names)
-    for payload in (part.payload for part in components):
+    for payload in together([part.payload for part in components]):
         for name in set(payload.names) & weights.keys():
             base = model.base_weight(name)
             change = payload.change(name, base)

@@ -11,17 +11,21 @@ prompt gives the row of its last word piece.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import gram, shared_factors, solve, system
+from expunge.algebra.ridge import Moved, Rows, joined, kept_rows, shared_factors
 from expunge.concepts import Concept, Context, Pair, Policy
-from expunge.edits.payloads import LowRank, Payload, SharedMatrix
+from expunge.edits.payloads import LowRank, Payload, Ridge
 from expunge.methods.base import Method
 from expunge.models import Model
+
+PROMPTS = 64
+"""Prompts encoded at a time."""
 
 RELEASED_TEMPLATES = {
     "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
@@ -51,8 +55,8 @@ class UCE(Method):
     erase_scale: float = Field(1.0, gt=0)
     """a: weight of the rows to move."""
     preserve_scale: float | None = Field(None, ge=0)
-    """p: weight of the rows to keep. By default all kept prompts together weigh as much as all
-    erased ones, but none more than 1; original: 1 in 2025, max(0.1, 1 / prompts kept) in 2023."""
+    """p: weight of the rows to keep. By default all that is kept together weighs as much as one
+    erased phrase; original: 1 in 2025, max(0.1, 1 / prompts kept) in 2023."""
     lamb: float = Field(0.5, gt=0)
     """lam: weight of staying near the old weights."""
 
@@ -65,19 +69,26 @@ class UCE(Method):
         return self
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
-        """The shared matrix of all projections, or one low-rank change each for ``tensor``."""
+        """The ridge system of all projections, or one low-rank change each for ``tensor``."""
         names = model.select("cross_attention.kv")
         pairs = self.pairs(policy)
-        rows = list(self._pair_rows(model, pairs))
-        sources = torch.cat([erase for erase, _ in rows]).double()
-        targets = torch.cat([anchor for _, anchor in rows]).double()
-        kept = self._kept(model, policy, len(pairs))
+        kept = self._kept(model, policy)
         if self.technique == "tensor":
-            return self._tensor(model, names, rows, kept)
-        factors = shared_factors(
-            sources, targets, kept, erase_scale=self.erase_scale, lamb=self.lamb
+            return self._tensor(model, names, list(self._pair_rows(model, pairs)), kept)
+        return Ridge(names, self._moved(model, pairs), kept, self.lamb)
+
+    def _moved(self, model: Model, pairs: Sequence[Pair]) -> Moved:
+        """Rows of all pairs, a few prompts at a time."""
+        blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
+        rows = (
+            self._weighted(*zip(*self._pair_rows(model, block), strict=True)) for block in blocks
         )
-        return SharedMatrix(names, factors.left, factors.right)
+        return reduce(lambda moved, more: joined([moved, more]), rows)
+
+    def _weighted(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> Moved:
+        rows = torch.cat(list(sources))
+        weights = torch.full((len(rows),), self.erase_scale, dtype=torch.float64)
+        return Rows(rows, torch.cat(list(targets)), weights.to(rows.device))
 
     def pairs(self, policy: Policy) -> tuple[Pair, ...]:
         """Every prompt to erase with its anchor prompt."""
@@ -109,19 +120,18 @@ class UCE(Method):
             length = 1 if self.variant == "2025" else len(erase) - max(first, second)
             yield erase[first : first + length], anchor[second : second + length]
 
-    def _kept(self, model: Model, policy: Policy, pairs: int) -> Tensor:
-        """``p P^T P`` of all prompts to keep, ``[width, width]`` float64."""
+    def _kept(self, model: Model, policy: Policy) -> Tensor:
+        """Rows of all prompts to keep, times the root of p, ``[kept, width]`` float64."""
         prompts = self.kept(policy)
-        width = model.text_width
-        total = torch.zeros(width, width, dtype=torch.float64, device=model.device)
-        for start in range(0, len(prompts), 64):
-            batch = prompts[start : start + 64]
-            embeddings = model.encode(batch)
-            if self.variant == "2025":
-                last = [model.last_token(prompt) for prompt in batch]
-                embeddings = embeddings[range(len(batch)), last]
-            total += gram(embeddings)
-        return self._scale(pairs, len(prompts)) * total
+        blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
+        rows = (self._kept_rows(model, block) for block in blocks)
+        return kept_rows(rows, self._scale(policy, len(prompts)), model.text_width)
+
+    def _kept_rows(self, model: Model, prompts: Sequence[str]) -> Tensor:
+        embeddings = model.encode(prompts)
+        if self.variant == "2023":
+            return embeddings
+        return embeddings[range(len(prompts)), [model.last_token(prompt) for prompt in prompts]]
 
     def kept(self, policy: Policy) -> tuple[str, ...]:
         """Every prompt to keep; when corrected, the policy's stand in the sentences too."""
@@ -132,11 +142,11 @@ class UCE(Method):
         empty = ("",) if self.variant == "2023" else ()
         return tuple(dict.fromkeys((*empty, *prompts)))
 
-    def _scale(self, pairs: int, kept: int) -> float:
+    def _scale(self, policy: Policy, kept: int) -> float:
         if self.preserve_scale is not None:
             return self.preserve_scale
         if self.fidelity == "corrected":
-            return min(1.0, pairs / max(1, kept))
+            return 1 / max(1, kept if self.preserve is not None else len(policy.kept))
         return 1.0 if self.variant == "2025" else max(0.1, 1 / max(1, kept))
 
     def _tensor(
@@ -147,14 +157,14 @@ class UCE(Method):
         kept: Tensor,
     ) -> LowRank:
         """``V = T W^T - <u, T W^T> u`` with ``u`` the erased outputs scaled to norm one."""
-        sources = torch.cat([erase for erase, _ in rows]).double()
-        right = solve(system(sources, kept, erase_scale=self.erase_scale, lamb=self.lamb), sources)
+        moved = self._weighted(*zip(*rows, strict=True))
+        right = shared_factors(moved, kept, self.lamb).right
         up = {
             name: torch.cat([_tensor_change(model.base_weight(name), *pair) for pair in rows], 1)
             for name in names
         }
         return LowRank(
-            {name: self.erase_scale * factor for name, factor in up.items()},
+            {name: self.erase_scale**0.5 * factor for name, factor in up.items()},
             dict.fromkeys(up, right),
         )
 

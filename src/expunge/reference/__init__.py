@@ -1,0 +1,1 @@
+"""``python -m expunge.reference DIR``: our numbers beside those of the original programs."""

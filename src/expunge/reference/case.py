@@ -1,0 +1,87 @@
+"""One run of an original program, and how far our numbers are from its numbers."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from expunge.models import Model, load
+
+Tensors = Mapping[str, Tensor]
+
+
+class Difference(NamedTuple):
+    """How far one of our results is from the original's, and how far it may be."""
+
+    value: float
+    tolerance: float
+
+    @property
+    def share(self) -> float:
+        return self.value / self.tolerance if self.tolerance else float(self.value > 0)
+
+    @property
+    def ok(self) -> bool:
+        return self.value <= self.tolerance
+
+
+class Case:
+    """One folder of the reference data; files are read when asked for."""
+
+    def __init__(self, folder: Path, models: Path) -> None:
+        self.folder = folder
+        self.models = models
+        self.data: dict[str, Any] = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def get(self, key: str) -> Any:
+        return self.data.get(key)
+
+    def file(self, name: str) -> Tensors:
+        """The tensors of a file of the case; none when there is no such file."""
+        path = self.folder / f"{name}.safetensors"
+        return load_file(path) if path.exists() else {}
+
+    def model(self) -> Model:
+        """The model that the case names, with the embeddings that the original used."""
+        model = load(self.models / self["model"], device="cpu")
+        stored = self.folder / str(self.get("text_embeddings")).partition(",")[0]
+        if stored.is_file():
+            rows = load_file(stored)
+            model.remember({key.removeprefix("emb:"): value for key, value in rows.items()})
+        return model
+
+
+def pooled(ours: Tensors, theirs: Tensors) -> float:
+    """Relative Frobenius distance over all tensors of ``theirs``."""
+    distance = sum((ours[name].double() - theirs[name].double()).square().sum() for name in theirs)
+    total = sum(tensor.double().square().sum() for tensor in theirs.values())
+    return float((torch.as_tensor(distance) / torch.as_tensor(total)).sqrt())
+
+
+def fingerprint(tensor: Tensor) -> Tensor:
+    """Norm, projection on the ones direction, projection on the direction cos 0, cos 1, ..."""
+    flat = tensor.double().flatten()
+    wave = torch.cos(torch.arange(len(flat), dtype=torch.float64))
+    return torch.stack([flat.norm(), flat.sum() / len(flat) ** 0.5, flat @ wave / wave.norm()])
+
+
+def compared(ours: Tensors, case: Case, theirs: Tensors, tolerance: float) -> Iterator[Difference]:
+    """Distance of whole tensors, and of the fingerprints of those too large to store."""
+    yield Difference(pooled(ours, theirs), tolerance)
+    marks = case.file("fingerprints")
+    if marks:
+        largest = max(float(mark[0]) for mark in marks.values())
+        worst = max(float((fingerprint(ours[n]) - m).abs().max()) for n, m in marks.items())
+        yield Difference(worst / largest, tolerance)
+
+
+def loss_difference(ours: Iterable[float], theirs: Iterable[float], tolerance: float) -> Difference:
+    """The largest relative difference of two lists of losses."""
+    return Difference(max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)), tolerance)
