@@ -34,6 +34,10 @@ class Payload(Protocol):
         """What is added to a base ``weight``, in float64 and of its shape."""
         ...
 
+    def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The same change of a matrix as ``up @ down``, ``[out, rank]`` and ``[rank, in]``."""
+        ...
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the names, for a file."""
         ...
@@ -49,8 +53,11 @@ class SharedMatrix:
     right: Tensor
 
     def change(self, name: str, weight: Tensor) -> Tensor:
-        left, right = self.left.to(weight.device), self.right.to(weight.device)
-        return (weight.double() @ left.T) @ right
+        up, down = self.low_rank(name, weight)
+        return up @ down
+
+    def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.double() @ self.left.T.to(weight.device), self.right.to(weight.device)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"left": self.left, "right": self.right}
@@ -82,8 +89,12 @@ class Ridge:
     """Weight of staying near the old weights."""
 
     def change(self, name: str, weight: Tensor) -> Tensor:
+        up, down = self.low_rank(name, weight)
+        return up @ down
+
+    def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         left, right = self.factors
-        return (weight.double() @ left.T.to(weight.device)) @ right.to(weight.device)
+        return weight.double() @ left.T.to(weight.device), right.to(weight.device)
 
     def tensors(self) -> dict[str, Tensor]:
         moved: dict[str, Tensor] = vars(self.moved)
@@ -165,8 +176,12 @@ class LowRank:
         return tuple(self.up)
 
     def change(self, name: str, weight: Tensor) -> Tensor:
+        up, down = self.low_rank(name, weight)
+        return up @ down
+
+    def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         up, down = self.up[name].to(weight.device), self.down[name].to(weight.device)
-        return up.double() @ down.double()
+        return up.double(), down.double()
 
     def tensors(self) -> dict[str, Tensor]:
         return {
@@ -189,6 +204,12 @@ class Dense:
 
     def change(self, name: str, weight: Tensor) -> Tensor:
         return self.changes[name].to(weight.device, torch.float64)
+
+    def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        change = self.change(name, weight)
+        if change.ndim != 2:
+            raise ExpungeError(f"{name}: its change isn't that of a matrix and has no factors")
+        return change, torch.eye(change.shape[1], dtype=torch.float64, device=change.device)
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.changes)
