@@ -85,7 +85,7 @@ def score(
         "clip_score": judges.clip_score(images, [job[0] for job in jobs]).mean().item(),
         "seconds_per_image": seconds,
         "style_rates": {name: sum(hits) / len(hits) for name, hits in by_style.items()},
-        "missed_objects": dict(sorted(missed.items(), key=lambda item: -item[1])[:25]),
+        "missed_objects": {name: count for name, count in sorted(missed.items()) if count},
     }
     return result, images
 

@@ -11,7 +11,7 @@ import torch
 from expunge.concepts import Concept
 from expunge.edits import store
 from expunge.edits.component import Component, Provenance
-from expunge.edits.payloads import check_together, together
+from expunge.edits.payloads import Payload, check_together, together
 from expunge.errors import ExpungeError
 from expunge.files import digest
 from expunge.models import Model
@@ -133,6 +133,17 @@ class Edit:
         if edit.id != identity:
             raise ExpungeError(f"{path}: the content doesn't match its id; the file was changed")
         return edit
+
+
+@contextmanager
+def tried(model: Model, payload: Payload) -> Iterator[Model]:
+    """The base model with a change that isn't an edit yet, for a method to look at."""
+    base = {name: model.base_weight(name) for name in payload.names}
+    model.write({name: base[name].double() + payload.change(name, base[name]) for name in base})
+    try:
+        yield model
+    finally:
+        model.write(dict.fromkeys(base))
 
 
 def _check_base(component: Component, model: Model) -> None:

@@ -16,7 +16,11 @@ from expunge.registry import Registry
 
 METHODS: Registry[type[Method]] = Registry(
     "method",
-    {"esd": "expunge.methods.esd:ESD", "uce": "expunge.methods.uce:UCE"},
+    {
+        "esd": "expunge.methods.esd:ESD",
+        "uce": "expunge.methods.uce:UCE",
+        "uce-debias": "expunge.methods.uce_debias:Debias",
+    },
     entry_points="expunge.methods",
 )
 
