@@ -82,7 +82,7 @@ def test_a_mistake_is_one_line(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--concept", "ghost", "--method", "ucs"], "did you mean uce?"),
+        (["--concept", "ghost", "--method", "ucs"], "did you mean uce"),
         (["--concept", "ghost", "--set", "lam=1"], "did you mean lamb?"),
         (["--concept", "ghost", "--set", "lamb"], "write name=value"),
         (["--concept", "ghost", "--set", "lamb=-1"], "lamb: Input should be greater than 0"),

@@ -17,6 +17,7 @@ _COMMANDS = {
     "report": "Write the report of an evaluation.",
     "demo": "Erase a character and a style from the bundled model and show the proof.",
     "methods": "List the methods with their settings.",
+    "doctor": "Say what an edit would change in a model, and how it reads your words.",
 }
 
 

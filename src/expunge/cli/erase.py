@@ -68,9 +68,10 @@ def erase(
     """
     if output.suffix != ".safetensors":
         raise ExpungeError(f"--output {output}: an edit is a .safetensors file")
-    described = {"synonyms": synonym, "kind": kind, "anchor": anchor}
-    wanted = _policy(policy, concept, {k: v for k, v in described.items() if v}, keep)
-    chosen = configured(method, **_assignments(method, setting))
+    described = {"synonyms": synonym or None, "kind": kind, "anchor": anchor}
+    given = {name: value for name, value in described.items() if value is not None}
+    wanted = policy_of(policy, concept, given, keep)
+    chosen = configured(method, **assignments(method, setting))
     console = Console(stderr=True)
     with ExitStack() as stack:
         if checkpoints:
@@ -81,7 +82,7 @@ def erase(
     console.print(f"{output}: {edit.summary()}", highlight=False)
 
 
-def _policy(
+def policy_of(
     path: Path | None, concepts: Sequence[str], described: dict[str, Any], keep: Sequence[str]
 ) -> Policy:
     """The policy of a file, or of the options that stand for one."""
@@ -102,7 +103,7 @@ def _policy(
         raise ExpungeError(explain(error)) from None
 
 
-def _assignments(method: str, assigned: Sequence[str]) -> dict[str, Any]:
+def assignments(method: str, assigned: Sequence[str]) -> dict[str, Any]:
     """``name=value`` texts as settings of the method."""
     fields = settings(method).model_fields
     values: dict[str, Any] = {}

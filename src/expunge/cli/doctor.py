@@ -1,0 +1,205 @@
+"""``expunge doctor``: what an edit would change in a model, and how the model reads your words."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from expunge.cli.erase import assignments, policy_of
+from expunge.concepts import Kind
+from expunge.doctor import Diagnosis, examine
+from expunge.doctor.facts import Anatomy, Cost, Likeness, Part, Phrase, Timing
+from expunge.errors import ExpungeError
+from expunge.methods import configured
+from expunge.models import load
+
+
+def doctor(
+    *,
+    model: str = "emoji",
+    concept: tuple[str, ...] = (),
+    synonym: tuple[str, ...] = (),
+    kind: Kind | None = None,
+    anchor: str | None = None,
+    keep: tuple[str, ...] = (),
+    policy: Path | None = None,
+    method: str | None = None,
+    setting: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Say what an edit would change in a model, and how the model reads your words.
+
+    Nothing is erased and nothing is written. Without concepts only the model is looked at.
+
+    Parameters
+    ----------
+    model:
+        "emoji", a folder, or a Hugging Face id.
+    concept:
+        What is to be erased, e.g. "santa claus"; repeat it for more.
+    synonym:
+        Another word for the concept; only with a single --concept.
+    kind:
+        What the concepts are; decides the sentences around them. Objects by default.
+    anchor:
+        What is drawn instead; by default what suits the kind.
+    keep:
+        A prompt whose pictures must stay; repeat it for more.
+    policy:
+        YAML file with the entries erase and keep, instead of the options above.
+    method:
+        One of "expunge methods"; by default all that need no training are tried.
+    setting:
+        A setting of the method as name=value; repeat it for more.
+    as_json:
+        Print one JSON object instead of tables.
+    """
+    described = {"synonyms": synonym or None, "kind": kind, "anchor": anchor}
+    stated = {name: value for name, value in described.items() if value is not None}
+    named = bool(policy or concept)
+    if not named and (stated or keep or method):
+        raise ExpungeError(
+            "--synonym, --kind, --anchor, --keep and --method need something to erase; name it "
+            "with --concept WORDS or --policy FILE"
+        )
+    if setting and not method:
+        raise ExpungeError(f"--set {setting[0]}: of which method? Name it with --method")
+    wanted = policy_of(policy, concept, stated, keep) if named else None
+    chosen = configured(method, **assignments(method, setting)) if method else None
+    with Console(stderr=True).status("looking at the model ..."):
+        found = examine(load(model), wanted, chosen)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        _show(Console(highlight=False), found)
+
+
+def _show(console: Console, found: Diagnosis) -> None:
+    for line in _model(found.model):
+        console.print(line)
+    console.print()
+    console.print(_sizes("network", found.model.networks, found.model.classes))
+    console.print()
+    console.print(_sizes("role in the UNet (they overlap)", found.model.roles, {}))
+    console.print(
+        f"\nOne UNet pass for one picture takes {_timing(found.pace.unet)}, one prompt through "
+        f"the text encoder {_timing(found.pace.text_encoder)}."
+    )
+    if found.phrases:
+        console.print("\n[bold]How the model reads your words[/bold]")
+        console.print(_phrases(found.phrases, found.model.positions))
+        console.print(
+            "\n[bold]How near they are to their anchors[/bold]\n"
+            "Cosine of the embeddings as bare prompts; in brackets that of unrelated words."
+        )
+        console.print(_likenesses(found.likenesses))
+        console.print("\n[bold]Warnings[/bold]")
+        for warning in found.warnings:
+            console.print(f"- {escape(warning.message)}")
+        if not found.warnings:
+            console.print("none")
+        console.print("\n[bold]What a method would change[/bold]")
+        if found.costs:
+            console.print(_costs(found.costs))
+        for cost in found.costs:
+            console.print(f"{cost.method}: the time is {cost.how}")
+        for refusal in found.refusals:
+            console.print(f"{refusal.method}: {escape(refusal.reason)}")
+
+
+def _model(model: Anatomy) -> Iterator[str]:
+    channels, rows, columns = model.latent_shape
+    height, width = model.image_size
+    yield f"[bold]{escape(model.name)}[/bold]: {model.dtype} on {model.device}"
+    yield (
+        f"a prompt is {model.positions} rows of width {model.text_width} (start, "
+        f"{model.positions - 2} pieces, end)"
+    )
+    yield (
+        f"latents are {channels}×{rows}×{columns} (channels, height, width), pictures "
+        f"{height}×{width} pixels"
+    )
+    yield ", ".join(f"{name} {version}" for name, version in model.versions.items())
+
+
+def _sizes(heading: str, parts: tuple[Part, ...], classes: dict[str, str]) -> Table:
+    table = _table(heading, *(["class"] if classes else []), "tensors#", "parameters#", "MB#")
+    for part in parts:
+        kind = (classes[part.name],) if classes else ()
+        numbers = (str(part.tensors), f"{part.parameters:,}", _megabytes(part.bytes))
+        table.add_row(part.name, *kind, *numbers)
+    return table
+
+
+def _phrases(phrases: tuple[Phrase, ...], positions: int) -> Table:
+    table = _table("phrase", "is", "pieces", "number#", f"last row of {positions}#")
+    for phrase in phrases:
+        shown = escape(phrase.text) or '"" (the empty prompt)'
+        cut = f" ({phrase.cut_off} cut off)" if phrase.cut_off else ""
+        number = f"{len(phrase.pieces)}{cut}"
+        table.add_row(shown, phrase.role, escape(_split(phrase)), number, str(phrase.last_row))
+    return table
+
+
+def _split(phrase: Phrase) -> str:
+    """Words set apart by spaces, and their pieces by ``|``."""
+    words: dict[int, list[str]] = {}
+    for piece in phrase.pieces:
+        words.setdefault(piece.word, []).append(piece.text)
+    return " ".join("|".join(pieces) for pieces in words.values())
+
+
+def _likenesses(likenesses: tuple[Likeness, ...]) -> Table:
+    table = _table("phrase", "anchor", "at the last piece", "at the end of the text")
+    for each in likenesses:
+        table.add_row(
+            escape(each.phrase),
+            escape(each.anchor) or '""',
+            f"{each.last_piece:.2f} ({each.unrelated_last_piece:.2f})",
+            f"{each.end:.2f} ({each.unrelated_end:.2f})",
+        )
+    return table
+
+
+def _costs(costs: tuple[Cost, ...]) -> Table:
+    table = _table("method", "changes", "rows#", "edit, MB#", "time#", "peak memory, MB#")
+    for cost in costs:
+        table.add_row(
+            cost.method,
+            f"{cost.tensors} of {cost.role_tensors} tensors of {cost.role} "
+            f"({cost.parameters:,} parameters)",
+            "all" if cost.rows is None else str(cost.rows),
+            _megabytes(cost.edit_bytes),
+            f"{'about ' if cost.estimated else ''}{_duration(cost.seconds)}",
+            f"{_megabytes(cost.peak_bytes)} ({cost.memory})",
+        )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """A table without lines; the columns with a ``#`` at the end hold numbers."""
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column.rstrip("#"), justify="right" if column[-1] == "#" else "left")
+    return table
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f}"
+
+
+def _timing(timing: Timing) -> str:
+    once = "measured once" if timing.repeats == 1 else f"median of {timing.repeats} runs"
+    return f"{_duration(timing.seconds)} ({once})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,97 @@
+"""What would change in *this* model, how it reads your words, and what a method would cost.
+
+Facts only, as typed records. Nothing is applied or saved: the model is the same afterwards.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor, nn
+
+from expunge.concepts import Policy
+from expunge.doctor.costs import cost, measure
+from expunge.doctor.facts import Anatomy, Cost, Diagnosis, Part, Refusal
+from expunge.doctor.words import compare, read, warn
+from expunge.errors import ExpungeError
+from expunge.methods import METHODS, configured, versions
+from expunge.methods.base import Method
+from expunge.models import Model
+from expunge.models.roles import ROLES, matching
+
+__all__ = ["Diagnosis", "anatomy", "examine"]
+
+
+def examine(model: Model, policy: Policy | None = None, method: Method | None = None) -> Diagnosis:
+    """Look at a model, at the words of a policy, and at the cost of erasing them.
+
+    Args:
+        model: a base model; it stays as it is.
+        policy: what is to be erased; without it only the model is looked at.
+        method: the method to try; by default all that need no training, with their defaults.
+
+    Raises:
+        ExpungeError: the model is edited already, or a method is given without a policy.
+    """
+    if model.components:
+        raise ExpungeError("the model has an edit applied; revert it, the facts are of the base")
+    if method and not policy:
+        raise ExpungeError(f"{method.name}: what it changes depends on what is erased; name it")
+    found = Diagnosis(model=anatomy(model), pace=measure(model))
+    if not policy:
+        return found
+    phrases, likenesses = read(model, policy), compare(model, policy)
+    costs: list[Cost] = []
+    refusals: list[Refusal] = []
+    for name, make in _chosen(method).items():
+        try:
+            costs.append(cost(model, policy, make(), found.pace))
+        except ExpungeError as error:
+            refusals.append(Refusal(method=name, reason=str(error).removeprefix(f"{name}: ")))
+    return Diagnosis(
+        model=found.model,
+        pace=found.pace,
+        phrases=phrases,
+        likenesses=likenesses,
+        warnings=tuple(warn(model, policy, phrases, likenesses)),
+        costs=tuple(costs),
+        refusals=tuple(refusals),
+    )
+
+
+def _chosen(method: Method | None) -> dict[str, Callable[[], Method]]:
+    """How to make the methods to try: the given one, or all that need no training."""
+    if method:
+        return {method.name: lambda: method}
+    names = (name for name in METHODS if METHODS.get(name).shape == "solve")
+    return {name: partial(configured, name) for name in names}
+
+
+def anatomy(model: Model) -> Anatomy:
+    """Sizes of the networks and of every role."""
+    networks = {k: v for k, v in model.pipe.components.items() if isinstance(v, nn.Module)}
+    unet = dict(model.unet.named_parameters())
+    return Anatomy(
+        name=model.name,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        classes={name: type(network).__name__ for name, network in networks.items()},
+        networks=tuple(_part(k, dict(v.named_parameters())) for k, v in networks.items()),
+        text_width=model.text_width,
+        positions=model.pipe.tokenizer.model_max_length,
+        latent_shape=model.latent_shape,
+        image_size=model.image_size,
+        roles=tuple(
+            _part(role, {name: unet[name] for name in matching(model.unet, rule)})
+            for role, rule in ROLES.items()
+        ),
+        versions=versions(),
+    )
+
+
+def _part(name: str, parameters: Mapping[str, Tensor]) -> Part:
+    return Part(
+        name=name,
+        tensors=len(parameters),
+        parameters=sum(tensor.numel() for tensor in parameters.values()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in parameters.values()),
+    )

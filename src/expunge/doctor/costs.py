@@ -1,0 +1,270 @@
+"""What a method would change and take, measured on this model where that is cheap."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from statistics import fmean, median
+from threading import Event, Thread
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from expunge.concepts import Policy
+from expunge.doctor.facts import Cost, Pace, Timing
+from expunge.edits.payloads import Dense, Payload
+from expunge.errors import ExpungeError, Unsupported
+from expunge.methods.base import Method, Solves, Trains
+from expunge.models import Model
+from expunge.models.roles import ROLES, matching
+from expunge.seeding import generator
+from expunge.training.loop import optimizer_of, step
+from expunge.training.student import Student
+
+REPEATS = 5
+"""Runs that a measured time is the median of."""
+PATIENCE = 1.0
+"""Seconds; what takes longer than this is run once."""
+TRIAL_BATCHES = 8
+"""Batches of a training that are made to see what the others will cost."""
+
+
+# --- time
+
+
+def measure(model: Model) -> Pace:
+    """Time one pass of the UNet and one prompt through the text encoder."""
+    return Pace(
+        unet=_unet_pass(model, (1, *model.latent_shape)),
+        text_encoder=timed(lambda: model.encode(["a dog"]), model.device),
+    )
+
+
+@torch.no_grad()
+def _unet_pass(model: Model, shape: Sequence[int]) -> Timing:
+    """Time a forward pass for latents ``[batch, channels, height, width]``."""
+    noise = torch.randn(tuple(shape), generator=generator(0, "doctor"))
+    latents = noise.to(model.device, model.dtype)
+    timestep = torch.ones(len(noise), dtype=torch.long, device=model.device)
+    prompts = model.encode([""] * len(noise)).to(model.dtype)
+    return timed(lambda: model.predict_noise(latents, timestep, prompts), model.device)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> Timing:
+    """Time a run: the median of ``REPEATS``, or the first if that takes ``PATIENCE`` already."""
+    seconds = [_seconds(run, device)]
+    if seconds[0] < PATIENCE:
+        seconds = [_seconds(run, device) for _ in range(REPEATS)]
+    return Timing(seconds=median(seconds), repeats=len(seconds))
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    began = _now(device)
+    run()
+    return _now(device) - began
+
+
+def _now(device: torch.device) -> float:
+    """The time when all work given to the device so far is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+# --- methods
+
+
+def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
+    """What a method would change here, found out by trying it; nothing is applied.
+
+    A closed form is run to its end. Of a training a few steps are taken on copies of the weights.
+
+    Raises:
+        ExpungeError: the method refuses this model or policy, or can't be tried in short.
+    """
+    with _watched(model.device) as peak:
+        if method.shape == "solve" and isinstance(method, Solves):
+            found = _solved(model, policy, method)
+        elif method.shape == "train" and isinstance(method, Trains):
+            found = _trained(model, policy, method, pace)
+        else:
+            raise Unsupported(
+                "its training is part of its solution and can't be tried in short; what it takes "
+                "is seen when it runs"
+            )
+    return Cost(
+        method=method.name,
+        shape=method.shape,
+        **found,
+        peak_bytes=peak(),
+        memory="GPU" if model.device.type == "cuda" else "process",
+    )
+
+
+def _solved(model: Model, policy: Policy, method: Solves) -> dict[str, Any]:
+    """Run a closed form to its end, with the change of every weight."""
+
+    def refuse(*arguments: object, **options: object) -> object:
+        raise Unsupported(
+            "it uses the UNet to solve, which can't be tried in short; what it takes is seen when "
+            "it runs"
+        )
+
+    began = _now(model.device)
+    with _unet_replaced(model.unet, refuse):
+        payload = method.solve(model, policy, 0)
+    for name in payload.names:
+        payload.change(name, model.base_weight(name))
+    seconds = _now(model.device) - began
+    return {
+        **_changed(model, payload.names),
+        "rows": _rows(model, payload),
+        "edit_bytes": _bytes(payload.tensors()),
+        "seconds": seconds,
+        "estimated": False,
+        "how": "that of one run",
+    }
+
+
+def _rows(model: Model, payload: Payload) -> int | None:
+    if isinstance(payload, Dense):
+        return None
+    return max(len(payload.low_rank(name, model.base_weight(name))[1]) for name in payload.names)
+
+
+def _trained(model: Model, policy: Policy, method: Trains, pace: Pace) -> dict[str, Any]:
+    """Take a few steps on copies of the weights, and add up what all steps would take."""
+    student = Student(model, method.parameters(model))
+    batch, first, later = _batches(model, policy, method, student, pace.unet.seconds)
+    optimizer = optimizer_of(method, student)
+    one = timed(lambda: step(method, student, optimizer, batch), model.device)
+    making = first + (method.iterations - 1) * later
+    repeats = "measured once" if one.repeats == 1 else f"median of {one.repeats}"
+    return {
+        **_changed(model, tuple(student.weights)),
+        "rows": None,
+        "edit_bytes": _bytes(student.changes()),
+        "seconds": making + method.iterations * one.seconds,
+        "estimated": True,
+        "how": f"an estimate: {method.iterations} steps of {one.seconds:.3g} s ({repeats}), and "
+        f"{making:.3g} s to make what they learn from",
+    }
+
+
+def _batches(
+    model: Model, policy: Policy, method: Trains, student: Student, unet_seconds: float
+) -> tuple[Mapping[str, Tensor], float, float]:
+    """A batch, and the seconds that the first batch and each later one would take to make.
+
+    The UNet is left out of it and its calls are noted instead, so that a trajectory costs the
+    sum of its steps' times; the rest is measured.
+    """
+    seconds: list[float] = []
+    calls: list[Counter[torch.Size]] = []
+    batch: Mapping[str, Tensor] = {}
+    with _unet_left_out(model.unet) as noted:
+        began = _now(model.device)
+        batches = method.batches(model, policy, student, 0, 0)
+        for made in islice(batches, min(TRIAL_BATCHES, method.iterations)):
+            seconds.append(_now(model.device) - began)
+            calls.append(noted.copy())
+            noted.clear()
+            batch, began = made, _now(model.device)
+    if not seconds:
+        raise ExpungeError("it has no batch to train on; name more to erase or to keep")
+    prices = _prices(model, set().union(*calls), unet_seconds)
+    first, *later = (
+        own + sum(count * prices[shape] for shape, count in noted.items())
+        for own, noted in zip(seconds, calls, strict=True)
+    )
+    return batch, first, fmean(later) if later else 0.0
+
+
+def _prices(model: Model, shapes: set[torch.Size], unet_seconds: float) -> dict[torch.Size, float]:
+    """Seconds of a pass for each shape of latents; measured, but for those that take long."""
+    one = torch.Size(model.latent_shape).numel()
+    scaled = {shape: shape.numel() / one * unet_seconds for shape in shapes}
+    return {
+        shape: _unet_pass(model, shape).seconds if estimate < PATIENCE else estimate
+        for shape, estimate in scaled.items()
+    }
+
+
+@contextmanager
+def _unet_left_out(unet: nn.Module) -> "Iterator[Counter[torch.Size]]":
+    """Let the UNet predict zeros, and count its calls by the shape of their latents."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+
+    calls: Counter[torch.Size] = Counter()
+
+    def forward(sample: Tensor, *arguments: object, **options: object) -> object:
+        calls[sample.shape] += 1
+        return UNet2DConditionOutput(sample=torch.zeros_like(sample))
+
+    with _unet_replaced(unet, forward):
+        yield calls
+
+
+@contextmanager
+def _unet_replaced(unet: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Do something else where the UNet would be called."""
+    own = vars(unet)
+    before = own.get("forward")  # where offloading has put its own
+    own["forward"] = forward
+    try:
+        yield
+    finally:
+        del own["forward"]
+        if before:
+            own["forward"] = before
+
+
+def _changed(model: Model, names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a ``Cost`` that say what changes."""
+    roles = {role: matching(model.unet, rule) for role, rule in ROLES.items()}
+    fitting = [role for role, members in roles.items() if set(names) <= set(members)]
+    role = min(fitting, key=lambda fit: len(roles[fit]))
+    return {
+        "role": role,
+        "role_tensors": len(roles[role]),
+        "tensors": len(names),
+        "parameters": sum(model.base_weight(name).numel() for name in names),
+    }
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+# --- memory
+
+
+@contextmanager
+def _watched(device: torch.device) -> Iterator[Callable[[], int]]:
+    """``with _watched(device) as peak: ...``; then ``peak()`` is the most bytes in use meanwhile.
+
+    On a GPU what torch has allocated there, else the memory of this process, looked at every
+    few milliseconds.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    process, ended = psutil.Process(), Event()
+    peak: int = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: peak
+    finally:
+        ended.set()
+        watcher.join()
