@@ -1,5 +1,6 @@
 """The command line: one file per command, each imported only when it is called."""
 
+import keyword
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,11 @@ _COMMANDS = {
     "report": "Write the report of an evaluation.",
     "demo": "Erase a character and a style from the bundled model and show the proof.",
     "methods": "List the methods with their settings.",
+    "prior": "Sum up captions that must stay, for methods that keep them.",
     "doctor": "Say what an edit would change in a model, and how it reads your words.",
+    "export": "Write an edit as a LoRA of other programs, or the edited model whole.",
+    "import": "Turn a published erased model into an edit.",
+    "compose": "Add edits up, or take one out of a sum.",
 }
 
 
@@ -37,7 +42,8 @@ def application() -> App:
         default_parameter=Parameter(negative=(), show_default=_stated),
     )
     for order, (name, help) in enumerate(_COMMANDS.items()):
-        app.command(f"expunge.cli.{name}:{name}", name=name, help=help, sort_key=order)
+        place = f"{name}_" if keyword.iskeyword(name) else name
+        app.command(f"expunge.cli.{place}:{place}", name=name, help=help, sort_key=order)
     return app
 
 

@@ -2,7 +2,7 @@
 
 from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
-from expunge.edits.payloads import Dense, LowRank, Payload, Ridge, SharedMatrix
+from expunge.edits.payloads import Dense, LowRank, Payload, Ridge, SharedMatrix, Sum
 
 __all__ = [
     "Component",
@@ -13,4 +13,5 @@ __all__ = [
     "Provenance",
     "Ridge",
     "SharedMatrix",
+    "Sum",
 ]

@@ -215,6 +215,50 @@ class Dense:
         return dict(self.changes)
 
 
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Several changes of the same parameters, added up; each is computed from the base weights."""
+
+    form: ClassVar[str] = "sum"
+    parts: tuple[Payload, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or any(set(part.names) != set(self.names) for part in self.parts):
+            raise ExpungeError("the parts of a sum must change the same parameters")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.parts[0].names
+
+    def change(self, name: str, weight: Tensor) -> Tensor:
+        return torch.stack([part.change(name, weight) for part in self.parts]).sum(0)
+
+    def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        up, down = zip(*(part.low_rank(name, weight) for part in self.parts), strict=True)
+        return torch.cat(up, 1), torch.cat(down)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{index}:{part.form}:{key}": tensor
+            for index, part in enumerate(self.parts)
+            for key, tensor in part.tensors().items()
+        }
+
+
+def _parts(names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> tuple[Payload, ...]:
+    """The parts of a sum, in their order."""
+    forms: dict[int, str] = {}
+    own: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, place = key.partition(":")
+        if not index.isdigit():
+            raise ExpungeError(f"{key!r} is of no part of the sum; the file is damaged")
+        form, _, rest = place.partition(":")
+        forms[int(index)] = form
+        own.setdefault(int(index), {})[rest] = tensor
+    return tuple(from_tensors(forms[index], names, own[index]) for index in sorted(forms))
+
+
 def from_tensors(form: str, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Payload:
     """The payload that ``tensors()`` was taken from.
 
@@ -238,6 +282,8 @@ def from_tensors(form: str, names: tuple[str, ...], tensors: Mapping[str, Tensor
             )
         if form == Dense.form:
             return Dense({name: tensors[name] for name in names})
+        if form == Sum.form:
+            return Sum(_parts(names, tensors))
     except KeyError as error:
         raise ExpungeError(f"the edit lacks the tensor {error}; the file is damaged") from None
     raise ExpungeError(f"unknown payload {form!r}; this edit needs a newer version of expunge")

@@ -18,6 +18,9 @@ METHODS: Registry[type[Method]] = Registry(
     "method",
     {
         "esd": "expunge.methods.esd:ESD",
+        "mace": "expunge.methods.mace:MACE",
+        "rece": "expunge.methods.rece:RECE",
+        "trce": "expunge.methods.trce:TRCE",
         "uce": "expunge.methods.uce:UCE",
         "uce-debias": "expunge.methods.uce_debias:Debias",
     },

@@ -10,7 +10,7 @@ run from the last word piece through the padding and kept prompts give every row
 prompt gives the row of its last word piece.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import ClassVar, Literal
 
@@ -72,30 +72,33 @@ class UCE(Method):
         """The ridge system of all projections, or one low-rank change each for ``tensor``."""
         names = model.select("cross_attention.kv")
         pairs = self.pairs(policy)
-        kept = self._kept(model, policy)
+        kept = self.preserved(model, policy)
         if self.technique == "tensor":
-            return self._tensor(model, names, list(self._pair_rows(model, pairs)), kept)
+            moved = [self._weighted([old], [new]) for old, new in self._pair_rows(model, pairs)]
+            return tensor_edit({n: model.base_weight(n) for n in names}, moved, kept, self.lamb)
         return Ridge(names, self._moved(model, pairs), kept, self.lamb)
 
     def _moved(self, model: Model, pairs: Sequence[Pair]) -> Moved:
         """Rows of all pairs, a few prompts at a time."""
         blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
-        rows = (
+        rows: Iterator[Moved] = (
             self._weighted(*zip(*self._pair_rows(model, block), strict=True)) for block in blocks
         )
         return reduce(lambda moved, more: joined([moved, more]), rows)
 
-    def _weighted(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> Moved:
+    def _weighted(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> Rows:
         rows = torch.cat(list(sources))
         weights = torch.full((len(rows),), self.erase_scale, dtype=torch.float64)
         return Rows(rows, torch.cat(list(targets)), weights.to(rows.device))
 
     def pairs(self, policy: Policy) -> tuple[Pair, ...]:
         """Every prompt to erase with its anchor prompt."""
-        of = self._released if self.fidelity == "original" else self._corrected
-        return tuple(pair for concept in policy.erase for pair in of(concept))
+        return tuple(pair for concept in policy.erase for pair in self.pairs_of(concept))
 
-    def _corrected(self, concept: Concept) -> Iterator[Pair]:
+    def pairs_of(self, concept: Concept) -> Iterator[Pair]:
+        """The same of one concept."""
+        if self.fidelity == "original":
+            return self._released(concept)
         return concept.pairs(self._sentences)
 
     @property
@@ -120,7 +123,7 @@ class UCE(Method):
             length = 1 if self.variant == "2025" else len(erase) - max(first, second)
             yield erase[first : first + length], anchor[second : second + length]
 
-    def _kept(self, model: Model, policy: Policy) -> Tensor:
+    def preserved(self, model: Model, policy: Policy) -> Tensor:
         """Rows of all prompts to keep, times the root of p, ``[kept, width]`` float64."""
         prompts = self.kept(policy)
         blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
@@ -149,28 +152,26 @@ class UCE(Method):
             return 1 / max(1, kept if self.preserve is not None else len(policy.kept))
         return 1.0 if self.variant == "2025" else max(0.1, 1 / max(1, kept))
 
-    def _tensor(
-        self,
-        model: Model,
-        names: Iterable[str],
-        rows: Sequence[tuple[Tensor, Tensor]],
-        kept: Tensor,
-    ) -> LowRank:
-        """``V = T W^T - <u, T W^T> u`` with ``u`` the erased outputs scaled to norm one."""
-        moved = self._weighted(*zip(*rows, strict=True))
-        right = shared_factors(moved, kept, self.lamb).right
-        up = {
-            name: torch.cat([_tensor_change(model.base_weight(name), *pair) for pair in rows], 1)
-            for name in names
-        }
-        return LowRank(
-            {name: self.erase_scale**0.5 * factor for name, factor in up.items()},
-            dict.fromkeys(up, right),
-        )
+
+def tensor_edit(
+    weights: Mapping[str, Tensor], moved: Sequence[Rows], kept: Tensor, lamb: float
+) -> LowRank:
+    """``V = T W^T - <u, T W^T> u`` with ``u`` the erased outputs scaled to norm one.
+
+    Each of ``moved`` is one prompt, whose outputs have one norm; ``kept`` is ``[kept, width]``.
+    """
+    columns = zip(*((part.sources, part.targets, part.weights) for part in moved), strict=True)
+    rows = Rows(*(torch.cat(column) for column in columns))
+    right = shared_factors(rows, kept, lamb).right
+    up = {
+        name: torch.cat([_tensor_change(weight, part) for part in moved], 1)
+        for name, weight in weights.items()
+    }
+    return LowRank(up, {name: right.clone() for name in up})
 
 
-def _tensor_change(weight: Tensor, erase: Tensor, anchor: Tensor) -> Tensor:
-    """``(V - C W^T)^T`` of one pair and one matrix, ``[out, rows]``."""
-    old, new = (rows.double() @ weight.double().T for rows in (erase, anchor))
+def _tensor_change(weight: Tensor, moved: Rows) -> Tensor:
+    """``(V - C W^T)^T`` of one prompt, times the roots of its weights, ``[out, rows]``."""
+    old, new = (rows.double() @ weight.double().T for rows in (moved.sources, moved.targets))
     projection = (old * new).sum() / (old * old).sum()
-    return (new - projection * old - old).T
+    return moved.weights.sqrt() * (new - projection * old - old).T

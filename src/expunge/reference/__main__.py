@@ -11,11 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from expunge.errors import ExpungeError, Unsupported
-from expunge.methods import METHODS
-from expunge.reference import esd, uce
+from expunge.reference import esd, mace, prior, rece, trce, uce
 from expunge.reference.case import Case, Difference
 
 CHECKS: dict[tuple[str, str | None], Callable[[Case], Iterator[Difference]]] = {
+    ("cache", None): prior.cache,
+    ("rece", None): rece.weights,
+    ("mace", None): mace.stages,
+    ("mace-cfr", None): mace.refinement,
+    ("trce-stage1", None): trce.weights,
     ("uce", None): uce.weights,
     ("esd", "partial-denoising"): esd.denoising,
     ("esd", "single-step"): esd.step,
@@ -32,7 +36,7 @@ def check(case: Case) -> Difference:
         Unsupported: this version has no such method, or the method doesn't do it yet.
     """
     checker = CHECKS.get((case["method"], case.get("kind")))
-    if checker is None or case["method"] not in METHODS:
+    if checker is None:
         raise Unsupported(f"no check for {case['method']} {case.get('kind') or ''}")
     return max(checker(case), key=lambda difference: difference.share)
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from expunge.edits.edit import Edit, edited_weights
+from expunge.errors import ExpungeError
 from expunge.models import Model, load
 
 Tensors = Mapping[str, Tensor]
@@ -51,11 +53,29 @@ class Case:
     def model(self) -> Model:
         """The model that the case names, with the embeddings that the original used."""
         model = load(self.models / self["model"], device="cpu")
+        if patch := self.get("text_encoder_patch"):
+            _patch(model.pipe.text_encoder, load_file(self._beside(patch)))
         stored = self.folder / str(self.get("text_embeddings")).partition(",")[0]
         if stored.is_file():
             rows = load_file(stored)
             model.remember({key.removeprefix("emb:"): value for key, value in rows.items()})
         return model
+
+    def _beside(self, name: str) -> Path:
+        """A file of the whole set: beside the cases, or else beside the models."""
+        path = self.folder.parent / name
+        return path if path.exists() else self.models / name
+
+
+@torch.no_grad()
+def _patch(module: nn.Module, values: Tensors) -> None:
+    """Replace the parameters whose names end in those of ``values``."""
+    parameters = dict(module.named_parameters())
+    for ending, value in values.items():
+        names = [name for name in parameters if f".{name}".endswith(f".{ending}")]
+        if len(names) != 1:
+            raise ExpungeError(f"{ending}: {len(names)} parameters of the text encoder end so")
+        parameters[names[0]].copy_(value)
 
 
 def pooled(ours: Tensors, theirs: Tensors) -> float:
@@ -80,6 +100,23 @@ def compared(ours: Tensors, case: Case, theirs: Tensors, tolerance: float) -> It
         largest = max(float(mark[0]) for mark in marks.values())
         worst = max(float((fingerprint(ours[n]) - m).abs().max()) for n, m in marks.items())
         yield Difference(worst / largest, tolerance)
+
+
+def weight_changes(case: Case, model: Model, edit: Edit) -> Iterator[Difference]:
+    """Distance of an edit's changes from the original's, in single and in double precision."""
+    edited = edited_weights(model, edit.components, edit.names)
+    base = {name: model.base_weight(name).double() for name in edited}
+    ours = {name: weight - base[name] for name, weight in edited.items() if weight is not None}
+    for file, tolerance in case["tolerance"].items():
+        if file == "expected" and case.get("fp32_reliable") is False:
+            continue
+        theirs = case.file(file)
+        if "M" in theirs:
+            theirs = {name: weight @ theirs["M"] for name, weight in base.items()}
+        if set(theirs) != set(ours):
+            raise ExpungeError(f"{file}: {len(theirs)} tensors change, here {len(ours)}")
+        change = {name: weight.double() - base[name] for name, weight in theirs.items()}
+        yield Difference(pooled(ours, change), tolerance["rel_fro_of_change"])
 
 
 def loss_difference(ours: Iterable[float], theirs: Iterable[float], tolerance: float) -> Difference:

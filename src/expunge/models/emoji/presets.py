@@ -44,17 +44,8 @@ def contexts(concept: Concept) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentences))
 
 
-def settings(method: str, concept: Concept) -> dict[str, Any]:
-    """Settings of a method that suit a model of this size, found by trying a few on two concepts.
-
-    With keys and values alone trained, and those of all kept prompts held, no picture of what is
-    kept is needed in a batch.
-    """
-    common: dict[str, Any] = {"contexts": contexts(concept)}
-    if method != "esd":
-        return common
-    return {
-        **common,
+SETTINGS: dict[str, dict[str, Any]] = {
+    "esd": {
         "train_method": "x-strict",
         "negative_guidance": 0.25,
         "iterations": 80,
@@ -64,4 +55,18 @@ def settings(method: str, concept: Concept) -> dict[str, Any]:
         "preserve_scale": 4.0,
         "trajectories": 64,
         "num_inference_steps": 10,
-    }
+    },
+    "mace": {"segmenter": "threshold"},
+    "trce": {"token_weight_scale": (0.0, 1.0, 1.0, 1.0)},
+}
+"""What suits a model of this size where the defaults don't, found by trying a few on two concepts.
+
+ESD trains the keys and values alone and holds those of all kept prompts, so that no picture of
+what is kept is needed in a batch. TRCE moves the erased words and the padding too, which this UNet
+reads.
+"""
+
+
+def settings(method: str, concept: Concept) -> dict[str, Any]:
+    """Settings of a method for the bundled model, in its own sentences."""
+    return {"contexts": contexts(concept), **SETTINGS.get(method, {})}

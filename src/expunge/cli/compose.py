@@ -1,0 +1,36 @@
+"""``expunge compose``: edits added up and taken out again."""
+
+from functools import reduce
+from operator import add, sub
+from pathlib import Path
+
+from rich.console import Console
+
+from expunge.edits.edit import Edit
+from expunge.errors import ExpungeError
+from expunge.formats.writing import safetensors_file
+
+
+def compose(*edits: Path, output: Path, without: tuple[Path, ...] = ()) -> None:
+    """Add edits up, or take one out of a sum.
+
+    Closed-form edits are solved together: their sum erases what one call for all would erase.
+
+    Parameters
+    ----------
+    edits:
+        Edit files of the same base.
+    output:
+        The edit file to write, e.g. both.safetensors.
+    without:
+        An edit file to take out of the sum; repeat it for more.
+    """
+    safetensors_file(output)
+    if not edits:
+        raise ExpungeError("say which edits to add up, e.g. expunge compose a.safetensors ...")
+    total = reduce(add, map(Edit.load, edits))
+    result = reduce(sub, map(Edit.load, without), total)
+    result.save(output)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{output}: {result.summary()}")
+    console.print(f"parts: {', '.join(result.ids)}")

@@ -1,0 +1,116 @@
+"""``expunge export``: an edit in the formats of other programs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from rich.console import Console
+
+from expunge.edits.edit import Edit
+from expunge.errors import ExpungeError
+from expunge.formats import lora, merged, published
+from expunge.formats.writing import free_folder, safetensors_file
+from expunge.models import Model, load
+
+Format = Literal["lora", "kohya", "peft", "diffusers", "checkpoint", "weights"]
+LORAS = ("lora", "kohya", "peft")
+USES: Mapping[Format, str] = {
+    "lora": 'pipe.load_lora_weights("{}")',
+    "kohya": 'A1111 or ComfyUI, folder of LoRAs; or pipe.load_lora_weights("{}")',
+    "peft": 'peft.PeftModel.from_pretrained(pipe.unet, "{}")',
+    "diffusers": 'DiffusionPipeline.from_pretrained("{}")',
+    "checkpoint": 'A1111 or ComfyUI; or StableDiffusionPipeline.from_single_file("{}")',
+    "weights": 'pipe.unet.load_state_dict(safetensors.torch.load_file("{}"), strict=False)',
+}
+"""How each is loaded."""
+
+
+def export(
+    edit: Path,
+    /,
+    *,
+    to: Format,
+    output: Path,
+    model: str = "emoji",
+    dtype: Literal["float32", "float16"] | None = None,
+    rank: int | None = None,
+) -> None:
+    """Write an edit in a format that other programs load.
+
+    Without --rank every format is exact up to the rounding of its precision.
+
+    Parameters
+    ----------
+    edit:
+        An edit file.
+    to:
+        A LoRA for the unedited model: "lora" (diffusers), "kohya" (A1111, ComfyUI), "peft". The
+        edited model whole: "diffusers" (a folder), "checkpoint" (one file). Or the edited UNet
+        parameters alone: "weights".
+    output:
+        What to write: a new folder for "peft" and "diffusers", else a .safetensors file.
+    model:
+        The base model that the edit was made for: "emoji", a folder, or a Hugging Face id.
+    dtype:
+        Precision of what is written; by default float32, and for a whole model that of its files.
+    rank:
+        Cap on the rank of a LoRA; what is lost is told and stands in the file.
+    """
+    if rank is not None and to not in LORAS:
+        raise ExpungeError(f"--rank: only a LoRA has a rank, --to {to} is exact")
+    (free_folder if to in ("peft", "diffusers") else safetensors_file)(output)
+    loaded, base = Edit.load(edit), load(model)
+    precision = getattr(torch, dtype) if dtype else None
+    if to in LORAS:
+        written = _lora(loaded, base, output, to, precision, rank)
+    elif to == "weights":
+        published.save(loaded, base, output, precision or torch.float32)
+        written = f"{len(loaded.names)} edited parameters"
+    else:
+        written = _whole(loaded, base, output, to, precision)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{output}: {written}, {_megabytes(output):.2f} MB")
+    console.print(f"to load it: {USES[to].format(output)}")
+
+
+def _lora(
+    edit: Edit,
+    model: Model,
+    output: Path,
+    to: Format,
+    precision: torch.dtype | None,
+    rank: int | None,
+) -> str:
+    layout, precision = cast(lora.Layout, to), precision or torch.float32
+    parts = lora.save(edit, model, output, layout, rank=rank, dtype=precision).values()
+    ranks, worst = {part.rank for part in parts}, max(part.residual for part in parts)
+    shown = f"{min(ranks)}" if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"
+    return (
+        f"LoRA of {len(parts)} matrices, rank {shown}, {_name(precision)}, "
+        f"off by {worst:.1e} of a matrix's change at most"
+    )
+
+
+def _whole(
+    edit: Edit, model: Model, output: Path, to: Format, precision: torch.dtype | None
+) -> str:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()  # it warns of a precision that isn't run here
+    precision = precision or merged.stored_dtype(model)
+    if precision != model.dtype:
+        model.pipe.to(dtype=precision)
+    (merged.save_pipeline if to == "diffusers" else merged.save_checkpoint)(edit, model, output)
+    return f"the whole model, {len(edit.names)} parameters edited, {_name(precision)}"
+
+
+def _name(precision: torch.dtype) -> str:
+    return str(precision).removeprefix("torch.")
+
+
+def _megabytes(path: Path) -> float:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6

@@ -1,0 +1,67 @@
+"""``expunge prior``: a file that tells methods which ordinary captions must stay."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from expunge.cli import resumable
+from expunge.errors import ExpungeError
+from expunge.models import load
+from expunge.prior import Prior
+from expunge.progress import shown
+from expunge.prompts.lists import captions
+
+
+def prior(
+    *,
+    output: Path,
+    prompts: Path | None = None,
+    legacy: Path | None = None,
+    model: str = "emoji",
+) -> None:
+    """Sum up what a model's text encoder makes of many captions, for methods that keep them.
+
+    A run that was stopped continues with the same command and ends with the same file. Give the
+    file to a method with "expunge erase --set prior=FILE"; it serves every model with the same
+    text encoder.
+
+    Parameters
+    ----------
+    output:
+        The file to write, e.g. prior.safetensors.
+    prompts:
+        Captions of ordinary pictures: one a line of a .txt file, or the column prompt, caption
+        or text of a .csv file.
+    legacy:
+        An old cache instead, a torch file with the entries 0_for_mat1, 0_for_mat2, ...; then
+        --model is the model that it was made with.
+    model:
+        "emoji", a folder, or a Hugging Face id.
+    """
+    if output.suffix != ".safetensors":
+        raise ExpungeError(f"--output {output}: a prior is a .safetensors file")
+    console = Console(stderr=True)
+    if prompts and not legacy:
+        made = _summed(console, prompts, model, output)
+    elif legacy and not prompts:
+        made = Prior.legacy(legacy, load(model))
+    else:
+        raise ExpungeError("give the captions either with --prompts FILE or with --legacy FILE")
+    made.save(output)
+    _state(output).unlink(missing_ok=True)
+    about = "about " if made.metadata.prompts is None else ""
+    console.print(f"{output}: a prior of {about}{made.metadata.count} captions", highlight=False)
+
+
+def _summed(console: Console, prompts: Path, model: str, output: Path) -> Prior:
+    source = captions(prompts)
+    if source.dropped:
+        console.print(f"{source.dropped} rows dropped: something sexual beside words for minors")
+    state = _state(output)
+    with resumable(f"the sums up to the last half minute in {state}"), shown(console):
+        return Prior.of(load(model), source.prompts, checkpoint=state)
+
+
+def _state(output: Path) -> Path:
+    """Where an unfinished run is kept."""
+    return output.with_suffix(".unfinished.safetensors")

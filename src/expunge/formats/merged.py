@@ -1,0 +1,78 @@
+"""The edited model whole: a diffusers folder, or one file in the original LDM layout."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge.edits.edit import Edit
+from expunge.errors import ExpungeError, Unsupported
+from expunge.files import replacing, write_json
+from expunge.formats import compvis
+from expunge.formats.writing import Place, metadata, new_folder, record, safetensors_file
+from expunge.models import Model
+
+RECORD_FILE = "expunge.json"
+"""What was edited, beside the merged model."""
+
+
+def save_pipeline(edit: Edit, model: Model, path: Place) -> None:
+    """Write the user's pipeline with edited weights; every part keeps its own precision.
+
+    Raises:
+        ExpungeError: the model isn't the edit's base, or there is something at ``path``.
+    """
+    _check_unedited(model)
+    with new_folder(path) as folder, edit.applied(model):
+        model.pipe.save_pretrained(folder, safe_serialization=True)
+        write_json(folder / RECORD_FILE, record(edit))
+
+
+def save_checkpoint(edit: Edit, model: Model, path: Place) -> None:
+    """Write one file that A1111, ComfyUI and diffusers' ``from_single_file`` read.
+
+    Raises:
+        ExpungeError: the model isn't the edit's base, or has parts that the layout can't hold.
+    """
+    _check_unedited(model)
+    target = safetensors_file(path)
+    with edit.applied(model), replacing(target) as temporary:
+        tensors = {name: value.cpu().contiguous() for name, value in _ldm_state(model).items()}
+        save_file(tensors, temporary, metadata=metadata(edit))
+
+
+def _ldm_state(model: Model) -> dict[str, Tensor]:
+    pipe = model.pipe
+    unet, encoder = pipe.unet.state_dict(), pipe.text_encoder
+    names = compvis.ldm_names(unet, pipe.unet.config.layers_per_block)
+    # The two text encoders differ in this: OpenAI's CLIP in 1.x, LAION's OpenCLIP in 2.x.
+    layouts = {"quick_gelu": compvis.clip, "gelu": compvis.open_clip}
+    if encoder.config.hidden_act not in layouts:
+        raise Unsupported(
+            f"the text encoder is neither that of Stable Diffusion 1.x nor that of 2.x (its "
+            f"activation is {encoder.config.hidden_act}); export --to diffusers instead"
+        )
+    text = layouts[encoder.config.hidden_act](encoder.state_dict())
+    weights = {names[name]: value for name, value in unet.items()}
+    return weights | compvis.vae(pipe.vae.state_dict()) | text
+
+
+def _check_unedited(model: Model) -> None:
+    if model.components:
+        raise ExpungeError("the model has an edit applied; revert it, the export applies its own")
+
+
+def stored_dtype(model: Model) -> torch.dtype:
+    """The precision of the files that the UNet was loaded from, or else its precision now."""
+    folder = Path(str(model.pipe.unet.config.get("_name_or_path") or ""))
+    names = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+    whole, first_part = "model.safetensors", "model-00001-of-*.safetensors"
+    for path in (
+        p for kind in (whole, first_part) for p in folder.glob(f"diffusion_pytorch_{kind}")
+    ):
+        with safe_open(path, framework="pt") as file:
+            first = next(iter(file.keys()))
+            return names.get(file.get_slice(first).get_dtype(), model.dtype)
+    return model.dtype

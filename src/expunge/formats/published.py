@@ -1,0 +1,311 @@
+"""Published erased models as edits, and edits in the layout that UCE (2025) is published in.
+
+A published result is a whole UNet or a part of it: a state dict saved by torch (UCE 2023, RECE,
+ESD), a safetensors file of the edited matrices (UCE 2025, ESD 2025), or a diffusers UNet folder
+(TRCE). Compared with its base it is reduced to the smallest of three forms that is exact to
+``TOLERANCE`` of the change:
+
+1. If only keys and values of the cross-attention changed, and closed-form methods changed them,
+   every matrix is ``W = W0 M`` with one ``M``. The best ``M - I`` of a given rank minimises
+   ``sum |W0 (M - I) - (W - W0)|^2`` over all layers, by a Cholesky factor of
+   ``G = sum W0^T W0`` and one SVD. It gets as many directions as stand out of the fit's residual.
+2. Low-rank changes, if that halves the file.
+3. The whole changes.
+"""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge.algebra.ridge import gram
+from expunge.concepts import Concept
+from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.edit import Edit, edited_weights
+from expunge.edits.payloads import Dense, LowRank, Payload, SharedMatrix
+from expunge.errors import ExpungeError
+from expunge.files import digest, replacing
+from expunge.formats.writing import Place, metadata, safetensors_file
+from expunge.methods import versions
+from expunge.models import Model
+
+TOLERANCE = 2e-3
+"""Part of the change, in the Frobenius norm, that a smaller form may miss. Single-precision
+programs themselves are off by up to about 1e-3."""
+
+UNRELATED = 0.5
+"""A change larger than this part of the weights, of which one matrix for all layers misses more
+than this part, is another model and no edit of this one."""
+
+Changes = Mapping[str, Tensor]
+
+
+def save(edit: Edit, model: Model, path: Place, dtype: torch.dtype = torch.float32) -> None:
+    """Write the edited parameters alone, by their UNet names, as UCE (2025) does.
+
+    ``unet.load_state_dict(load_file(path), strict=False)`` puts them in.
+
+    Raises:
+        ExpungeError: the model isn't the edit's base.
+    """
+    target = safetensors_file(path)
+    with edit.applied(model), replacing(target) as temporary:
+        edited = edited_weights(model, edit.components, edit.names)
+        tensors = {n: w.to("cpu", dtype).contiguous() for n, w in edited.items() if w is not None}
+        save_file(tensors, temporary, metadata=metadata(edit))
+
+
+def load(path: Place, model: Model, concepts: Iterable[Concept] = ()) -> Edit:
+    """The edit that turns ``model`` into the published result at ``path``.
+
+    ``concepts`` is what the result claims to erase; it is recorded. The provenance also says how
+    exact the edit is: ``residual`` is ``|edited - published| / |published - base|``.
+
+    Raises:
+        ExpungeError: the file is no such result, needs code to be read, or has another base.
+    """
+    if model.components:
+        raise ExpungeError("the model has an edit applied; revert it, results compare with a base")
+    weights = _checked(path, _read(Path(path)), model)
+    changes = _changes(weights, model)
+    if not changes:
+        raise ExpungeError(f"{path}: its weights are those of {model.name!r}; nothing is erased")
+    payload = _payload(path, changes, model)
+    settings = {
+        "file": Path(path).name,
+        "sha256": _sha256(Path(path)),
+        "parameters": {"read": len(weights), "changed": len(changes)},
+        "form": payload.form,
+        "residual": _residual(payload, weights, model),
+    }
+    provenance = Provenance(
+        method="imported",
+        settings=settings,
+        concepts=tuple(concepts),
+        keep=(),
+        seed=0,
+        base=Base(name=model.name, fingerprint=model.fingerprint(payload.names)),
+        versions=versions(),
+    )
+    return Edit((Component(payload, provenance),))
+
+
+# --- reading
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Tensors by diffusers UNet names, whatever they are wrapped in."""
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ExpungeError(f"{path}: no such file or folder")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":
+        try:
+            weights: dict[str, Tensor] = load_file(path)
+            return weights
+        except SafetensorError as error:
+            raise ExpungeError(f"{path}: a safetensors file, but cut short ({error})") from None
+    if start.startswith((b"PK", b"\x80")):
+        return _tensors(path, _unpickled(path, mmap=start.startswith(b"PK")))
+    raise ExpungeError(f"{path}: neither a safetensors file nor one that torch saved")
+
+
+def _read_folder(path: Path) -> dict[str, Tensor]:
+    from diffusers import UNet2DConditionModel
+
+    if (path / "model_index.json").exists():
+        raise ExpungeError(f"{path}: a whole pipeline; give its UNet, {path / 'unet'}")
+    try:
+        unet, info = UNet2DConditionModel.from_pretrained(
+            path, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExpungeError(f"{path}: no diffusers UNet folder: {reason}") from None
+    # What is missing diffusers fills with random numbers, what it doesn't know it leaves out.
+    if faults := [*info["missing_keys"], *info["unexpected_keys"]]:
+        raise ExpungeError(
+            f"{path}: {len(faults)} weights are missing or unknown, e.g. {faults[0]}"
+        )
+    weights: dict[str, Tensor] = unet.state_dict()
+    return weights
+
+
+def _unpickled(path: Path, *, mmap: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {wanted[1]}" if wanted else "it may be damaged"
+        raise ExpungeError(
+            f"{path}: holds more than tensors ({reason}), and reading that could run code; get it "
+            "as safetensors, or as a plain state dict from someone you trust"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ExpungeError(f"{path}: cut short or damaged ({str(error).splitlines()[0]})") from None
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """A state dict out of its wrappings: ``state_dict``, ``unet.``, one dict for each module."""
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise ExpungeError(f"{path}: holds a {type(content).__name__}, not weights by name")
+    return {name.removeprefix("unet."): tensor for name, tensor in _flat(content)}
+
+
+def _flat(content: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            yield str(name), value
+        elif isinstance(value, Mapping):
+            yield from ((f"{name}.{rest}", tensor) for rest, tensor in _flat(value))
+
+
+def _checked(path: Place, weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """The weights in the order of the model's own, if they can be an edit of it."""
+    shapes = {name: weight.shape for name, weight in model.unet.named_parameters()}
+    if not weights:
+        raise ExpungeError(f"{path}: holds no tensor")
+    if foreign := [name for name in weights if name not in shapes]:
+        original = foreign[0].startswith(("model.diffusion_model.", "first_stage_model."))
+        hint = (
+            "; this is the original LDM layout, convert it to diffusers first" if original else ""
+        )
+        raise ExpungeError(
+            f"{path}: {len(foreign)} of {len(weights)} tensors aren't of the UNet of "
+            f"{model.name!r}, e.g. {foreign[0]!r}{hint}"
+        )
+    for name, weight in weights.items():
+        if weight.shape != shapes[name]:
+            raise ExpungeError(
+                f"{path}: {name} has shape {tuple(weight.shape)}, in {model.name!r} "
+                f"{tuple(shapes[name])}; it was made from another model"
+            )
+        if not bool(torch.isfinite(weight).all()):
+            raise ExpungeError(f"{path}: {name} holds numbers that aren't finite")
+    return {name: weights[name] for name in shapes if name in weights}
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or of the names and sums of a folder's files."""
+    if path.is_dir():
+        return digest({p.name: _sha256(p) for p in sorted(path.iterdir()) if p.is_file()})
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+# --- reducing
+
+
+def _changes(weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """What is added to each base weight, float32, for those that differ by more than rounding.
+
+    If one side was rounded to half precision once, both are compared so.
+    """
+    base = {name: model.base_weight(name).cpu() for name in weights}
+    rounded = max(_precision(base), _precision(weights), key=lambda kind: torch.finfo(kind).eps)
+    return {
+        name: (weight.double() - base[name].double()).float()
+        for name, weight in weights.items()
+        if not torch.equal(weight.to(rounded), base[name].to(rounded))
+    }
+
+
+def _precision(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The coarsest precision that holds all these numbers as they are."""
+    for kind in (torch.bfloat16, torch.float16):
+        if all(torch.equal(w.to(kind).double(), w.double()) for w in weights.values()):
+            return kind
+    return torch.float32
+
+
+class Fit(NamedTuple):
+    """``M = I + left^T right`` for all matrices, and the part of the change that it misses."""
+
+    left: Tensor
+    right: Tensor
+    residual: float
+
+
+def _payload(path: Place, changes: Changes, model: Model) -> Payload:
+    """The smallest form that is exact enough."""
+    missed = 1.0
+    if set(changes) <= set(model.select("cross_attention.kv")) and (fit := _fit(changes, model)):
+        if fit.residual <= TOLERANCE:
+            return SharedMatrix(tuple(changes), fit.left, fit.right)
+        missed = fit.residual
+    part = _norm(changes.values()) / _norm(model.base_weight(name) for name in changes)
+    if part > UNRELATED and missed > UNRELATED:
+        raise ExpungeError(
+            f"{path}: differs from {model.name!r} by {part:.0%} of the weights, in no common way; "
+            "it was made from another model"
+        )
+    return _low_rank(changes) or Dense(changes)
+
+
+def _fit(changes: Changes, model: Model) -> Fit | None:
+    """Reduced-rank regression of the changes ``[out, width]`` on the base weights, float64.
+
+    With ``G = L L^T``, ``|W0 N|^2 = |L^T N|^2`` over all layers, so the best ``N`` of a rank are
+    the first directions of ``L^T N = L^-1 sum W0^T (W - W0)``.
+    """
+    base = {name: model.base_weight(name).cpu().double() for name in changes}
+    lower, failed = torch.linalg.cholesky_ex(sum(map(gram, base.values())))
+    if bool(failed):
+        return None
+    moved = sum(base[name].T @ change.double() for name, change in changes.items())
+    whitened = torch.linalg.solve_triangular(lower, moved, upper=False)
+    outer, values, inner = torch.linalg.svd(whitened)
+    total = _norm(changes.values())
+    missed = max(total**2 - float(values.square().sum()), 0) ** 0.5
+    rest = values.square().flip(0).cumsum(0).flip(0).sqrt()
+    rank = max(1, int((rest > max(missed, 1e-8 * total)).sum()))
+    left = torch.linalg.solve_triangular(lower.T, outer[:, :rank] * values[:rank], upper=True).T
+    dropped = float(values[rank:].norm())
+    return Fit(
+        left.contiguous(), inner[:rank].contiguous(), (missed**2 + dropped**2) ** 0.5 / total
+    )
+
+
+def _low_rank(changes: Changes) -> LowRank | None:
+    """Factors of every change, if all are matrices and the factors take half the space."""
+    if any(change.ndim != 2 for change in changes.values()):
+        return None
+    up, down, space = {}, {}, sum(change.numel() for change in changes.values())
+    for name, change in changes.items():
+        outer, values, inner = torch.linalg.svd(change.double(), full_matrices=False)
+        rest = values.square().flip(0).cumsum(0).flip(0).sqrt()
+        rank = int((rest > TOLERANCE * values.norm()).sum())
+        up[name] = (outer[:, :rank] * values[:rank]).float().contiguous()
+        down[name] = inner[:rank].float().contiguous()
+        space -= 2 * (up[name].numel() + down[name].numel())
+        if space < 0:
+            return None
+    return LowRank(up, down)
+
+
+def _residual(payload: Payload, weights: Mapping[str, Tensor], model: Model) -> float:
+    """``|edited - published| / |published - base|`` over all changed parameters."""
+    wanted, missed = {}, {}
+    for name in payload.names:
+        base = model.base_weight(name)
+        wanted[name] = weights[name].double() - base.cpu().double()
+        missed[name] = payload.change(name, base).cpu() - wanted[name]
+    return _norm(missed.values()) / _norm(wanted.values())
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return float(torch.stack([tensor.double().norm().cpu() for tensor in tensors]).norm())

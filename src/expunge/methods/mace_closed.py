@@ -1,0 +1,99 @@
+"""MACE's closed forms: which rows are mapped where, and the fusion of the adapters."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from expunge.algebra.ridge import Rows, SharedFactors, gram, solve
+from expunge.concepts import Pair
+from expunge.edits.payloads import LowRank, Payload, SharedMatrix, Sum
+from expunge.models import Model
+
+PROMPTS = 64
+"""Prompts encoded at a time."""
+
+
+def rows(model: Model, pairs: Sequence[Pair], *, all_words: bool = False) -> Rows:
+    """Rows ``f`` of the erased prompts and the rows ``e`` that they are mapped to."""
+    old = model.encode([pair.erase for pair in pairs])
+    new = model.encode([pair.anchor for pair in pairs])
+    sources, targets = [], []
+    for pair, before, after in zip(pairs, old, new, strict=True):
+        ids = model.tokens(pair.erase), model.tokens(pair.anchor)
+        first, second = (slice(None), slice(None)) if all_words else aligned(*ids, len(before))
+        sources.append(before[first])
+        targets.append(after[second])
+    moved = torch.cat(sources)
+    weights = torch.ones(len(moved), dtype=torch.float64, device=moved.device)
+    return Rows(moved, torch.cat(targets), weights)
+
+
+def aligned(old: Sequence[int], new: Sequence[int], length: int) -> tuple[list[int], list[int]]:
+    """Rows of two prompts that say the same: the words before and after a difference, the padding.
+
+    ``old`` and ``new`` are token ids without start and end, ``length`` is that of the window. The
+    tokens that differ are in neither list, and the longer padding is cut at its end.
+    """
+    shorter = min(len(old), len(new))
+    same = [one == two for one, two in zip(old, new, strict=False)]
+    before = [*same, False].index(False)
+    same = [old[-1 - at] == new[-1 - at] for at in range(shorter - before)]
+    after = [*same, False].index(False)
+    # One more before for the start, and after for the end of the text.
+    first, second = (
+        [*range(before + 1), *range(1 + len(ids) - after, length)] for ids in (old, new)
+    )
+    count = min(len(first), len(second))
+    return first[:count], second[:count]
+
+
+def moment(model: Model, prompts: Sequence[str]) -> Tensor:
+    """``sum e e^T`` over all rows of all prompts, ``[width, width]`` float64."""
+    blocks = [prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS)]
+    return torch.stack([gram(model.encode(block)) for block in blocks]).sum(0)
+
+
+def fusion(
+    refined: SharedMatrix | LowRank,
+    adapters: Sequence[LowRank],
+    own: Sequence[Tensor],
+    kept: Tensor,
+    lamb: float,
+) -> Sum:
+    """The third stage: one change that does for each concept's prompts what its adapter does.
+
+    With ``R`` the inverse in ``W*``, the change is the sum of changes seen through a matrix:
+    ``W* - W = (W' - W) (lam I + sum_i C_i) R + sum_i B_i (D_i C_i R)``.
+
+    Args:
+        refined: the change of the first stage.
+        adapters: what each adapter adds to the refined weights.
+        own: ``C_i`` of each adapter, ``[width, width]`` float64.
+        kept: ``s C``, ``[width, width]`` float64.
+        lamb: lam.
+
+    Raises:
+        ExpungeError: the system is singular to working precision.
+    """
+    identity = torch.eye(len(kept), dtype=torch.float64, device=kept.device)
+    matrix = lamb * identity + sum(own, torch.zeros_like(kept))
+    before, *seen = solve(matrix + kept, torch.cat([matrix, *own])).view(-1, *kept.shape)
+    up = {name: torch.cat([one.up[name] for one in adapters], 1) for name in refined.names}
+    down = {
+        name: torch.cat(
+            [one.down[name].to(kept) @ m for one, m in zip(adapters, seen, strict=True)]
+        )
+        for name in refined.names
+    }
+    return Sum((_through(refined, before), LowRank(up, down)))
+
+
+def _through(change: SharedMatrix | LowRank, matrix: Tensor) -> Payload:
+    """The change of each weight times ``matrix``, ``[width, width]`` float64."""
+    if isinstance(change, SharedMatrix):
+        factors = SharedFactors(change.left, change.right @ matrix)
+        return SharedMatrix(change.names, *factors.compressed())
+    return LowRank(
+        change.up, {name: rows.to(matrix) @ matrix for name, rows in change.down.items()}
+    )

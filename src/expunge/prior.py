@@ -1,0 +1,313 @@
+"""What a text encoder says on average: the second moment of the embeddings of many prompts.
+
+Methods that hold everything but the erased words still (MACE, TRCE) ask that the keys and values
+of ordinary captions stay. All they need to know of the captions is one matrix,
+
+    C = sum over prompts and positions of e e^T
+
+with the rows ``e`` of the text encoder's output. It takes long to make, for hundreds of thousands
+of captions, and fits in a small file. It belongs to a text encoder, not to a UNet: every
+fine-tuned model with the same text encoder can use it.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from expunge.algebra.ridge import gram
+from expunge.concepts import explain
+from expunge.errors import ExpungeError
+from expunge.files import digest, replacing
+from expunge.models import Model
+from expunge.progress import track
+
+BATCH = 64
+"""Prompts encoded at a time."""
+SAVE_EVERY = 30.0
+"""Seconds between two states of an unfinished prior on disk."""
+HEADER = "expunge.prior"
+"""Entry of the safetensors header that holds the metadata."""
+AGREE = 1e-3
+"""Relative distance up to which two single-precision sums of an old cache are the same."""
+PLAIN = ("a brown dog sleeps on a sofa", "a bowl of fruit on a wooden table in the kitchen")
+"""Captions as ordinary as those of the caches, to tell from a sum how many they were."""
+
+Place = str | os.PathLike[str]
+
+
+class Metadata(BaseModel):
+    """Where a prior comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text_encoder: str
+    """SHA-256 of the text encoder's weights (see ``text_fingerprint``)."""
+    prompts: str | None
+    """SHA-256 of the prompts; ``None`` for an old cache, which doesn't say."""
+    count: int = Field(ge=1)
+    """How many prompts; for an old cache an estimate, to a few percent."""
+    positions: int = Field(ge=1)
+    """Rows of a prompt."""
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The second moment of many prompts' embeddings."""
+
+    gram: Tensor
+    """``C``, the sum of ``e e^T`` over all rows of all prompts, ``[width, width]`` float64."""
+    metadata: Metadata
+
+    @property
+    def mean(self) -> Tensor:
+        """``C`` of an average prompt: the sum over its rows, ``[width, width]`` float64."""
+        return self.gram / self.metadata.count
+
+    @classmethod
+    def of(
+        cls, model: Model, prompts: Sequence[str], *, checkpoint: Place | None = None
+    ) -> "Prior":
+        """Encode all ``prompts`` and sum up.
+
+        Args:
+            model: whose text encoder to ask.
+            prompts: captions of ordinary pictures; one that is there twice counts twice.
+            checkpoint: a ``.safetensors`` file for the state of a run; if it is there already,
+                the run continues from it, to the same sum bit for bit.
+
+        Raises:
+            ExpungeError: there is no prompt, or the checkpoint is of another run.
+        """
+        if not prompts:
+            raise ExpungeError("no prompt given; a prior needs captions of ordinary pictures")
+        metadata = Metadata(
+            text_encoder=text_fingerprint(model),
+            prompts=digest(list(prompts)),
+            count=len(prompts),
+            positions=model.encode(prompts[:1]).shape[1],
+            versions=_versions(),
+        )
+        total = torch.zeros(model.text_width, model.text_width, dtype=torch.float64)
+        done = 0
+        if checkpoint and Path(checkpoint).exists():
+            total, done = _restore(checkpoint, metadata)
+        starts = range(done, len(prompts), BATCH)
+        saved = time.monotonic()
+        for start in track(
+            starts, "captions", total=-(-len(prompts) // BATCH), start=done // BATCH
+        ):
+            block = prompts[start : start + BATCH]
+            total = total + gram(model.encode(block)).cpu()
+            if checkpoint and time.monotonic() - saved >= SAVE_EVERY:
+                _write(checkpoint, total, metadata, done=start + len(block))
+                saved = time.monotonic()
+        return cls(_sound(total, "these prompts"), metadata)
+
+    def save(self, path: Place) -> None:
+        """Write one safetensors file, whole or not at all."""
+        _write(path, self.gram, self.metadata)
+
+    @classmethod
+    def load(cls, path: Place) -> "Prior":
+        """Read a prior that ``save`` wrote.
+
+        Raises:
+            ExpungeError: there is no such file, or it isn't a whole prior.
+        """
+        total, metadata, done = _read(path)
+        if done is not None:
+            raise ExpungeError(
+                f"{path}: the state of an unfinished prior, {done} of {metadata.count} prompts; "
+                "finish it first"
+            )
+        return cls(total, metadata)
+
+    @classmethod
+    def legacy(cls, path: Place, model: Model) -> "Prior":
+        """Import an old cache: a torch file of ``{i}_for_mat1`` = ``W_i C``, ``{i}_for_mat2`` = C.
+
+        ``i`` counts the cross-attention's value projections and then its key projections, each
+        in the order down, up, middle.
+
+        Args:
+            path: the file; it is read without executing anything in it.
+            model: the model that the cache was made with. The prior then serves all models with
+                the same text encoder.
+
+        Raises:
+            ExpungeError: the file isn't such a cache, or is of another model.
+        """
+        cache, names = _pickled(path), legacy_order(model)
+        keys = {f"{i}_for_mat{n}" for i in range(len(names)) for n in (1, 2)}
+        if cache.keys() != keys:
+            raise ExpungeError(
+                f"{path}: {len(cache)} tensors; a cache of this model has the {len(keys)} tensors "
+                f"0_for_mat1 to {len(names) - 1}_for_mat2"
+            )
+        total = cache["0_for_mat2"].double()
+        if total.shape != (model.text_width, model.text_width):
+            raise ExpungeError(
+                f"{path}: sums of shape {tuple(total.shape)}, this model has embeddings of width "
+                f"{model.text_width}"
+            )
+        for i, name in enumerate(names):
+            if not _near(cache[f"{i}_for_mat2"], total):
+                raise ExpungeError(f"{path}: 0_for_mat2 and {i}_for_mat2 differ; the file is wrong")
+            if not _near(cache[f"{i}_for_mat1"], model.base_weight(name).double().cpu() @ total):
+                raise ExpungeError(
+                    f"{path}: {i}_for_mat1 isn't the {name} of this model times {i}_for_mat2; "
+                    "load the model that the cache was made with"
+                )
+        ordinary = model.encode(PLAIN).double()
+        metadata = Metadata(
+            text_encoder=text_fingerprint(model),
+            prompts=None,
+            count=max(1, round(float(total.trace() * len(PLAIN) / ordinary.square().sum()))),
+            positions=ordinary.shape[1],
+            versions=_versions(),
+        )
+        return cls(_sound((total + total.T) / 2, str(path)), metadata)
+
+    def check(self, model: Model) -> None:
+        """See that the prior is of this model's text encoder.
+
+        Raises:
+            ExpungeError: it is of another one.
+        """
+        if self.metadata.text_encoder != text_fingerprint(model):
+            raise ExpungeError(
+                f"this prior is of another text encoder than that of {model.name!r}; make one "
+                'with "expunge prior" and this model'
+            )
+
+
+def combined(prior: Prior, domain: Prior, weight: float) -> Tensor:
+    """``C_p + w C_d``, ``[width, width]`` float64.
+
+    Raises:
+        ExpungeError: the two are of different text encoders.
+    """
+    if prior.metadata.text_encoder != domain.metadata.text_encoder:
+        raise ExpungeError("these two priors are of different text encoders and can't be added")
+    return prior.gram + weight * domain.gram
+
+
+def text_fingerprint(model: Model) -> str:
+    """SHA-256 of the text encoder's weights in their order, rounded to half precision.
+
+    Without their names, which differ between versions of transformers.
+    """
+    total = hashlib.sha256()
+    for value in model.pipe.text_encoder.parameters():
+        total.update(str(tuple(value.shape)).encode())
+        total.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def legacy_order(model: Model) -> tuple[str, ...]:
+    """Value projections, then key projections, of the down, up and middle blocks."""
+    blocks = ("down", "up", "mid")
+    names = model.select("cross_attention.kv")
+    return tuple(sorted(names, key=lambda n: (".to_k." in n, blocks.index(n.partition("_")[0]))))
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("expunge", "torch", "transformers")}
+
+
+def _opened(value: Any) -> Any:
+    return Prior.load(value) if isinstance(value, str | os.PathLike) else value
+
+
+PriorFile = Annotated[
+    InstanceOf[Prior],
+    BeforeValidator(_opened),
+    PlainSerializer(lambda prior: prior.metadata.model_dump(mode="json"), return_type=dict),
+]
+"""A setting that is a ``Prior`` or the path of one; a record of it holds the metadata."""
+
+
+def _near(one: Tensor, two: Tensor) -> bool:
+    if one.shape != two.shape:
+        return False
+    return bool((one.double() - two).norm() <= AGREE * two.norm())
+
+
+def _sound(total: Tensor, source: str) -> Tensor:
+    if not bool(torch.isfinite(total).all()):
+        raise ExpungeError(f"the embeddings of {source} aren't all finite")
+    return total
+
+
+def _write(path: Place, total: Tensor, metadata: Metadata, *, done: int | None = None) -> None:
+    header = json.dumps({"metadata": metadata.model_dump(mode="json"), "done": done})
+    with replacing(path) as temporary:
+        save_file({"gram": total.cpu().contiguous()}, temporary, metadata={HEADER: header})
+
+
+def _read(path: Place) -> tuple[Tensor, Metadata, int | None]:
+    """The sum, its metadata, and how many prompts are in it if they aren't all."""
+    if not Path(path).is_file():
+        raise ExpungeError(f"{path}: no such prior")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+            total: Tensor = file.get_tensor("gram")
+        metadata = Metadata.model_validate(header["metadata"])
+    except SafetensorError as error:
+        raise ExpungeError(
+            f"{path}: not a safetensors file, or cut short ({error}); an old torch file is "
+            'imported by "expunge prior --legacy"'
+        ) from None
+    except (KeyError, json.JSONDecodeError):
+        raise ExpungeError(f"{path}: these tensors are no prior (no record inside)") from None
+    except ValidationError as error:
+        raise ExpungeError(f"{path}: wrong record: {explain(error)}") from None
+    if total.ndim != 2 or total.shape[0] != total.shape[1] or total.dtype != torch.float64:
+        raise ExpungeError(f"{path}: its sum isn't a square matrix in double precision")
+    return _sound(total, str(path)), metadata, header.get("done")
+
+
+def _restore(path: Place, wanted: Metadata) -> tuple[Tensor, int]:
+    total, metadata, done = _read(path)
+    if metadata != wanted or done is None:
+        raise ExpungeError(
+            f"{path} holds the state of a run with other prompts, another text encoder or another "
+            "version; choose another file or delete this one"
+        )
+    return total, done
+
+
+def _pickled(path: Place) -> Mapping[str, Tensor]:
+    if not Path(path).is_file():
+        raise ExpungeError(f"{path}: no such cache")
+    try:
+        cache = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ExpungeError(f"{path}: can't be read as a plain torch file: {reason}") from None
+    if not isinstance(cache, dict) or not all(isinstance(t, Tensor) for t in cache.values()):
+        raise ExpungeError(f"{path}: not a torch file of named tensors")
+    return cache
