@@ -59,6 +59,8 @@ def edit_of(model: Model, method: str, task: str, folder: Path) -> Edit:
 def row(evaluations: Sequence[Evaluation], column: str) -> str:
     """``edited/n`` of all concepts together, the interval, and the base where it isn't perfect."""
     groups, metric = COLUMNS[column]
+    if groups == KEPT:  # the same pictures for every concept, to be counted once
+        evaluations = evaluations[:1]
     found = [
         measured
         for evaluation in evaluations

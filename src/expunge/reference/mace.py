@@ -18,7 +18,14 @@ from expunge.methods.mace_closed import fusion, moment
 from expunge.methods.mace_lora import Adapter, fit, layer_norms
 from expunge.models import Model
 from expunge.prior import Metadata, Prior, text_fingerprint
-from expunge.reference.case import Case, Difference, Tensors, loss_difference, pooled
+from expunge.reference.case import (
+    Case,
+    Difference,
+    Tensors,
+    loss_difference,
+    pooled,
+    weight_changes,
+)
 
 # How closely two single-precision programs agree; twice the difference that the case itself
 # reports to a double evaluation, where that is more.
@@ -56,17 +63,7 @@ def refinement(case: Case) -> Iterator[Difference]:
     concepts = [(entry["concept"], entry["mapping"]) for entry in case["concepts"]]
     all_words = case["variant"] == "all_words"
     edit = _refined(case, model, concepts, sentences, **priors, all_words=all_words)
-    ours, base = _changes(model, edit), _base(model, edit.names)
-    for file, tolerance in case["tolerance"].items():
-        if file == "expected" and case.get("fp32_reliable") is False:
-            continue
-        theirs = case.file(file)
-        if "M" in theirs:
-            theirs = {name: weight @ theirs["M"] for name, weight in base.items()}
-        if set(theirs) != set(ours):
-            raise ExpungeError(f"{file}: {len(theirs)} tensors change, here {len(ours)}")
-        change = {name: weight.double() - base[name] for name, weight in theirs.items()}
-        yield Difference(pooled(ours, change), tolerance["rel_fro_of_change"])
+    yield from weight_changes(case, model, edit)
 
 
 def loss(case: Case) -> Iterator[Difference]:

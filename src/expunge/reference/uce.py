@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from expunge.concepts import Concept, Policy
-from expunge.edits.edit import edited_weights
-from expunge.errors import ExpungeError
 from expunge.methods import erase
-from expunge.reference.case import Case, Difference, pooled
+from expunge.reference.case import Case, Difference, weight_changes
 
 
 def weights(case: Case) -> Iterator[Difference]:
@@ -22,19 +20,7 @@ def weights(case: Case) -> Iterator[Difference]:
         preserve=tuple(case.get("retain") or case.get("preserve") or ()),
         **case["params"],
     )
-    edited = edited_weights(model, edit.components, edit.names)
-    base = {name: model.base_weight(name).double() for name in edited}
-    ours = {name: weight - base[name] for name, weight in edited.items() if weight is not None}
-    for file, tolerance in case["tolerance"].items():
-        if file == "expected" and case.get("fp32_reliable") is False:
-            continue
-        theirs = case.file(file)
-        if "M" in theirs:
-            theirs = {name: weight @ theirs["M"] for name, weight in base.items()}
-        if set(theirs) != set(ours):
-            raise ExpungeError(f"{file}: {len(theirs)} tensors change, here {len(ours)}")
-        change = {name: weight.double() - base[name] for name, weight in theirs.items()}
-        yield Difference(pooled(ours, change), tolerance["rel_fro_of_change"])
+    yield from weight_changes(case, model, edit)
 
 
 def _concept(pair: Mapping[str, str]) -> Concept:
