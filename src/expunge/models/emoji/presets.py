@@ -57,13 +57,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_inference_steps": 10,
     },
     "mace": {"segmenter": "threshold"},
-    "trce": {"token_weight_scale": (0.0, 1.0, 1.0, 1.0)},
 }
 """What suits a model of this size where the defaults don't, found by trying a few on two concepts.
 
 ESD trains the keys and values alone and holds those of all kept prompts, so that no picture of
-what is kept is needed in a batch. TRCE moves the erased words and the padding too, which this UNet
-reads.
+what is kept is needed in a batch.
 """
 
 
