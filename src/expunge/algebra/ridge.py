@@ -27,6 +27,8 @@ NEGLIGIBLE = 1e-10
 """Share of the largest singular value below which a direction is rounding, not an edit."""
 HOPELESS = 1e14
 """Condition number from which on a float64 solution has no trustworthy digit left."""
+LEAF = 256
+"""Width up to which a Gram matrix is computed whole; halving smaller ones no longer pays."""
 
 
 class SharedFactors(NamedTuple):
@@ -34,6 +36,11 @@ class SharedFactors(NamedTuple):
 
     left: Tensor
     right: Tensor
+
+    def __matmul__(self, after: "SharedFactors") -> "SharedFactors":
+        """The product of both matrices, with the rows of both."""
+        left = after.left + after.left @ self.right.T @ self.left
+        return SharedFactors(torch.cat([self.left, left]), torch.cat([self.right, after.right]))
 
     def compressed(self) -> "SharedFactors":
         """The same product with as few rows as it has directions.
@@ -53,7 +60,7 @@ class Statistics:
     """The two sums that a set of rows enters the system with; they add up and subtract."""
 
     gram: Tensor
-    """``sum_i w_i s_i s_i^T``, ``[width, width]`` float64."""
+    """``sum_i w_i s_i s_i^T`` from the diagonal up, row by row, float64."""
     shift: Tensor
     """``sum_i w_i (t_i - s_i) s_i^T``, ``[width, width]`` float64."""
 
@@ -74,10 +81,15 @@ class Rows:
 
     @property
     def statistics(self) -> Statistics:
-        sources = self.sources.double()
-        weighted = self.weights.double()[:, None] * sources
-        shifts = self.targets.double() - sources
-        return Statistics(sources.T @ weighted, shifts.T @ weighted)
+        left, sources = self.scaled
+        return Statistics(packed(gram(sources)), left.T @ sources)
+
+    @property
+    def scaled(self) -> tuple[Tensor, Tensor]:
+        """Shifts ``t - s`` and sources ``s`` times the root of their weight, float64."""
+        scale = self.weights.double().sqrt()[:, None]
+        sources = scale * self.sources
+        return (scale * self.targets).sub_(sources), sources
 
 
 Moved = Rows | Statistics
@@ -86,7 +98,7 @@ Moved = Rows | Statistics
 
 def joined(parts: Sequence[Moved]) -> Moved:
     """All rows together, in the shorter of the two forms."""
-    width = (parts[0].sources if isinstance(parts[0], Rows) else parts[0].gram).shape[1]
+    width = (parts[0].sources if isinstance(parts[0], Rows) else parts[0].shift).shape[1]
     rows = [part for part in parts if isinstance(part, Rows)]
     if len(rows) == len(parts) and sum(len(part.sources) for part in rows) < width:
         columns = zip(*((part.sources, part.targets, part.weights) for part in rows), strict=True)
@@ -97,8 +109,31 @@ def joined(parts: Sequence[Moved]) -> Moved:
 
 def gram(rows: Tensor) -> Tensor:
     """``rows^T rows`` in float64, ``[width, width]``, for ``rows`` of shape ``[..., width]``."""
-    flat = rows.double().reshape(-1, rows.shape[-1])
-    return flat.T @ flat
+    return _symmetric(rows.double().reshape(-1, rows.shape[-1]))
+
+
+def _symmetric(rows: Tensor) -> Tensor:
+    """``rows^T rows``, of which what lies below the diagonal is copied from above it."""
+    if rows.shape[1] <= LEAF:
+        return rows.T @ rows
+    first, second = rows.tensor_split(2, 1)
+    corner = first.T @ second
+    upper = torch.cat([_symmetric(first), corner], 1)
+    return torch.cat([upper, torch.cat([corner.T, _symmetric(second)], 1)])
+
+
+def packed(symmetric: Tensor) -> Tensor:
+    """A symmetric matrix from the diagonal up, row by row, ``[width (width + 1) / 2]``."""
+    row, column = torch.triu_indices(*symmetric.shape, device=symmetric.device)
+    return symmetric[row, column]
+
+
+def unpacked(upper: Tensor, width: int) -> Tensor:
+    """The whole matrix, ``[width, width]``."""
+    row, column = torch.triu_indices(width, width, device=upper.device)
+    whole = upper.new_empty(width, width)
+    whole[row, column] = whole[column, row] = upper
+    return whole
 
 
 def kept_rows(blocks: Iterable[Tensor], weight: float, width: int) -> Tensor:
@@ -109,13 +144,14 @@ def kept_rows(blocks: Iterable[Tensor], weight: float, width: int) -> Tensor:
     few: list[Tensor] = []
     total, count = torch.zeros(width, width, dtype=torch.float64), 0
     for block in blocks:
-        rows = weight**0.5 * block.double().reshape(-1, width)
-        total, count = total.to(rows.device) + rows.T @ rows, count + len(rows)
-        if count < width:
-            few.append(rows)
+        few.append(block.double().reshape(-1, width))
+        count += len(few[-1])
+        if count >= width:
+            total = sum(map(gram, few), total.to(block.device))
+            few = []
     if count >= width:
-        return factor(total)
-    return torch.cat(few) if few else total[:0]
+        return factor(weight * total)
+    return weight**0.5 * torch.cat(few) if few else total[:0]
 
 
 def factor(gram: Tensor) -> Tensor:
@@ -137,11 +173,10 @@ def shared_factors(moved: Moved, kept: Tensor, lamb: float) -> SharedFactors:
     """
     kept = kept.double()
     if isinstance(moved, Statistics):
-        matrix = moved.gram + gram(kept) + lamb * _identity(moved.gram)
-        return SharedFactors(solve(matrix, moved.shift).T, _identity(moved.gram))
-    scale = moved.weights.double().sqrt()[:, None]
-    sources = scale * moved.sources.double()
-    left = scale * moved.targets.double() - sources
+        identity = _identity(moved.shift)
+        matrix = unpacked(moved.gram, len(identity)) + gram(kept) + lamb * identity
+        return SharedFactors(solve(matrix, moved.shift).T, identity)
+    left, sources = moved.scaled
     count, width = sources.shape
     if lamb and count + len(kept) < width:
         rows = torch.cat([sources, kept])

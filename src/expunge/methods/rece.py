@@ -26,7 +26,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import NEGLIGIBLE, Rows, SharedFactors, gram, joined, kept_rows, solve
+from expunge.algebra.ridge import (
+    NEGLIGIBLE,
+    Rows,
+    SharedFactors,
+    gram,
+    joined,
+    kept_rows,
+    shared_factors,
+    solve,
+)
 from expunge.concepts import Concept, Context, Kind, Policy
 from expunge.edits.payloads import Dense, LowRank, Payload, Ridge, SharedMatrix
 from expunge.errors import ExpungeError
@@ -277,7 +286,7 @@ class RECE(Method):
         weights = {name: model.base_weight(name) for name in stage.names}
         if isinstance(stage, Ridge) and self.technique == "replace":
             total = reduce(torch.add, (gram(weight) for weight in weights.values()))
-            return Shared(stage.names, total, torch.zeros_like(total)).then(stage)
+            return Shared(stage.names, total, stage.factors)
         unchanged = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
         return Separate(self.technique, weights, unchanged).then(stage)
 
@@ -338,30 +347,21 @@ class Shared:
     names: tuple[str, ...]
     gram: Tensor
     """``G = sum W0^T W0``, ``[width, width]`` float64."""
-    change: Tensor
-    """``M - I``, ``[width, width]`` float64."""
+    matrix: SharedFactors
+    """``M``"""
 
     @property
     def sums(self) -> Sums:
-        matrix = self.change + torch.eye(
-            len(self.change), dtype=torch.float64, device=self.change.device
-        )
-        outer = matrix.T @ self.gram
-        return Sums(outer @ matrix, outer)
+        left, right = self.matrix
+        outer = self.gram + right.T @ (left @ self.gram)
+        return Sums(outer + outer @ left.T @ right, outer)
 
     def edited(self, moved: Sequence[Rows], kept: Tensor, lamb: float) -> "Shared":
         """After an edit that moves these rows, one ``Rows`` per prompt."""
-        return self.then(Ridge(self.names, joined(moved), kept, lamb))
-
-    def then(self, step: Ridge) -> "Shared":
-        """After a change of the projections as they are now: ``M (I + N) - I``."""
-        left, right = step.factors
-        change = left.T @ right
-        return replace(self, change=self.change + change + self.change @ change)
+        return replace(self, matrix=self.matrix @ shared_factors(joined(moved), kept, lamb))
 
     def payload(self) -> SharedMatrix:
-        identity = torch.eye(len(self.change), dtype=torch.float64, device=self.change.device)
-        return SharedMatrix(self.names, *SharedFactors(self.change.T, identity).compressed())
+        return SharedMatrix(self.names, *self.matrix.compressed())
 
 
 @dataclass(frozen=True, eq=False)

@@ -116,12 +116,17 @@ class UCE(Method):
 
     def _pair_rows(self, model: Model, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows of each erased prompt and of its anchor, paired by position ``[rows, width]``."""
-        erased = model.encode([pair.erase for pair in pairs])
-        anchors = model.encode([pair.anchor for pair in pairs])
-        for pair, erase, anchor in zip(pairs, erased, anchors, strict=True):
-            first, second = model.last_token(pair.erase_head), model.last_token(pair.anchor_head)
-            length = 1 if self.variant == "2025" else len(erase) - max(first, second)
-            yield erase[first : first + length], anchor[second : second + length]
+        erased, anchors = [pair.erase for pair in pairs], [pair.anchor for pair in pairs]
+        firsts = [model.last_token(pair.erase_head) for pair in pairs]
+        seconds = [model.last_token(pair.anchor_head) for pair in pairs]
+        if self.variant == "2025":
+            old, new = model.encode_rows(erased, firsts), model.encode_rows(anchors, seconds)
+            yield from zip(old[:, None], new[:, None], strict=True)
+            return
+        old, new = model.encode(erased), model.encode(anchors)
+        for first, second, before, after in zip(firsts, seconds, old, new, strict=True):
+            length = len(before) - max(first, second)
+            yield before[first : first + length], after[second : second + length]
 
     def preserved(self, model: Model, policy: Policy) -> Tensor:
         """Rows of all prompts to keep, times the root of p, ``[kept, width]`` float64."""
@@ -131,10 +136,9 @@ class UCE(Method):
         return kept_rows(rows, self._scale(policy, len(prompts)), model.text_width)
 
     def _kept_rows(self, model: Model, prompts: Sequence[str]) -> Tensor:
-        embeddings = model.encode(prompts)
         if self.variant == "2023":
-            return embeddings
-        return embeddings[range(len(prompts)), [model.last_token(prompt) for prompt in prompts]]
+            return model.encode(prompts)
+        return model.encode_rows(prompts, [model.last_token(prompt) for prompt in prompts])
 
     def kept(self, policy: Policy) -> tuple[str, ...]:
         """Every prompt to keep; when corrected, the policy's stand in the sentences too."""

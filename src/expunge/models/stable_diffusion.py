@@ -78,14 +78,33 @@ class Model:
             known.update(zip(batch, self._encode(batch), strict=True))
         return torch.stack([known[prompt] for prompt in prompts])
 
+    def encode_rows(self, prompts: Sequence[str], positions: Sequence[int]) -> Tensor:
+        """One row of each prompt's embedding, ``[prompts, width]``.
+
+        A row of CLIP's text encoder doesn't depend on what follows it, so nothing after the row
+        is computed: for a few words that is a tenth of the work.
+        """
+        wanted = list(zip(prompts, positions, strict=True))
+        known = {(p, at): self._embeddings[p][at] for p, at in wanted if p in self._embeddings}
+        unknown = sorted({*wanted} - known.keys(), key=lambda pair: (pair[1], pair[0]))
+        for start in range(0, len(unknown), 64):
+            batch = unknown[start : start + 64]
+            encoded = self._encode([prompt for prompt, _ in batch], batch[-1][1] + 1)
+            known.update((pair, rows[pair[1]]) for pair, rows in zip(batch, encoded, strict=True))
+        return torch.stack([known[pair] for pair in wanted])
+
     @torch.no_grad()
-    def _encode(self, prompts: list[str]) -> Tensor:
+    def _encode(self, prompts: list[str], length: int | None = None) -> Tensor:
+        """Embeddings ``[prompts, tokens, width]``; at least the first ``length`` rows."""
+        from transformers import CLIPTextModel
+
         tokens = self._tokenize(prompts, padding="max_length", return_tensors="pt")
-        config = self.pipe.text_encoder.config
-        mask = tokens.attention_mask if getattr(config, "use_attention_mask", False) else None
-        device = self.pipe.text_encoder.device
-        output = self.pipe.text_encoder(
-            tokens.input_ids.to(device), attention_mask=None if mask is None else mask.to(device)
+        encoder = self.pipe.text_encoder
+        end = length if isinstance(encoder, CLIPTextModel) else None
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        output = encoder(
+            tokens.input_ids[:, :end].to(encoder.device),
+            attention_mask=tokens.attention_mask[:, :end].to(encoder.device) if masked else None,
         )
         rows: Tensor = output.last_hidden_state.to(self.device)
         return rows
