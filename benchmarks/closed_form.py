@@ -67,8 +67,12 @@ def uce(
     preserve_scale: float,
     lamb: float,
     layers: Iterable[int] | None = None,
+    lean: bool = False,
 ) -> list[Tensor]:
-    """UCE of 2023: each layer sums up its own system and asks all layers for their outputs."""
+    """UCE of 2023: each layer sums up its own system and asks all layers for their outputs.
+
+    ``lean`` asks the layer itself alone and takes products of matrices, as a careful rewrite would.
+    """
     prompts = [(source, target, 1.0) for source, target in moved]
     prompts += [(rows, rows, preserve_scale) for rows in kept]
     edited = []
@@ -76,6 +80,10 @@ def uce(
         left = lamb * weights[layer]
         right = lamb * torch.eye(left.shape[1])
         for source, target, scale in prompts:
+            if lean:
+                left += scale * (target @ weights[layer].T).T @ source
+                right += scale * source.T @ source
+                continue
             outputs = [target @ weight.T for weight in weights]
             left += scale * (outputs[layer][:, :, None] * source[:, None, :]).sum(0)
             right += scale * (source[:, :, None] * source[:, None, :]).sum(0)
@@ -255,12 +263,17 @@ class Sides:
             pairs.append((old[first : first + count], new[second : second + count]))
         return pairs
 
-    def uce(self, prompts: int | None = None, layers: Iterable[int] | None = None) -> list[Tensor]:
+    def uce(
+        self,
+        prompts: int | None = None,
+        layers: Iterable[int] | None = None,
+        lean: bool = False,
+    ) -> list[Tensor]:
         """All of it, or so many kept prompts and nothing to erase."""
         scale = max(0.1, 1 / len(self.kept))
         moved = self.uce_pairs() if prompts is None else []
         kept = [self.rows(prompt) for prompt in self.kept[:prompts]]
-        return uce(self.weights, moved, kept, scale, 0.5, layers)
+        return uce(self.weights, moved, kept, scale, 0.5, layers, lean)
 
     def uce_2025(self, prompts: int | None = None) -> list[Tensor]:
         """All of it, or so many kept prompts and nothing to erase."""
@@ -451,10 +464,10 @@ def seconds(
     return statistics.median(times)
 
 
-def scaled(action: Callable[[int], object], sample: int, total: int) -> float:
-    """Seconds that ``action(total)`` would take, from those of none and of a sample."""
-    nothing = seconds(lambda: action(0))
-    return nothing + (seconds(lambda: action(sample)) - nothing) * total / sample
+def scaled(action: Callable[[int], object], sample: int, total: int, runs: int) -> float:
+    """Seconds that ``action(total)`` would take, from medians of none and of a sample."""
+    nothing = seconds(lambda: action(0), runs)
+    return nothing + (seconds(lambda: action(sample), runs) - nothing) * total / sample
 
 
 def peak(action: Callable[[], object]) -> int:
@@ -489,7 +502,8 @@ def saved(edit: Edit, folder: Path) -> int:
 def one_concept(model: Model, folder: Path, runs: int) -> Iterator[Row]:
     """UCE 2023 of one concept, the empty prompt kept."""
     policy, method = Policy.of(Concept(target="santa claus")), UCE(fidelity="original")
-    theirs = seconds(Sides(model, policy).uce, runs)
+    sides = Sides(model, policy)
+    theirs, lean = seconds(sides.uce, runs), seconds(lambda: sides.uce(lean=True), runs)
     edit = erase(model, policy, method)
     moved = len(edit.components[0].payload.moved.sources)
     count, size = moved + TOKENS, saved(edit, folder)
@@ -522,6 +536,16 @@ def one_concept(model: Model, folder: Path, runs: int) -> Iterator[Row]:
         file=size,
         after=lambda: Edit(model.components).revert(model),
     )
+    yield measured(
+        "... beside a lean rewrite of the original",
+        lambda: method.solve(model, policy, 0).factors,
+        lean,
+        5 * runs,
+        operations=operations,
+        touched=touched,
+        file=size,
+        part="all, products for sums of outer products",
+    )
 
 
 def art_policy() -> Policy:
@@ -550,7 +574,7 @@ def art_2025(model: Model, folder: Path, runs: int) -> Iterator[Row]:
         part="1 of 1,736 prompts encoded",
     )
     sides = Sides(model, policy)  # from here on the text encoder isn't asked
-    theirs = scaled(sides.uce_2025, 40, len(policy.kept) + 1)
+    theirs = scaled(sides.uce_2025, 40, len(policy.kept) + 1, runs)
     row = measured(
         "UCE 2025, 1,734 names kept: solve, factors",
         ours,
@@ -579,7 +603,8 @@ def art_2023(model: Model, folder: Path, runs: int) -> Iterator[Row]:
     single = seconds(lambda: model._encode(["", "art"]), 5)
     sides = Sides(model, policy)
     layers = sorted({len(weight): at for at, weight in enumerate(sides.weights)}.values())
-    theirs = scaled(lambda count: sides.uce(count, layers), 8, prompts) * LAYERS / len(layers)
+    sample = scaled(lambda count: sides.uce(count, layers), 8, prompts, runs)
+    theirs = sample * LAYERS / len(layers)
     row = measured(
         "UCE 2023, 1,734 names kept: solve, factors",
         lambda: method.solve(model, policy, 0).factors,
@@ -606,8 +631,8 @@ def rece(model: Model, folder: Path, runs: int) -> Iterator[Row]:
     policy = Policy.of(Concept(target="santa claus"))
     method = RECE(fidelity="original", epochs=3, regular_scale=0.1)
     sides = Sides(model, policy)
-    weights: list[Tensor] = []
-    theirs = seconds(lambda: weights.extend(sides.uce()))
+    theirs = seconds(sides.uce, runs)
+    weights = sides.uce()
     theirs += 3 * seconds(lambda: sides.rece_epoch(weights), runs)
     epoch = 2 * WIDTH**3 / 3 + 14 * TOKENS * WIDTH**2
     yield measured(
@@ -629,12 +654,20 @@ def mace(model: Model, folder: Path, runs: int) -> Iterator[Row]:
     yield measured(
         "MACE, refinement and fusion, 100 concepts",
         sides.ours,
-        scaled(sides.theirs, 1, CELEBRITIES),
+        scaled(sides.theirs, 1, CELEBRITIES, runs),
         runs,
         operations=4 * rows * WIDTH**2 + 2 * WIDTH**3 / 3 + 2 * CELEBRITIES * LAYERS * WIDTH**2,
         touched=4 * rows * WIDTH,
         file=sum(one.numel() * one.element_size() for one in sides.ours().tensors().values()),
         part="1 of 100 concepts",
+    )
+    yield measured(
+        "... of which the refinement's statistics",
+        lambda: sides.method.solve(model, sides.policy, 0),
+        None,
+        runs,
+        operations=2 * rows * WIDTH**2,
+        touched=4 * rows * WIDTH,
     )
 
 
@@ -654,6 +687,20 @@ def thousand(model: Model, folder: Path, runs: int) -> Iterator[Row]:
             touched=8 * rows * MANY * WIDTH,
             file=saved(erase(model, policy, method), folder),
         )
+    method, one = (
+        UCE(fidelity="corrected", preserve=("",)),
+        Policy.of(Concept(target="santa claus")),
+    )
+    remember(model, [text for text in ("santa claus", *method.kept(one))])
+    many = erase(model, policy, method)
+    yield measured(
+        "... one more concept joins them",
+        lambda: (many + erase(model, one, method)).components[0].payload.factors,
+        None,
+        runs,
+        operations=TOKENS * WIDTH**2 + WIDTH**3,
+        touched=8 * TOKENS * WIDTH,
+    )
 
 
 WORKS = {

@@ -14,7 +14,7 @@ all that the solution needs to know of them are two sums, which add up from one 
 next. The system is ill conditioned (about 1e5 for real text encoders): everything is in float64.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,8 +27,8 @@ NEGLIGIBLE = 1e-10
 """Share of the largest singular value below which a direction is rounding, not an edit."""
 HOPELESS = 1e14
 """Condition number from which on a float64 solution has no trustworthy digit left."""
-LEAF = 256
-"""Width up to which a Gram matrix is computed whole; halving smaller ones no longer pays."""
+PANEL = 128
+"""Columns of a Gram matrix computed at a time; what lies below them is copied."""
 
 
 class SharedFactors(NamedTuple):
@@ -60,7 +60,7 @@ class Statistics:
     """The two sums that a set of rows enters the system with; they add up and subtract."""
 
     gram: Tensor
-    """``sum_i w_i s_i s_i^T`` from the diagonal up, row by row, float64."""
+    """``sum_i w_i s_i s_i^T``, ``[width, width]`` float64."""
     shift: Tensor
     """``sum_i w_i (t_i - s_i) s_i^T``, ``[width, width]`` float64."""
 
@@ -69,6 +69,20 @@ class Statistics:
 
     def __sub__(self, other: "Statistics") -> "Statistics":
         return Statistics(self.gram - other.gram, self.shift - other.shift)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds: of the symmetric matrix the diagonal and what is above it."""
+        row, column = torch.triu_indices(*self.gram.shape, device=self.gram.device)
+        return {"gram": self.gram[row, column], "shift": self.shift}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Statistics":
+        """The sums that ``tensors()`` was taken from."""
+        upper, shift = tensors["gram"], tensors["shift"]
+        row, column = torch.triu_indices(*shift.shape, device=shift.device)
+        whole = torch.empty_like(shift)
+        whole[row, column] = whole[column, row] = upper
+        return cls(whole, shift)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +93,20 @@ class Rows:
     targets: Tensor
     weights: Tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds."""
+        return dict(vars(self))
+
     @property
     def statistics(self) -> Statistics:
-        left, sources = self.scaled
-        return Statistics(packed(gram(sources)), left.T @ sources)
+        # sum w t s^T takes one product for each different target, and many share theirs.
+        targets, which = torch.unique(self.targets, dim=0, return_inverse=True)
+        scale = self.weights.double().sqrt()[:, None]
+        sources = scale * self.sources
+        total = gram(sources)
+        sums = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
+        sums.index_add_(0, which, sources.mul_(scale))
+        return Statistics(total, targets.double().T @ sums - total)
 
     @property
     def scaled(self) -> tuple[Tensor, Tensor]:
@@ -107,33 +131,18 @@ def joined(parts: Sequence[Moved]) -> Moved:
     return sum(rest, first)
 
 
-def gram(rows: Tensor) -> Tensor:
-    """``rows^T rows`` in float64, ``[width, width]``, for ``rows`` of shape ``[..., width]``."""
-    return _symmetric(rows.double().reshape(-1, rows.shape[-1]))
-
-
-def _symmetric(rows: Tensor) -> Tensor:
-    """``rows^T rows``, of which what lies below the diagonal is copied from above it."""
-    if rows.shape[1] <= LEAF:
-        return rows.T @ rows
-    first, second = rows.tensor_split(2, 1)
-    corner = first.T @ second
-    upper = torch.cat([_symmetric(first), corner], 1)
-    return torch.cat([upper, torch.cat([corner.T, _symmetric(second)], 1)])
-
-
-def packed(symmetric: Tensor) -> Tensor:
-    """A symmetric matrix from the diagonal up, row by row, ``[width (width + 1) / 2]``."""
-    row, column = torch.triu_indices(*symmetric.shape, device=symmetric.device)
-    return symmetric[row, column]
-
-
-def unpacked(upper: Tensor, width: int) -> Tensor:
-    """The whole matrix, ``[width, width]``."""
-    row, column = torch.triu_indices(width, width, device=upper.device)
-    whole = upper.new_empty(width, width)
-    whole[row, column] = whole[column, row] = upper
-    return whole
+def gram(*blocks: Tensor) -> Tensor:
+    """``sum B^T B`` over blocks of shape ``[..., width]``: ``[width, width]`` float64."""
+    width = blocks[0].shape[-1]
+    total = torch.zeros(width, width, dtype=torch.float64, device=blocks[0].device)
+    panels = [(start, start + PANEL) for start in range(0, width, PANEL)]
+    for block in blocks:
+        rows = block.double().reshape(-1, width)
+        for start, end in panels:
+            total[start:end, start:].addmm_(rows[:, start:end].T, rows[:, start:])
+    for start, end in panels:
+        total[end:, start:end] = total[start:end, end:].T
+    return total
 
 
 def kept_rows(blocks: Iterable[Tensor], weight: float, width: int) -> Tensor:
@@ -147,7 +156,7 @@ def kept_rows(blocks: Iterable[Tensor], weight: float, width: int) -> Tensor:
         few.append(block.double().reshape(-1, width))
         count += len(few[-1])
         if count >= width:
-            total = sum(map(gram, few), total.to(block.device))
+            total = total.to(block.device) + gram(*few)
             few = []
     if count >= width:
         return factor(weight * total)
@@ -174,7 +183,7 @@ def shared_factors(moved: Moved, kept: Tensor, lamb: float) -> SharedFactors:
     kept = kept.double()
     if isinstance(moved, Statistics):
         identity = _identity(moved.shift)
-        matrix = unpacked(moved.gram, len(identity)) + gram(kept) + lamb * identity
+        matrix = moved.gram + gram(kept) + lamb * identity
         return SharedFactors(solve(matrix, moved.shift).T, identity)
     left, sources = moved.scaled
     count, width = sources.shape
@@ -184,7 +193,8 @@ def shared_factors(moved: Moved, kept: Tensor, lamb: float) -> SharedFactors:
         right = solve(inner, rows.T)
         # (P^T P + lam I)^-1 P^T = P^T (P P^T + lam I)^-1, of which the first columns are wanted.
         return SharedFactors(left, right.T[:count])
-    matrix = gram(sources) + gram(kept) + lamb * _identity(gram(kept))
+    matrix = gram(sources, kept)
+    matrix.diagonal().add_(lamb)
     return SharedFactors(left, solve(matrix, sources))
 
 

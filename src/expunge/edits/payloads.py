@@ -97,7 +97,7 @@ class Ridge:
         return weight.double() @ left.T.to(weight.device), right.to(weight.device)
 
     def tensors(self) -> dict[str, Tensor]:
-        moved: dict[str, Tensor] = vars(self.moved)
+        moved = self.moved.tensors()
         return {**moved, "kept": self.kept, "lamb": torch.tensor(self.lamb, dtype=torch.float64)}
 
     @cached_property
@@ -271,7 +271,7 @@ def from_tensors(form: str, names: tuple[str, ...], tensors: Mapping[str, Tensor
         if form == Ridge.form:
             moved: Moved
             if "gram" in tensors:
-                moved = Statistics(tensors["gram"], tensors["shift"])
+                moved = Statistics.of(tensors)
             else:
                 moved = Rows(tensors["sources"], tensors["targets"], tensors["weights"])
             return Ridge(names, moved, tensors["kept"], float(tensors["lamb"]))

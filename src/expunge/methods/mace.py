@@ -155,6 +155,7 @@ class MACE(Method):
 
     def _refinement(self, model: Model, policy: Policy, stays: "Stays") -> Ridge:
         pairs = [pair for concept in policy.erase for _, pair in self._pairs(concept)]
+        pairs.sort(key=lambda pair: pair.anchor)  # rows that share their targets in one block
         blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
         parts = (joined([rows(model, block, all_words=self.all_words)]) for block in blocks)
         moved = reduce(lambda so_far, more: joined([so_far, more]), parts)

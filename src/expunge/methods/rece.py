@@ -285,7 +285,7 @@ class RECE(Method):
         """The projections after stage 0."""
         weights = {name: model.base_weight(name) for name in stage.names}
         if isinstance(stage, Ridge) and self.technique == "replace":
-            total = reduce(torch.add, (gram(weight) for weight in weights.values()))
+            total = gram(*weights.values())
             return Shared(stage.names, total, stage.factors)
         unchanged = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
         return Separate(self.technique, weights, unchanged).then(stage)
@@ -381,7 +381,7 @@ class Separate:
     def sums(self) -> Sums:
         pairs = [(weight, self.base[name].double()) for name, weight in self.weights.items()]
         return Sums(
-            reduce(torch.add, (gram(weight) for weight, _ in pairs)),
+            gram(*(weight for weight, _ in pairs)),
             reduce(torch.add, (weight.T @ base for weight, base in pairs)),
         )
 
