@@ -14,6 +14,7 @@ from expunge.edits.payloads import Dense
 from expunge.methods import METHODS, configured
 from expunge.methods.base import Method
 from expunge.models.emoji import catalog
+from expunge.training.run import Run
 from expunge.training.student import Student
 
 TINY = Path(__file__).parent / "data" / "reference" / "tiny-sd"
@@ -272,13 +273,13 @@ def test_calls_noted_without_the_unet_are_those_of_a_real_run(
 ) -> None:
     method = configured("esd", **settings)
     student = Student(pico, method.parameters(pico))
-    arguments = (pico, policy("ghost", "man", keep=("dog",)), student, 0, 0)
+    run = Run(student, policy("ghost", "man", keep=("dog",)), 0)
     calls: Counter[torch.Size] = Counter()
     hook = pico.unet.register_forward_pre_hook(lambda _, inputs: calls.update([inputs[0].shape]))
-    real = list(method.batches(*arguments))
+    real = list(method.batches(run, range(method.iterations)))
     hook.remove()
     with costs._unet_left_out(pico.unet) as noted:
-        without = list(method.batches(*arguments))
+        without = list(method.batches(run, range(method.iterations)))
     assert noted == calls
     assert calls
     assert [{k: v.shape for k, v in batch.items()} for batch in real] == [

@@ -6,6 +6,7 @@ import torch
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.methods.esd import ESD
 from expunge.training.loop import fit
+from expunge.training.run import Run
 from expunge.training.student import Student
 
 SHORT = {"iterations": 2, "trajectories": 2, "num_inference_steps": 4}
@@ -41,7 +42,7 @@ def test_targets_follow_the_equation(pico: Model) -> None:
     method = ESD(negative_guidance=1.5, **SHORT, batch_size=8)
     concept = Concept(target="ghost", anchor="dog", keep=["cat"])
     policy, student = Policy.of(concept), Student(pico, method.parameters(pico))
-    batch = next(method.batches(pico, policy, student, 0, 0))
+    batch = next(method.batches(Run(student, policy, 0), range(1)))
     latents, timestep = batch["latents"], batch["timestep"]
     pairs = {pair.erase: pair.anchor for pair in concept.pairs()}
     known = {p: pico.encode([p])[0] for p in (*pairs, *policy.kept_prompts())}
@@ -74,8 +75,8 @@ def test_the_student_starts_as_the_teacher(pico: Model) -> None:
 def test_training_learns_its_target(pico: Model) -> None:
     method = ESD(trajectories=4, num_inference_steps=10, lr=1e-3, train_method="full", batch_size=8)
     policy, student = Policy.of("ghost"), Student(pico, pico.select("all"))
-    batches = method.batches(pico, policy, student, 0, 0)
-    unseen = next(method.batches(pico, policy, student, 0, 199))
+    batches = method.batches(Run(student, policy, 0), range(200))
+    unseen = next(method.batches(Run(student, policy, 0), [199]))
     before = method.loss(student, unseen).item()
     fit(method, student, islice(batches, 60))
     assert method.loss(student, unseen).item() < 0.7 * before

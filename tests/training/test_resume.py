@@ -56,19 +56,19 @@ def test_stopping_anywhere_changes_nothing(
     if variant:
         settings |= {"fidelity": "original", "variant": variant}
     whole = erase(pico, "dog", "esd", **settings)
-    real, calls = loop.step, 0
+    real, calls = loop.Trainer.step, 0
 
-    def failing(*arguments: object) -> float:
+    def failing(*arguments: object) -> dict[str, float]:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "step", failing)
+    monkeypatch.setattr(loop.Trainer, "step", failing)
     with pytest.raises(KeyboardInterrupt):
         erase(pico, "dog", "esd", checkpoints=tmp_path, **settings)
-    monkeypatch.setattr(loop, "step", real)
+    monkeypatch.setattr(loop.Trainer, "step", real)
     resumed = erase(pico, "dog", "esd", checkpoints=tmp_path, **settings)
     assert resumed.id == whole.id
 

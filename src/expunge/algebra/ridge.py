@@ -165,6 +165,10 @@ def kept_rows(blocks: Iterable[Tensor], weight: float, width: int) -> Tensor:
 
 def factor(gram: Tensor) -> Tensor:
     """Rows ``R`` with ``R^T R`` equal to a Gram matrix, no more of them than it has directions."""
+    lower, failed = torch.linalg.cholesky_ex(gram)
+    if not failed:
+        whole: Tensor = lower.T.contiguous()
+        return whole
     values, vectors = torch.linalg.eigh(gram)
     present = values > torch.finfo(torch.float64).eps * len(values) * values[-1]
     rows: Tensor = (values[present].sqrt() * vectors[:, present]).T

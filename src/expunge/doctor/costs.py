@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from statistics import fmean, median
 from threading import Event, Thread
 from typing import Any
@@ -17,11 +16,12 @@ from expunge.concepts import Policy
 from expunge.doctor.facts import Cost, Pace, Timing
 from expunge.edits.payloads import Dense, Payload
 from expunge.errors import ExpungeError, Unsupported
-from expunge.methods.base import Method, Solves, Trains
+from expunge.methods.base import Method, Solves, Trained
 from expunge.models import Model
 from expunge.models.roles import ROLES, matching
 from expunge.seeding import generator
-from expunge.training.loop import optimizer_of, step
+from expunge.training.loop import Trainer
+from expunge.training.run import Run
 from expunge.training.student import Student
 
 REPEATS = 5
@@ -88,7 +88,7 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
     with _watched(model.device) as peak:
         if method.shape == "solve" and isinstance(method, Solves):
             found = _solved(model, policy, method)
-        elif method.shape == "train" and isinstance(method, Trains):
+        elif method.shape == "train" and isinstance(method, Trained):
             found = _trained(model, policy, method, pace)
         else:
             raise Unsupported(
@@ -135,19 +135,21 @@ def _rows(model: Model, payload: Payload) -> int | None:
     return max(len(payload.low_rank(name, model.base_weight(name))[1]) for name in payload.names)
 
 
-def _trained(model: Model, policy: Policy, method: Trains, pace: Pace) -> dict[str, Any]:
+def _trained(model: Model, policy: Policy, method: Trained, pace: Pace) -> dict[str, Any]:
     """Take a few steps on copies of the weights, and add up what all steps would take."""
-    student = Student(model, method.parameters(model))
-    batch, first, later = _batches(model, policy, method, student, pace.unet.seconds)
-    optimizer = optimizer_of(method, student)
-    one = timed(lambda: step(method, student, optimizer, batch), model.device)
-    making = first + (method.iterations - 1) * later
+    start = method.start(model, policy, 0)
+    student = Student(model, method.parameters(model), rank=method.rank, start=start)
+    batch, first, later = _batches(method, Run(student, policy, 0), pace.unet.seconds)
+    trainer = Trainer(method, student)
+    one = timed(lambda: trainer.step([batch]), model.device)
+    batches = method.iterations * method.accumulation
+    making = first + (batches - 1) * later
     repeats = "measured once" if one.repeats == 1 else f"median of {one.repeats}"
     return {
-        **_changed(model, tuple(student.weights)),
+        **_changed(model, student.names),
         "rows": None,
-        "edit_bytes": _bytes(student.changes()),
-        "seconds": making + method.iterations * one.seconds,
+        "edit_bytes": _bytes(student.payload().tensors()),
+        "seconds": making + batches * one.seconds,
         "estimated": True,
         "how": f"an estimate: {method.iterations} steps of {one.seconds:.3g} s ({repeats}), and "
         f"{making:.3g} s to make what they learn from",
@@ -155,7 +157,7 @@ def _trained(model: Model, policy: Policy, method: Trains, pace: Pace) -> dict[s
 
 
 def _batches(
-    model: Model, policy: Policy, method: Trains, student: Student, unet_seconds: float
+    method: Trained, run: Run, unet_seconds: float
 ) -> tuple[Mapping[str, Tensor], float, float]:
     """A batch, and the seconds that the first batch and each later one would take to make.
 
@@ -165,10 +167,10 @@ def _batches(
     seconds: list[float] = []
     calls: list[Counter[torch.Size]] = []
     batch: Mapping[str, Tensor] = {}
+    model = run.model
     with _unet_left_out(model.unet) as noted:
         began = _now(model.device)
-        batches = method.batches(model, policy, student, 0, 0)
-        for made in islice(batches, min(TRIAL_BATCHES, method.iterations)):
+        for made in method.batches(run, range(min(TRIAL_BATCHES, method.iterations))):
             seconds.append(_now(model.device) - began)
             calls.append(noted.copy())
             noted.clear()

@@ -34,6 +34,8 @@ class Provenance(BaseModel):
     concepts: tuple[Concept, ...]
     keep: tuple[str, ...]
     seed: int
+    steps: int | None = None
+    """Optimiser steps that a training took; it may end early."""
     base: Base
     versions: dict[str, str]
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -10,9 +10,12 @@ from expunge.concepts import Concept, Policy, explain
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.methods.base import Method, Solves, Trains
+from expunge.methods.base import Method, Solves, Trained
 from expunge.models import Model
 from expunge.registry import Registry
+
+if TYPE_CHECKING:
+    from expunge.training.loop import Monitor
 
 METHODS: Registry[type[Method]] = Registry(
     "method",
@@ -53,6 +56,8 @@ def erase(
     *,
     seed: int = 0,
     checkpoints: str | os.PathLike[str] | None = None,
+    monitor: "Monitor | None" = None,
+    tracker: str | None = None,
     **values: Any,
 ) -> Edit:
     """Compute the edit that makes ``model`` stop drawing ``concepts``; the model stays as it is.
@@ -63,6 +68,8 @@ def erase(
         method: a name of ``expunge methods`` or a configured method.
         seed: decides every random draw.
         checkpoints: folder from which a stopped training resumes, with the same result.
+        monitor: looks at a training on the way and may end it.
+        tracker: an experiment tracker that accelerate knows and that a training reports to.
         **values: settings of the method.
 
     Raises:
@@ -72,12 +79,21 @@ def erase(
     chosen = configured(method, **values) if isinstance(method, str) else method
     if model.components:
         raise ExpungeError("the model has an edit applied; revert it, edits are made for the base")
+    steps, start = None, None
     if isinstance(chosen, Solves):
         payload = chosen.solve(model, policy, seed)
-    elif isinstance(chosen, Trains):
+    elif isinstance(chosen, Trained):
         from expunge.training.loop import train
 
-        payload = train(chosen, model, policy, seed=seed, checkpoints=checkpoints)
+        payload, start, steps = train(
+            chosen,
+            model,
+            policy,
+            seed=seed,
+            checkpoints=checkpoints,
+            monitor=monitor,
+            tracker=tracker,
+        )
     else:
         raise ExpungeError(f"{type(chosen).__name__} neither solves nor trains")
     base = Base(name=model.name, fingerprint=model.fingerprint(payload.names))
@@ -88,9 +104,11 @@ def erase(
         keep=policy.kept,
         seed=seed,
         base=base,
+        steps=steps,
         versions=versions(),
     )
-    return Edit((Component(payload, provenance),))
+    made = Edit((Component(payload, provenance),))
+    return start + made if start else made
 
 
 def versions() -> dict[str, str]:

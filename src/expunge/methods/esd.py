@@ -12,8 +12,8 @@ sentences too; and what is to be kept, if anything is named, is taught to stay. 
 one of the released programs, quirks and all (``esd_programs.py``).
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -22,13 +22,13 @@ from torch import Tensor
 from expunge.algebra.ridge import gram
 from expunge.concepts import Context, Policy
 from expunge.errors import ExpungeError
-from expunge.methods.base import Method
+from expunge.methods.base import Trained
 from expunge.methods.esd_programs import DEFAULTS, RULES, Batch, Program, Variant, parameters
 from expunge.models import Model
-from expunge.progress import track
-from expunge.seeding import generator
+from expunge.seeding import derive, generator
+from expunge.training.run import Run
 from expunge.training.student import Student
-from expunge.training.trajectories import Step, ddim, denoise
+from expunge.training.trajectories import trajectories
 
 ROLES = {
     "x": "cross_attention",
@@ -40,14 +40,13 @@ ROLES = {
 """Parameter groups of the corrected method."""
 
 
-class ESD(Method):
+class ESD(Trained):
     """Fine-tuning away from the concept, with negative guidance as the target."""
 
     name: ClassVar[str] = "esd"
     title: ClassVar[str] = "Erased Stable Diffusion"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.07345"
-    shape: ClassVar[Literal["solve", "train"]] = "train"
 
     variant: Variant | None = None
     """The released program to follow; only with ``fidelity="original"``."""
@@ -61,6 +60,8 @@ class ESD(Method):
     """Optimiser steps."""
     lr: float = Field(5e-5, gt=0)
     """Learning rate."""
+    optimizer: str = "torch.optim.Adam"
+    """Import path of the optimiser."""
     num_inference_steps: int = Field(50, ge=2, le=1000)
     """Steps of a whole trajectory."""
     erase_from: str | None = None
@@ -128,18 +129,15 @@ class ESD(Method):
             self.erase_from,
         )
 
-    def batches(
-        self, model: Model, policy: Policy, student: Student, seed: int, start: int
-    ) -> Iterator[Batch]:
-        steps = range(start, self.iterations)
+    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         if self.program:
-            yield from self.program.batches(model, policy, student, seed, steps)
+            yield from self.program.batches(run, numbers)
             return
-        table = self._table(model, policy, seed)
+        table = self._table(run)
         kept = round(self.batch_size * self.keep_share) if table.kept else 0
-        words = self._kept_words(model, policy)
-        for step in steps:
-            batch = table.draw(generator(seed, "esd batch", step), self.batch_size, kept)
+        words = self._kept_words(run.model, run.policy)
+        for number in numbers:
+            batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)
             yield {**batch, **words}
 
     def loss(self, student: Student, batch: Mapping[str, Tensor]) -> Tensor:
@@ -164,54 +162,40 @@ class ESD(Method):
         total = torch.stack([gram(block) for block in blocks]).sum(0)
         return {"kept_words": (total / len(prompts)).float()}
 
-    def _table(self, model: Model, policy: Policy, seed: int) -> "Table":
+    def _table(self, run: Run) -> "Table":
         erased = [
             (pair.erase, pair.anchor if concept.replacement else "")
-            for concept in policy.erase
+            for concept in run.policy.erase
             for pair in concept.pairs(self.contexts)
         ]
-        kept = [(p, p) for p in policy.kept_prompts(self.contexts) if self.keep_share]
+        kept = [(p, p) for p in run.policy.kept_prompts(self.contexts) if self.keep_share]
         return Table(
-            self._rows(model, erased, self.negative_guidance, seed),
-            self._rows(model, kept, 0.0, seed) if kept else None,
+            self._rows(run, "erased", erased, self.negative_guidance),
+            self._rows(run, "kept", kept, None) if kept else None,
         )
 
-    def _rows(self, model: Model, pairs: list[tuple[str, str]], eta: float, seed: int) -> "Rows":
+    def _rows(self, run: Run, name: str, pairs: list[tuple[str, str]], eta: float | None) -> "Rows":
         """Every latent of ``trajectories`` trajectories, with its target."""
-        order = torch.randperm(len(pairs), generator=generator(seed, "esd pairs")).tolist()
+        order = torch.randperm(len(pairs), generator=generator(run.seed, "esd pairs")).tolist()
         chosen = [pairs[order[index % len(pairs)]] for index in range(self.trajectories)]
-        parts: list[Rows] = []
-        bar = track(range(0, len(chosen), 16), "trajectories", total=-(-len(chosen) // 16))
-        for start in bar:
-            block = list(enumerate(chosen))[start : start + 16]
-            noise = [_noise(model, seed, *pair, index) for index, pair in block]
-            prompts = model.encode([prompt for _, (prompt, _) in block])
-            anchors = model.encode([anchor for _, (_, anchor) in block])
-            scheduler = ddim(model.pipe.scheduler, self.num_inference_steps)
-            for step in denoise(
-                model.predict_noise,
-                scheduler,
-                torch.stack(noise) * scheduler.init_noise_sigma,
-                prompts,
-                model.encode([""]).expand_as(prompts),
-                guidance_scale=self.start_guidance,
-                timesteps=scheduler.timesteps,
-            ):
-                target = self._target(model, step, prompts, anchors, eta)
-                parts.append(Rows(step.latents, step.timestep, prompts, target))
-        return Rows(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-    @torch.no_grad()
-    def _target(
-        self, model: Model, step: Step, prompts: Tensor, anchors: Tensor, eta: float
-    ) -> Tensor:
-        """``eps*(a) - eta (eps*(c) - eps*(a))``; guidance has evaluated most of it already."""
-        if torch.equal(anchors, prompts):
-            return step.conditional.float()
-        anchor = step.unconditional
-        if anchor is None or not torch.equal(anchors, model.encode([""]).expand_as(anchors)):
-            anchor = model.predict_noise(step.latents, step.timestep, anchors)
-        return (anchor - eta * (step.conditional - anchor)).float()
+        prompts, anchors = zip(*chosen, strict=True)
+        seeds = [derive(run.seed, "trajectory", *pair, i) for i, pair in enumerate(chosen)]
+        drawn = trajectories(
+            run,
+            name,
+            prompts,
+            seeds,
+            anchors=() if eta is None else anchors,
+            steps=self.num_inference_steps,
+            guidance_scale=self.start_guidance,
+        )
+        target = drawn.conditional
+        if eta is not None:
+            target = drawn.anchor - eta * (drawn.conditional - drawn.anchor)
+        count, steps = drawn.latents.shape[:2]
+        embeddings = run.model.encode(prompts).repeat_interleave(steps, 0)
+        latents, target = drawn.latents.flatten(0, 1), target.flatten(0, 1).float()
+        return Rows(latents, drawn.timesteps.repeat(count), embeddings, target)
 
 
 class Rows(NamedTuple):
@@ -238,9 +222,3 @@ class Table(NamedTuple):
             key: torch.stack([part[key][row] for part, row in zip(parts, at, strict=True)])
             for key in Rows._fields
         }
-
-
-def _noise(model: Model, seed: int, *names: str | int) -> Tensor:
-    """Normal noise ``[channels, height, width]``, drawn in float32 on the CPU."""
-    noise = torch.randn(model.latent_shape, generator=generator(seed, "trajectory", *names))
-    return noise.to(model.device, model.dtype)

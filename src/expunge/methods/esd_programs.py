@@ -8,18 +8,18 @@
 A negative guidance of 2 in ``diffusers-sd`` is 1 in the others: see ``Program.target``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from expunge.concepts import Policy
 from expunge.errors import Unsupported
 from expunge.models import Model
 from expunge.models.roles import Rule, matching
 from expunge.seeding import generator
+from expunge.training.run import Run
 from expunge.training.student import Student
 from expunge.training.trajectories import ddim, denoise, native
 
@@ -120,14 +120,13 @@ class Program:
     negative_guidance: float
     erase_from: str | None
 
-    def batches(
-        self, model: Model, policy: Policy, student: Student, seed: int, steps: range
-    ) -> Iterator[Batch]:
-        """A new partial denoising for each of the training ``steps``, one latent at a time."""
+    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+        """A new partial denoising for each step, one latent at a time."""
+        model, student, erase = run.model, run.student, run.policy.erase
         low, high = (1, self.steps - 1) if self.variant == "alt" else (0, self.steps)
-        for step in steps:
-            draws = generator(seed, "esd", step)
-            concept = policy.erase[_draw(draws, 0, len(policy.erase))].target
+        for number in numbers:
+            draws = generator(run.seed, "esd", number)
+            concept = erase[_draw(draws, 0, len(erase))].target
             stop = _draw(draws, low, high)
             offset = _draw(draws, 0, self._stride)
             noise = torch.randn((1, *self._latent_shape(model)), generator=draws)

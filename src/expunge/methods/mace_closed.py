@@ -11,8 +11,8 @@ from expunge.concepts import Pair
 from expunge.edits.payloads import LowRank, Payload, SharedMatrix, Sum
 from expunge.models import Model
 
-PROMPTS = 32
-"""Prompts encoded at a time; in double precision their rows take 15 MB for Stable Diffusion 1."""
+PROMPTS = 16
+"""Prompts encoded at a time; in double precision their rows take 8 MB for Stable Diffusion 1."""
 
 
 def rows(model: Model, pairs: Sequence[Pair], *, all_words: bool = False) -> Rows:

@@ -1,7 +1,7 @@
 """A training state on disk: weights, optimiser and the step they belong to, or nothing."""
 
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,41 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.errors import ExpungeError
-from expunge.files import replacing
+from expunge.files import replacing, write_text
 from expunge.training.student import Student
 
 FILE = "checkpoint.safetensors"
+LOG = "losses.jsonl"
+
+History = list[dict[str, float]]
+"""What the loss gave in each step, by name."""
 
 
 def save(
-    folder: str | os.PathLike[str],
+    folder: Path,
     run: str,
-    step: int,
-    losses: list[float],
+    history: History,
     student: Student,
     optimizer: torch.optim.Optimizer,
+    sums: Mapping[str, Tensor],
 ) -> None:
-    """Write the state after ``step`` steps of the run with this digest, whole or not at all."""
+    """Write the state after the steps of ``history``, whole or not at all.
+
+    Args:
+        folder: where.
+        run: digest of what decides the result.
+        history: what each step gave.
+        student: its weights.
+        optimizer: its state.
+        sums: gradients summed up over all steps, by weight; empty where they are reset.
+    """
     tensors = {f"weight:{name}": weight.detach() for name, weight in student.weights.items()}
+    tensors |= {f"sum:{name}": total for name, total in sums.items()}
     states = optimizer.state_dict()["state"]
-    for name, index in zip(student.weights, range(len(student.weights)), strict=True):
+    for index, name in enumerate(_ordered(student, optimizer)):
         tensors |= {f"{key}:{name}": value for key, value in states.get(index, {}).items()}
-    state = json.dumps({"run": run, "step": step, "losses": losses})
-    with replacing(Path(folder) / FILE) as temporary:
+    state = json.dumps({"run": run, "history": history})
+    with replacing(folder / FILE) as temporary:
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
             temporary,
@@ -40,17 +54,18 @@ def save(
 
 
 def restore(
-    folder: str | os.PathLike[str],
+    folder: Path,
     run: str,
     student: Student,
     optimizer: torch.optim.Optimizer,
-) -> list[float]:
-    """Put a saved state back and return the losses so far; an empty list when there is none.
+    sums: dict[str, Tensor],
+) -> History:
+    """Put a saved state back and return its history; an empty list when there is none.
 
     Raises:
         ExpungeError: the folder holds the state of a run with other settings.
     """
-    path = Path(folder) / FILE
+    path = folder / FILE
     if not path.exists():
         return []
     with safe_open(path, framework="pt") as file:
@@ -61,12 +76,34 @@ def restore(
                 "another version; choose another folder or delete this one"
             )
         saved: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    states: dict[int, dict[str, Any]] = {}
+    own: dict[str, dict[str, Tensor]] = {name: {} for name in student.weights}
+    for key, tensor in saved.items():
+        kind, _, name = key.partition(":")
+        own[name][kind] = tensor
     with torch.no_grad():
-        for index, (name, weight) in enumerate(student.weights.items()):
-            weight.copy_(saved.pop(f"weight:{name}"))
-            keys = [key for key in saved if key.partition(":")[2] == name]
-            states[index] = {key.partition(":")[0]: saved.pop(key) for key in keys}
+        for name, weight in student.weights.items():
+            weight.copy_(own[name].pop("weight"))
+            if "sum" in own[name]:
+                sums[name] = own[name].pop("sum").to(weight.device)
+    order = enumerate(_ordered(student, optimizer))
+    states: dict[int, dict[str, Any]] = {index: own[name] for index, name in order}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-    losses: list[float] = state["losses"]
-    return losses
+    history: History = state["history"]
+    return history
+
+
+def write_log(folder: Path, history: History) -> None:
+    """Write the log anew, a line a step."""
+    write_text(folder / LOG, "".join(f"{json.dumps(record)}\n" for record in history))
+
+
+def append_log(folder: Path, record: Mapping[str, float]) -> None:
+    """Add a step to the log."""
+    with (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(record)}\n")
+
+
+def _ordered(student: Student, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the weights in the order in which the optimiser counts them."""
+    names = {id(weight): name for name, weight in student.weights.items()}
+    return [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]

@@ -1,59 +1,177 @@
-"""The one training loop: precision, checkpoints, progress and the guard against NaN live here."""
+"""The one training loop: steps, processes, checkpoints, progress, early stop."""
 
+import importlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge.concepts import Policy
-from expunge.edits.payloads import Dense
+from expunge.edits.edit import Edit
+from expunge.edits.payloads import Payload
 from expunge.errors import ExpungeError
 from expunge.files import digest
-from expunge.methods.base import Method, Trains
+from expunge.methods.base import Batch, Method, Trained
 from expunge.models import Model
 from expunge.progress import track
 from expunge.training import checkpoint
+from expunge.training.checkpoint import History
+from expunge.training.run import Run
 from expunge.training.student import Student
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SAVE_EVERY = 25
 """Steps between two checkpoints."""
 
 
-def optimizer_of(method: Trains, student: Student) -> torch.optim.Optimizer:
-    """Adam as every method of this family uses it: betas 0.9 and 0.999, no decay."""
-    return torch.optim.Adam(student.weights.values(), lr=method.lr)
+class Result(NamedTuple):
+    """What a training gives."""
+
+    payload: Payload
+    """What training has added."""
+    start: Edit | None
+    """What it began with, if that isn't the base."""
+    steps: int
+    """Steps taken; fewer than the method's ``iterations`` if it ended early."""
 
 
-def step(
-    method: Trains,
-    student: Student,
-    optimizer: torch.optim.Optimizer,
-    batch: Mapping[str, Tensor],
-) -> float:
-    """One step of the optimiser; returns the loss before it.
+@dataclass(frozen=True)
+class Monitor:
+    """Looks at a training every so many steps, and may end it."""
 
-    Raises:
-        ExpungeError: the loss isn't finite.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    loss = method.loss(student, batch)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise ExpungeError(
-            f"the loss became {value}; use a smaller learning rate or negative guidance, or a "
-            "model in higher precision"
-        )
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return value
+    every: int
+    """Steps between two looks."""
+    score: Callable[[Model], Mapping[str, float]]
+    """Scores by name of the model as it is then."""
+    stop: Callable[[Mapping[str, float]], bool] = lambda scores: False
+    """Whether training ends with these scores."""
 
 
-def fit(method: Trains, student: Student, batches: Iterable[Mapping[str, Tensor]]) -> list[float]:
+class Trainer:
+    """A student, its optimiser and its learning rate, on one process or several."""
+
+    def __init__(
+        self, method: Trained, student: Student, accelerator: "Accelerator | None" = None
+    ) -> None:
+        from diffusers.optimization import get_scheduler
+
+        self.method = method
+        self.student = student
+        self.accelerator = accelerator
+        self.optimizer = _optimizer(method, student)
+        try:
+            self.schedule = get_scheduler(
+                method.lr_schedule,
+                self.optimizer,
+                num_warmup_steps=method.lr_warmup,
+                num_training_steps=method.iterations,
+            )
+        except ValueError as error:
+            raise ExpungeError(f"lr_schedule: {error}") from None
+        self.sums: dict[str, Tensor] = {}
+        """Gradients of all steps so far, by weight, where they aren't reset."""
+
+    def restored(self, folder: Path, run: str) -> History:
+        """Go on from a checkpoint; the history up to it."""
+        history = checkpoint.restore(folder, run, self.student, self.optimizer, self.sums)
+        self.schedule.load_state_dict({**self.schedule.state_dict(), "last_epoch": len(history)})
+        for group, lr, factor in zip(
+            self.optimizer.param_groups,
+            self.schedule.base_lrs,
+            self.schedule.lr_lambdas,
+            strict=True,
+        ):
+            group["lr"] = lr * factor(len(history))
+        return history
+
+    def save(self, folder: Path, run: str, history: History) -> None:
+        checkpoint.save(folder, run, history, self.student, self.optimizer, self.sums)
+
+    def step(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """One step of the optimiser; what the loss gave before it, averaged over the batches.
+
+        ``batches`` are those of this process; ``accumulation`` counts those of all.
+
+        Raises:
+            ExpungeError: a loss isn't finite.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        records = [self._gradients(batch) for batch in batches]
+        record = self._shared({key: sum(one[key] for one in records) for key in records[0]})
+        if self.method.gradients == "cumulative":
+            self._add_up()
+        if self.method.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.student.weights.values(), self.method.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        return record
+
+    def _gradients(self, batch: Batch) -> dict[str, float]:
+        """Add a batch's gradients to the weights'; its part of the step's record."""
+        share = 1 / self.method.accumulation
+        device = self.student.model.device.type
+        half = self.method.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            terms = self.method.loss(self.student, batch)
+        named = terms if isinstance(terms, Mapping) else {"loss": terms}
+        record = {key: value.item() for key, value in named.items()}
+        if not math.isfinite(record["loss"]):
+            raise ExpungeError(
+                f"the loss became {record['loss']}; use a smaller learning rate or negative "
+                "guidance, or a model in higher precision"
+            )
+        if named["loss"].requires_grad:
+            loss = share * named["loss"]
+            if self.method.gradient_checkpointing:  # computes the UNet again, with these weights
+                self.student.within(loss.backward)
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]
+        return {key: share * value for key, value in record.items()}
+
+    def _shared(self, record: dict[str, float]) -> dict[str, float]:
+        """Sum gradients and records over all processes."""
+        if self.accelerator is None or self.accelerator.num_processes == 1:
+            return record
+        for weight in self.student.weights.values():
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = self.accelerator.reduce(gradient, reduction="sum")
+        values = torch.tensor(list(record.values()), dtype=torch.float64)
+        total = self.accelerator.reduce(values.to(self.student.model.device), reduction="sum")
+        return dict(zip(record, total.tolist(), strict=True))
+
+    def _add_up(self) -> None:
+        for name, weight in self.student.weights.items():
+            if weight.grad is not None:
+                self.sums[name] = self.sums.get(name, 0) + weight.grad
+            if name in self.sums:
+                weight.grad = self.sums[name].clone()
+
+
+def _optimizer(method: Trained, student: Student) -> torch.optim.Optimizer:
+    path, _, name = method.optimizer.rpartition(".")
+    try:
+        make = getattr(importlib.import_module(path), name)
+        made = make(method.groups(student), lr=method.lr, weight_decay=method.weight_decay)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ExpungeError(f"optimizer {method.optimizer!r} can't be used: {error}") from error
+    optimizer: torch.optim.Optimizer = made
+    return optimizer
+
+
+def fit(method: Trained, student: Student, batches: Iterable[Batch]) -> list[float]:
     """Train on the given batches, one step each; returns the losses."""
-    optimizer = optimizer_of(method, student)
-    return [step(method, student, optimizer, batch) for batch in batches]
+    trainer = Trainer(method, student)
+    return [trainer.step([batch])["loss"] for batch in batches]
 
 
 def train(
@@ -63,26 +181,134 @@ def train(
     *,
     seed: int,
     checkpoints: str | os.PathLike[str] | None = None,
-) -> Dense:
+    monitor: Monitor | None = None,
+    tracker: str | None = None,
+) -> Result:
     """Run a method to its end, from its last checkpoint if there is one.
 
-    The state is written every ``SAVE_EVERY`` steps, and the batches of a step depend on the
-    seed, the step and the weights alone: a run that was killed ends with the same weights.
+    The state is written every ``SAVE_EVERY`` steps, and a batch depends on its number, the seed
+    and the weights alone: a run that was killed ends with the same weights. Under ``accelerate
+    launch`` the processes share the batches of each step, so that their number doesn't change
+    the result but for rounding.
+
+    Args:
+        method: what to minimise.
+        model: the base model.
+        policy: what to erase and to keep.
+        seed: decides every random draw.
+        checkpoints: folder of the state and of ``losses.jsonl``.
+        monitor: looks at the model on the way and may end the training.
+        tracker: an experiment tracker that accelerate knows, e.g. tensorboard.
     """
-    if not isinstance(method, Trains):
+    if not isinstance(method, Trained):
         raise ExpungeError(f"{method.name} is solved, not trained")
-    student = Student(model, method.parameters(model))
-    optimizer = optimizer_of(method, student)
-    run = _digest(method, model, policy, seed) if checkpoints else ""
-    losses = checkpoint.restore(checkpoints, run, student, optimizer) if checkpoints else []
-    total, done = method.iterations, len(losses)
-    batches = method.batches(model, policy, student, seed, done)
-    steps = track(range(done, total), f"training {method.name}", total=total, start=done)
-    for count, batch in zip(steps, batches, strict=False):
-        losses.append(step(method, student, optimizer, batch))
-        if checkpoints and (count + 1) % SAVE_EVERY == 0:
-            checkpoint.save(checkpoints, run, count + 1, losses, student, optimizer)
-    return Dense(student.changes())
+    accelerator = _accelerator(model, checkpoints, tracker)
+    if method.accumulation % accelerator.num_processes:
+        raise ExpungeError(
+            f"accumulation: {method.accumulation} batches a step can't be shared by "
+            f"{accelerator.num_processes} processes; make it a multiple of that"
+        )
+    start = method.start(model, policy, seed)
+    student = Student(model, method.parameters(model), rank=method.rank, seed=seed, start=start)
+    trainer = Trainer(method, student, accelerator)
+    folder = Path(checkpoints) if checkpoints else None
+    name = _digest(method, model, policy, seed) if folder else ""
+    history = trainer.restored(folder, name) if folder else []
+    run = Run(student, policy, seed, folder, accelerator)
+    with _checkpointing(model.unet, method.gradient_checkpointing):
+        _steps(trainer, run, history, name, monitor)
+    accelerator.end_training()
+    return Result(student.payload(), start, len(history))
+
+
+def _steps(
+    trainer: Trainer, run: Run, history: History, name: str, monitor: Monitor | None
+) -> None:
+    """Take the steps that are left and add what they give to ``history``."""
+    method, log = trainer.method, _log(run, history)
+    ended = partial(_ended, method, history, monitor)
+    todo = range(len(history), method.iterations)
+    if ended():
+        return
+    count = method.accumulation // run.processes
+    numbers = [
+        n
+        for step in todo
+        for n in run.own(range(step * method.accumulation, (step + 1) * method.accumulation))
+    ]
+    batches = method.batches(run, numbers)
+    for done in track(todo, f"training {method.name}", total=method.iterations, start=todo.start):
+        own = list(islice(batches, count))
+        if len(own) < count:
+            raise ExpungeError(f"{method.name} has no batch to train on; name more to erase")
+        history.append(trainer.step(own))
+        if monitor and (done + 1) % monitor.every == 0:
+            history[-1] |= _scores(run, monitor)
+        log(history[-1])
+        last = ended() or done + 1 == method.iterations
+        if run.folder and run.process == 0 and (last or (done + 1) % SAVE_EVERY == 0):
+            trainer.save(run.folder, name, history)
+        if last:
+            return
+
+
+def _ended(method: Trained, history: History, monitor: Monitor | None) -> bool:
+    if not history:
+        return False
+    if monitor and len(history) % monitor.every == 0 and monitor.stop(history[-1]):
+        return True
+    return method.finished(history)
+
+
+def _scores(run: Run, monitor: Monitor) -> dict[str, float]:
+    """What the monitor says of the model as it is now; the same on every process."""
+    model, student = run.model, run.student
+    with torch.no_grad():
+        values = {**student.fixed, **{name: student.value(name) for name in student.names}}
+    before = dict.fromkeys(values)
+    model.write(values)
+    try:
+        return dict(run.agreed(monitor.score(model)))
+    finally:
+        model.write(before)
+
+
+def _log(run: Run, history: History) -> Callable[[Mapping[str, float]], None]:
+    """Writes a step's record to the log and the tracker."""
+    folder = run.folder if run.process == 0 else None
+    if folder:
+        checkpoint.write_log(folder, history)
+
+    def write(record: Mapping[str, float]) -> None:
+        if folder:
+            checkpoint.append_log(folder, record)
+        if run.accelerator:
+            run.accelerator.log(dict(record), step=len(history))
+
+    return write
+
+
+def _accelerator(
+    model: Model, folder: str | os.PathLike[str] | None, tracker: str | None
+) -> "Accelerator":
+    from accelerate import Accelerator
+
+    cpu = model.device.type == "cpu"
+    accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=folder and str(folder))
+    if tracker:
+        accelerator.init_trackers("expunge")
+    return accelerator
+
+
+@contextmanager
+def _checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
+    if wanted:
+        unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if wanted:
+            unet.disable_gradient_checkpointing()
 
 
 def _digest(method: Method, model: Model, policy: Policy, seed: int) -> str:

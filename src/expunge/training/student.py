@@ -1,45 +1,101 @@
-"""One UNet, two readings: with its own weights the teacher, with trained ones the student."""
+"""One UNet, several readings: with its own weights the teacher, with trained ones the student."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
+from expunge.edits.edit import Edit, edited_weights
+from expunge.edits.payloads import Dense, LowRank, Payload
 from expunge.errors import ExpungeError
 from expunge.models import Model
+from expunge.seeding import generator
+
+Result = TypeVar("Result")
 
 
 class Student:
     """Trainable float32 copies of some parameters of a model that itself stays untouched.
 
     The teacher costs no second UNet: it is the same module without the copies put in. The
-    copies are the master weights; they are rounded to the model's precision in each pass.
+    copies are the master weights; they are rounded to the model's precision in each pass. With a
+    ``rank``, not the matrices are copied but the two factors of their change are trained.
     """
 
-    def __init__(self, model: Model, names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        names: Iterable[str],
+        *,
+        rank: int = 0,
+        seed: int = 0,
+        start: Edit | None = None,
+    ) -> None:
+        """``start`` is an edit that the student begins with; it stays part of it."""
         self.model = model
-        self.weights = {
-            name: model.base_weight(name).float().clone().requires_grad_() for name in names
-        }
+        self.rank = rank
+        self.names = tuple(names)
+        self.fixed = _edited(model, start)
+        """Parameters that ``start`` changed, as they were before training."""
+        self.weights: dict[str, Tensor] = {}
+        """What the optimiser sees: copies of the parameters, or factors ``up:`` and ``down:``."""
+        if rank:
+            self.names = tuple(n for n in self.names if model.base_weight(n).ndim == 2)
+        for name in self.names:
+            for key, value in self._fresh(name, seed).items():
+                self.weights[key] = value.to(model.device).requires_grad_()
         if not self.weights:
             raise ExpungeError("no parameter to train; choose a role that this model has")
 
+    def _fresh(self, name: str, seed: int) -> dict[str, Tensor]:
+        """A copy, or factors that change nothing yet."""
+        begin = self.before(name)
+        if not self.rank:
+            return {name: begin.clone()}
+        rows, columns = begin.shape
+        down = torch.randn(self.rank, columns, generator=generator(seed, "adapter", name))
+        return {f"up:{name}": torch.zeros(rows, self.rank), f"down:{name}": down / self.rank}
+
+    def before(self, name: str) -> Tensor:
+        """A parameter as it was before training, float32."""
+        return self.fixed.get(name, self.model.base_weight(name)).float()
+
+    def value(self, name: str) -> Tensor:
+        """A trained parameter as it is now, float32; has gradients."""
+        if not self.rank:
+            return self.weights[name]
+        return self.before(name) + self.weights[f"up:{name}"] @ self.weights[f"down:{name}"]
+
+    def within(self, action: Callable[[], Result]) -> Result:
+        """What ``action`` gives while the UNet has the student's weights, with gradients."""
+        trained = {f"unet.{name}": self.value(name).to(self.model.dtype) for name in self.names}
+        fixed = {f"unet.{name}": weight for name, weight in self.fixed.items()}
+        result: Result = functional_call(_Scope(self.model.unet), {**fixed, **trained}, (action,))
+        return result
+
     def predict(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
         """The student's noise prediction, float32, shaped like ``latents``; has gradients."""
-        swapped = {name: weight.to(self.model.dtype) for name, weight in self.weights.items()}
-        arguments = (latents.to(self.model.dtype), timestep)
-        output = functional_call(
-            self.model.unet, swapped, arguments, {"encoder_hidden_states": embeddings}
-        )
-        noise: Tensor = output.sample
-        return noise.float()
+        return self.within(lambda: self._noise(latents, timestep, embeddings))
 
     @torch.no_grad()
     def teach(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        """The untrained model's noise prediction, float32, shaped like ``latents``."""
-        noise = self.model.predict_noise(latents.to(self.model.dtype), timestep, embeddings)
-        return noise.float()
+        """The base model's noise prediction, float32, shaped like ``latents``."""
+        return self._noise(latents, timestep, embeddings)
+
+    @torch.no_grad()
+    def began(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+        """The noise prediction of the model that training began with, shaped like ``latents``."""
+        fixed = {f"unet.{name}": weight for name, weight in self.fixed.items()}
+        noise: Tensor = functional_call(
+            _Scope(self.model.unet), fixed, (lambda: self._noise(latents, timestep, embeddings),)
+        )
+        return noise
+
+    def _noise(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+        dtype = self.model.dtype
+        return self.model.predict_noise(latents.to(dtype), timestep, embeddings.to(dtype)).float()
 
     def projection_change(self, gram: Tensor) -> Tensor:
         """How far trained keys and values of some embeddings have moved, a scalar with gradients.
@@ -48,18 +104,44 @@ class Student:
         from the embeddings' Gram matrix ``E^T E``, ``[width, width]``; 0 if none is trained.
         """
         shares = []
-        for name in self.model.select("cross_attention.kv"):
-            if name not in self.weights:
-                continue
-            base = self.model.base_weight(name).float()
-            change = self.weights[name] - base
+        for name in set(self.model.select("cross_attention.kv")) & set(self.names):
+            base = self.before(name)
+            change = self.value(name) - base
             shares.append(((change @ gram) * change).sum() / ((base @ gram) * base).sum())
         return torch.stack(shares).mean() if shares else gram.new_zeros(())
 
     @torch.no_grad()
     def changes(self) -> dict[str, Tensor]:
         """What training has added to each parameter, float32."""
-        return {
-            name: (weight - self.model.base_weight(name).float()).detach()
-            for name, weight in self.weights.items()
-        }
+        return {name: (self.value(name) - self.before(name)).detach() for name in self.names}
+
+    @torch.no_grad()
+    def payload(self) -> Payload:
+        """What training has added, in the form that it was trained in."""
+        if not self.rank:
+            return Dense(self.changes())
+        factors = {key: weight.detach().clone() for key, weight in self.weights.items()}
+        up = {name: factors[f"up:{name}"] for name in self.names}
+        return LowRank(up, {name: factors[f"down:{name}"] for name in self.names})
+
+
+class _Scope(nn.Module):
+    """Runs anything while ``functional_call`` has parameters of the UNet replaced."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, action: Callable[[], Any]) -> Any:
+        return action()
+
+
+def _edited(model: Model, start: Edit | None) -> Mapping[str, Tensor]:
+    if start is None:
+        return {}
+    weights = edited_weights(model, start.components, start.names)
+    return {
+        name: weight.to(model.base_weight(name).dtype)
+        for name, weight in weights.items()
+        if weight is not None
+    }

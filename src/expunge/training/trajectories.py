@@ -1,10 +1,21 @@
 """Denoising trajectories: where the latents come from that a trained method learns on."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from expunge.files import digest, replacing
+from expunge.models import Model
+from expunge.progress import track
+from expunge.training.run import Run
+
+BLOCK = 16
+"""Trajectories that are drawn side by side."""
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Noise prediction from latents, timestep and embeddings."""
@@ -99,3 +110,147 @@ def denoise(
         after = scheduler.step(direction, timestep, latents, return_dict=False)[0]
         yield Step(batch, latents, conditional, unconditional, after)
         latents = after
+
+
+class Trajectories(NamedTuple):
+    """Whole trajectories, or the kept steps of them; tensors are ``[prompts, steps, ...]``."""
+
+    latents: Tensor
+    """Where each step starts."""
+    timesteps: Tensor
+    """``[steps]``."""
+    conditional: Tensor
+    """The prediction for the prompt there."""
+    unconditional: Tensor
+    """The prediction for the empty prompt there."""
+    anchor: Tensor
+    """The prediction for the prompt's anchor there."""
+
+
+def trajectories(
+    run: Run,
+    name: str,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    anchors: Sequence[str] = (),
+    steps: int,
+    keep: Sequence[int] | None = None,
+    guidance_scale: float,
+    latents_only: bool = False,
+    scheduler: Callable[[Any, int], Any] = ddim,
+) -> Trajectories:
+    """Denoise every prompt with the base model from the noise of its seed.
+
+    Several processes share the prompts. What is drawn is kept in the run's folder and, from
+    there, is mapped into memory when a stopped run goes on.
+
+    Args:
+        run: whose model, folder and processes.
+        name: of the file in the folder.
+        prompts: one a trajectory.
+        seeds: one a trajectory, each of its own generator.
+        anchors: other prompts to predict for on the way, one a trajectory; the empty one if none.
+        steps: of a whole trajectory.
+        keep: the steps to keep, by number; nothing after the last of them is computed.
+        guidance_scale: of the trajectories.
+        latents_only: leave the predictions out.
+        scheduler: makes the scheduler of the trajectories from the pipeline's.
+    """
+    wanted = {
+        "prompts": list(prompts), "seeds": list(seeds), "anchors": list(anchors),
+        "steps": [steps, *(keep if keep is not None else range(steps))],
+        "guidance_scale": guidance_scale, "latents_only": latents_only,
+        "scheduler": scheduler.__name__, "base": run.model.fingerprint() if run.folder else "",
+    }  # fmt: skip
+    path = run.folder / f"{name}.safetensors" if run.folder else None
+    found = _stored(path, digest(wanted)) if path else None
+    if found:
+        return found
+    kept = list(range(steps) if keep is None else keep)
+    own: dict[int, list[Tensor]] = {}
+    numbers = run.own(range(len(prompts)))
+    blocks = [numbers[at : at + BLOCK] for at in range(0, len(numbers), BLOCK)]
+    for block in track(blocks, f"trajectories ({name})", total=len(blocks)):
+        noise = torch.stack([_noise(run.model, seeds[number]) for number in block])
+        texts = [prompts[number] for number in block]
+        others = [anchors[number] for number in block] if anchors else None
+        columns = _walk(
+            run.model, scheduler(run.model.pipe.scheduler, steps), noise, texts, others,
+            kept, guidance_scale, latents_only,
+        )  # fmt: skip
+        own |= {number: [column[at] for column in columns] for at, number in enumerate(block)}
+    whole = run.gathered(own)
+    columns = [
+        torch.stack([whole[number][at] for number in range(len(prompts))]) for at in range(4)
+    ]
+    timesteps = scheduler(run.model.pipe.scheduler, steps).timesteps[kept].to(run.model.device)
+    made = Trajectories(columns[0], timesteps, *columns[1:])
+    if path and run.process == 0:
+        _store(path, made, digest(wanted))
+    return made
+
+
+def _walk(
+    model: Model,
+    scheduler: Any,
+    noise: Tensor,
+    prompts: Sequence[str],
+    anchors: Sequence[str] | None,
+    keep: Sequence[int],
+    guidance_scale: float,
+    latents_only: bool,
+) -> list[Tensor]:
+    """Latents and predictions of the kept steps, ``[prompts, steps, ...]`` each."""
+    embeddings = model.encode(prompts)
+    empty = model.encode([""]).expand_as(embeddings)
+    others = None if anchors is None or not any(anchors) else model.encode(anchors)
+    parts: list[list[Tensor]] = []
+    walk = denoise(
+        model.predict_noise,
+        scheduler,
+        noise * scheduler.init_noise_sigma,
+        embeddings,
+        empty,
+        guidance_scale=guidance_scale,
+        timesteps=scheduler.timesteps[: max(keep) + 1],
+    )
+    for number, step in enumerate(walk):
+        if number not in keep:
+            continue
+        row = [step.latents]
+        if not latents_only:
+            with torch.no_grad():
+                scaled = scheduler.scale_model_input(step.latents, step.timestep[0])
+                unconditional = step.unconditional
+                if unconditional is None:
+                    unconditional = model.predict_noise(scaled, step.timestep, empty)
+                anchor = unconditional
+                if others is not None:
+                    anchor = model.predict_noise(scaled, step.timestep, others)
+            row += [step.conditional, unconditional, anchor]
+        parts.append(row)
+    columns = [torch.stack(column, 1) for column in zip(*parts, strict=True)]
+    return columns + [noise.new_zeros(len(noise), 0)] * (4 - len(columns))
+
+
+def _noise(model: Model, seed: int) -> Tensor:
+    """Normal noise ``[channels, height, width]``, drawn in float32 on the CPU."""
+    noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))
+    return noise.to(model.device, model.dtype)
+
+
+def _stored(path: Path, wanted: str) -> Trajectories | None:
+    """What a file holds, if it holds that."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if file.metadata().get("expunge") != wanted:
+            return None
+        return Trajectories(*(file.get_tensor(field) for field in Trajectories._fields))
+
+
+def _store(path: Path, made: Trajectories, wanted: str) -> None:
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in made._asdict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"expunge": wanted})
