@@ -648,7 +648,7 @@ def rece(model: Model, folder: Path, runs: int) -> Iterator[Row]:
 
 
 def mace(model: Model, folder: Path, runs: int) -> Iterator[Row]:
-    """Refinement and fusion of 100 concepts in 30 sentences each, without the adapters' training."""
+    """Refinement and fusion of 100 concepts, 30 sentences each, without training the adapters."""
     sides = Mace(model, CELEBRITIES, SENTENCES)
     rows = TOKENS * CELEBRITIES * SENTENCES
     yield measured(
@@ -691,7 +691,7 @@ def thousand(model: Model, folder: Path, runs: int) -> Iterator[Row]:
         UCE(fidelity="corrected", preserve=("",)),
         Policy.of(Concept(target="santa claus")),
     )
-    remember(model, [text for text in ("santa claus", *method.kept(one))])
+    remember(model, ["santa claus", *method.kept(one)])
     many = erase(model, policy, method)
     yield measured(
         "... one more concept joins them",

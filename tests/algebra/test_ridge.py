@@ -121,3 +121,14 @@ def test_a_hopeless_system_names_its_condition_number(smallest: float) -> None:
     matrix = torch.diag(torch.tensor([1.0, 1.0, smallest], dtype=torch.float64))
     with pytest.raises(ExpungeError, match="condition number"):
         solve(matrix, torch.ones(1, 3))
+
+
+def test_rows_that_share_a_sum_are_still_told_apart() -> None:
+    """Statistics add up rows with the same target; targets are first compared by their sums."""
+    torch.manual_seed(0)
+    targets = torch.tensor([[1.0, 2.0, 0.0], [2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
+    sources, weights = torch.randn(4, 3), torch.rand(4)
+    found = Rows(sources, targets, weights).statistics
+    shifts = (targets - sources).double()
+    wanted = torch.einsum("i,ij,ik->jk", weights.double(), shifts, sources.double())
+    assert torch.allclose(found.shift, wanted, atol=1e-12)

@@ -100,7 +100,7 @@ class Rows:
     @property
     def statistics(self) -> Statistics:
         # sum w t s^T takes one product for each different target, and many share theirs.
-        targets, which = torch.unique(self.targets, dim=0, return_inverse=True)
+        targets, which = _distinct(self.targets)
         scale = self.weights.double().sqrt()[:, None]
         sources = scale * self.sources
         total = gram(sources)
@@ -114,6 +114,16 @@ class Rows:
         scale = self.weights.double().sqrt()[:, None]
         sources = scale * self.sources
         return (scale * self.targets).sub_(sources), sources
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The different ones among rows ``[rows, width]``, and for each row which of them it is."""
+    sums, which = torch.unique(rows.double().sum(1), return_inverse=True)
+    different = rows.new_empty(len(sums), rows.shape[1]).index_copy_(0, which, rows)
+    if torch.equal(different[which], rows):  # nearly always: equal sums of different rows are rare
+        return different, which
+    different, which = torch.unique(rows, dim=0, return_inverse=True)
+    return different, which
 
 
 Moved = Rows | Statistics

@@ -17,12 +17,13 @@ PROMPTS = 16
 
 def rows(model: Model, pairs: Sequence[Pair], *, all_words: bool = False) -> Rows:
     """Rows ``f`` of the erased prompts and the rows ``e`` that they are mapped to."""
-    old = model.encode([pair.erase for pair in pairs])
-    new = model.encode([pair.anchor for pair in pairs])
+    erased, anchors = [pair.erase for pair in pairs], [pair.anchor for pair in pairs]
+    ids = zip(model.tokenized(erased), model.tokenized(anchors), strict=True)
+    encoded = zip(model.encode(erased), model.encode(anchors), strict=True)
     sources, targets = [], []
-    for pair, before, after in zip(pairs, old, new, strict=True):
-        ids = model.tokens(pair.erase), model.tokens(pair.anchor)
-        first, second = (slice(None), slice(None)) if all_words else aligned(*ids, len(before))
+    for (old, new), (before, after) in zip(ids, encoded, strict=True):
+        everything = slice(None), slice(None)
+        first, second = everything if all_words else aligned(old, new, len(before))
         sources.append(before[first])
         targets.append(after[second])
     moved = torch.cat(sources)

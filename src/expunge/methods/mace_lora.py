@@ -10,9 +10,7 @@ The adapter adds ``up @ down`` to the refined keys and values.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +21,7 @@ from expunge.edits.payloads import LowRank
 from expunge.errors import ExpungeError
 from expunge.methods.mace_batches import Batch
 from expunge.models import Model
+from expunge.models.attention import cross_attention
 from expunge.seeding import generator
 
 
@@ -62,7 +61,7 @@ class Adapter:
         }
         arguments = (batch.latents.to(self.model.dtype), batch.timestep)
         options = {"encoder_hidden_states": batch.embeddings.to(self.model.dtype)}
-        with _watched(self.model.unet) as maps:
+        with cross_attention(self.model.unet) as maps:
             functional_call(self.model.unet, swapped, arguments, options)
         return maps
 
@@ -74,39 +73,6 @@ class Adapter:
             for side in ("up", "down")
         )
         return LowRank(up, down)
-
-
-@contextmanager
-def _watched(unet: Any) -> Iterator[dict[str, Tensor]]:
-    """Collect the softmax of every cross-attention; only those layers compute one, only inside."""
-    from diffusers.models.attention_processor import AttnProcessor
-
-    maps: dict[str, Tensor] = {}
-    layers: dict[str, Any] = {
-        name: module for name, module in unet.named_modules() if name.endswith(".attn2")
-    }
-    processors = dict(unet.attn_processors)
-    explicit = {f"{name}.processor": AttnProcessor() for name in layers}
-    unet.set_attn_processor({**processors, **explicit})
-    try:
-        for name, layer in layers.items():
-            _record(name, layer, maps)
-        yield maps
-    finally:
-        for layer in layers.values():
-            vars(layer).pop("get_attention_scores", None)
-        unet.set_attn_processor(processors)
-
-
-def _record(name: str, layer: Any, maps: dict[str, Tensor]) -> None:
-    scores = layer.get_attention_scores
-
-    def recorded(*arguments: Any, **options: Any) -> Tensor:
-        attention: Tensor = scores(*arguments, **options)
-        maps[name] = attention.view(-1, layer.heads, *attention.shape[1:])
-        return attention
-
-    layer.get_attention_scores = recorded
 
 
 def layer_norms(maps: Mapping[str, Tensor], batch: Batch, *, nearest: bool) -> Tensor:

@@ -121,8 +121,11 @@ class Model:
 
     def tokens(self, prompt: str) -> list[int]:
         """Token ids of a prompt without its start and end."""
-        ids: list[int] = self._tokenize([prompt])["input_ids"][0]
-        return ids[1:-1]
+        return self.tokenized([prompt])[0]
+
+    def tokenized(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt without its start and end."""
+        return [ids[1:-1] for ids in self._tokenize(list(prompts))["input_ids"]]
 
     def last_token(self, prompt: str) -> int:
         """Row of a prompt's last word piece; 0, the start row, for an empty prompt."""
