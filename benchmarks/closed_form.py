@@ -656,7 +656,7 @@ def mace(model: Model, folder: Path, runs: int) -> Iterator[Row]:
         sides.ours,
         scaled(sides.theirs, 1, CELEBRITIES, runs),
         runs,
-        operations=4 * rows * WIDTH**2 + 2 * WIDTH**3 / 3 + 2 * CELEBRITIES * LAYERS * WIDTH**2,
+        operations=2 * rows * WIDTH**2 + 2 * WIDTH**3 / 3 + 2 * CELEBRITIES * LAYERS * WIDTH**2,
         touched=4 * rows * WIDTH,
         file=sum(one.numel() * one.element_size() for one in sides.ours().tensors().values()),
         part="1 of 100 concepts",
@@ -666,7 +666,7 @@ def mace(model: Model, folder: Path, runs: int) -> Iterator[Row]:
         lambda: sides.method.solve(model, sides.policy, 0),
         None,
         runs,
-        operations=2 * rows * WIDTH**2,
+        operations=rows * WIDTH**2,
         touched=4 * rows * WIDTH,
     )
 
