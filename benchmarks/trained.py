@@ -1,0 +1,285 @@
+"""The trained methods: time in the UNet, memory, and the way to a given erasure.
+
+    python benchmarks/trained.py steps [--only METHOD ...]
+    python benchmarks/trained.py memory
+    python benchmarks/trained.py esd [--runs 3]
+
+``steps``: the share of a training step that is spent inside of the UNet, forwards and backwards, on
+a UNet of Stable Diffusion 1.4's size with random weights and latents of 32 x 32.
+
+``memory``: peak memory of ESD-x on that UNet, beside the way of the released program: a frozen and
+a trained UNet, both whole, with gradients for all parameters. Each in a process of its own.
+
+``esd``: minutes until ESD has erased a style from the bundled model, beside the released schedule
+(one new partial denoising for each step, one latent in it), with the same loss, parameters and
+optimiser.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import pico
+from expunge import Concept, Model, Policy, erase, load
+from expunge.methods import configured
+from expunge.methods.base import Batch, Trained
+from expunge.methods.esd import ESD
+from expunge.models.emoji import presets
+from expunge.seeding import generator
+from expunge.training.loop import Monitor, Trainer, train
+from expunge.training.run import Run
+from expunge.training.student import Student
+from expunge.training.trajectories import ddim, denoise
+
+METHODS: dict[str, dict[str, object]] = {
+    "esd": {"trajectories": 1, "num_inference_steps": 2, "batch_size": 1},
+    "ac": {},
+    "cie": {},
+    "fmn": {},
+    "trce-steering": {},
+}
+"""Settings that make the data of a step cheap; a step itself stays what it is."""
+
+
+def sd14(folder: Path) -> Model:
+    """Stable Diffusion 1.4's size, with latents of 32 x 32."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**{**pico.SD14, "sample_size": 32})
+    return load(pico.pipeline(folder, unet, width=768, length=77))
+
+
+# --- time in the UNet
+
+
+@contextmanager
+def inside(model: Model) -> Iterator[list[float]]:
+    """Seconds of every pass of the UNet, and of every backward pass."""
+    seconds: list[float] = []
+    started: list[float] = []
+    backward = Tensor.backward
+
+    def timed(self: Tensor, *arguments: object, **options: object) -> None:
+        start = time.perf_counter()
+        backward(self, *arguments, **options)  # type: ignore[arg-type]
+        seconds.append(time.perf_counter() - start)
+
+    hooks = [
+        model.unet.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())),
+        model.unet.register_forward_hook(
+            lambda *_: seconds.append(time.perf_counter() - started.pop())
+        ),
+    ]
+    Tensor.backward = timed  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        Tensor.backward = backward  # type: ignore[method-assign]
+        for hook in hooks:
+            hook.remove()
+
+
+def steps(only: Iterable[str]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        model = sd14(Path(place))
+        policy = Policy.of(Concept(target="ghost"))
+        for name in only:
+            method = configured(name, **METHODS[name])
+            assert isinstance(method, Trained)
+            start = method.start(model, policy, 0)
+            names = method.parameters(model)
+            student = Student(model, names, rank=method.rank, start=start)
+            trainer = Trainer(method, student)
+            batch = next(method.batches(Run(student, policy, 0), range(1)))
+            trainer.step([batch])
+            shares, totals = [], []
+            for _ in range(3):
+                with inside(model) as seconds:
+                    begin = time.perf_counter()
+                    trainer.step([batch])
+                    totals.append(time.perf_counter() - begin)
+                shares.append(sum(seconds) / totals[-1])
+            print(
+                f"{name:<14} step {statistics.median(totals):6.2f} s, "
+                f"{100 * statistics.median(shares):.1f} % of it in the UNet",
+                flush=True,
+            )
+
+
+# --- memory
+
+
+def peak() -> float:
+    """GB that this process held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def ours_memory() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        erase(sd14(Path(place)), "ghost", "esd", iterations=2, **METHODS["esd"])
+    print(f"ours: one UNet, copies of what is trained: {peak():.1f} GB", flush=True)
+
+
+def theirs_memory() -> None:
+    """A frozen and a trained UNet, gradients for all of the second, Adam for cross-attention."""
+    with tempfile.TemporaryDirectory() as place:
+        models = [sd14(Path(place)) for _ in range(2)]
+    frozen, trained = (model.unet for model in models)
+    trained.requires_grad_(True)
+    names = models[1].select("cross_attention")
+    optimizer = torch.optim.Adam([trained.get_parameter(name) for name in names], lr=1e-5)
+    model = models[0]
+    latents = torch.randn(1, *model.latent_shape)
+    timestep = torch.tensor([500])
+    words, empty = model.encode(["ghost"]), model.encode([""])
+    for _ in range(2):
+        optimizer.zero_grad()
+        with torch.no_grad():
+            both = [frozen(latents, timestep, rows).sample for rows in (words, empty)]
+        loss = (trained(latents, timestep, words).sample - (2 * both[1] - both[0])).square().mean()
+        loss.backward()
+        optimizer.step()
+    print(f"two UNets, gradients of a whole one:       {peak():.1f} GB", flush=True)
+
+
+def memory() -> None:
+    for part in ("ours-memory", "theirs-memory"):
+        subprocess.run([sys.executable, __file__, part], check=True)
+
+
+# --- time to a given erasure
+
+
+class Fresh(ESD):
+    """ESD's loss, on the released schedule: a new partial denoising for each step."""
+
+    name = "esd-fresh"
+
+    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+        model, words = run.model, self._kept_words(run.model, run.policy)
+        pairs = [pair for one in run.policy.erase for pair in one.pairs(self.contexts)]
+        empty = model.encode([""])
+        for number in numbers:
+            draws = generator(run.seed, "fresh", number)
+            pair = pairs[int(torch.randint(len(pairs), (), generator=draws))]
+            anchor = pair.anchor if run.policy.erase[0].replacement else ""
+            scheduler = ddim(model.pipe.scheduler, self.num_inference_steps)
+            stop = int(torch.randint(self.num_inference_steps, (), generator=draws))
+            latents = torch.randn((1, *model.latent_shape), generator=draws)
+            embeddings = model.encode([pair.erase])
+            for step in denoise(
+                model.predict_noise, scheduler, latents, embeddings, empty,
+                guidance_scale=self.start_guidance, timesteps=scheduler.timesteps[:stop],
+            ):  # fmt: skip
+                latents = step.after
+            timestep = scheduler.timesteps[stop].reshape(1)
+            erased = run.student.teach(latents, timestep, embeddings)
+            base = run.student.teach(latents, timestep, model.encode([anchor]))
+            target = base - self.negative_guidance * (erased - base)
+            batch = {"latents": latents, "timestep": timestep, "embeddings": embeddings}
+            yield {**batch, "target": target, **words}
+
+
+def scores(model: Model, concept: Concept, kept: list[str]) -> dict[str, float]:
+    """Shares of pictures: the erased style where it is asked for, the right one elsewhere."""
+    from expunge.generation import ImageRequest, Sampler
+    from expunge.generation.sampling import sample
+    from expunge.models.emoji import catalog
+    from expunge.models.emoji.judges import load_judges
+
+    judges = load_judges()
+    things = [entry.name for entry in catalog().objects[::4]]
+    erased = [f"{thing}, {concept.target} style" for thing in things]
+    others = [f"{thing}, {kept[at % len(kept)]} style" for at, thing in enumerate(things)]
+    requests = [
+        ImageRequest(case_number=str(number), prompt=prompt, seed=number)
+        for number, prompt in enumerate(erased + others)
+    ]
+    drawn = torch.stack([picture for _, picture in sample(model, requests, Sampler())])
+    styles = [judges.styles[i] for i in judges.classify(drawn.permute(0, 3, 1, 2)).styles.tolist()]
+    asked = [kept[at % len(kept)] for at in range(len(things))]
+    pairs = zip(styles[len(things) :], asked, strict=True)
+    return {
+        "erased": styles[: len(things)].count(concept.target) / len(things),
+        "kept": sum(style == want for style, want in pairs) / len(things),
+    }
+
+
+def way(
+    model: Model, method: ESD, every: int, limit: float
+) -> list[tuple[float, Mapping[str, float]]]:
+    """Seconds of training and the scores there, until the style is erased or time is up."""
+    concept = Concept(target="ink", kind="style", anchor="noto")
+    policy = presets.policy(concept)
+    looking, begin = 0.0, time.perf_counter()
+    seen: list[tuple[float, Mapping[str, float]]] = []
+
+    def look(now: Model) -> Mapping[str, float]:
+        nonlocal looking
+        start = time.perf_counter()
+        found = scores(now, concept, list(policy.kept))
+        seen.append((start - begin - looking, found))
+        looking += time.perf_counter() - start
+        return found
+
+    def enough(found: Mapping[str, float]) -> bool:
+        return found["erased"] <= 0.05 or seen[-1][0] > limit
+
+    train(method, model, policy, seed=0, monitor=Monitor(every, look, enough))
+    return seen
+
+
+def esd(limit: float) -> None:
+    model = load("emoji")
+    concept = Concept(target="ink", kind="style", anchor="noto")
+    values = presets.settings("esd", concept)
+    ours = ESD(**values)
+    fresh = {"batch_size": 1, "iterations": 10_000, "num_inference_steps": 50}
+    print(f"{torch.get_num_threads()} threads; base {scores(model, concept, ['noto'])}", flush=True)
+    for label, method, every in (
+        ("ours", ours, 10),
+        ("released schedule, the same learning rate", Fresh(**{**values, **fresh}), 25),
+        ("released schedule, a third of it", Fresh(**{**values, **fresh, "lr": ours.lr / 3}), 25),
+    ):
+        for seconds, found in (seen := way(model, method, every, limit))[-1:]:
+            state = "erased" if found["erased"] <= 0.05 else "not erased"
+            print(
+                f"{label}: {state} after {seconds:.0f} s ({every * len(seen)} steps), "
+                f"{100 * found['erased']:.0f} % left, {100 * found['kept']:.0f} % of others right",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parts = ("steps", "memory", "esd", "ours-memory", "theirs-memory")
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--limit", type=float, default=900, help="seconds of training at most")
+    options = parser.parse_args()
+    match options.part:
+        case "steps":
+            steps(options.only)
+        case "memory":
+            memory()
+        case "esd":
+            esd(options.limit)
+        case "ours-memory":
+            ours_memory()
+        case "theirs-memory":
+            theirs_memory()
+
+
+if __name__ == "__main__":
+    main()
