@@ -87,6 +87,7 @@ def test_a_mistake_is_one_line(
         (["--concept", "ghost", "--set", "lamb"], "write name=value"),
         (["--concept", "ghost", "--set", "lamb=-1"], "lamb: Input should be greater than 0"),
         (["--concept", "ghost", "--set", "contexts=[a"], "write a list as [one, two]"),
+        (["--concept", "ghost", "--preset", "2024"], "uce has no '2024'; did you mean 2025"),
         (["--concept", "ghost", "--keep", "Ghost"], "both erased and kept"),
         (["--concept", "a", "--concept", "b", "--synonym", "c"], "whose --synonym?"),
         (["--concept", "a", "--policy", "p.yaml"], "either with --concept WORDS or"),
@@ -136,14 +137,6 @@ def test_dropped_rows_are_told(
     assert main([*arguments, "--output", str(tmp_path / "out"), "--steps", "1"]) == 0
     assert "1 rows dropped" in capsys.readouterr().err
     assert Manifest.load(tmp_path / "out").sources[0].dropped == 1
-
-
-def test_methods_lists_settings_with_defaults(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods"]) == 0
-    printed = capsys.readouterr().out
-    assert "uce: Unified Concept Editing" in printed
-    assert "train: by gradient descent" in printed
-    assert any(line.split()[:2] == ["lamb", "0.5"] for line in printed.splitlines())
 
 
 def test_an_interruption_says_what_is_saved(

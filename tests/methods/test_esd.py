@@ -1,9 +1,13 @@
+from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
+from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
+from expunge.formats import lora
 from expunge.methods.esd import ESD
 from expunge.training.loop import fit
 from expunge.training.run import Run
@@ -63,6 +67,109 @@ def test_targets_follow_the_equation(pico: Model) -> None:
     assert kept == 4
 
 
+def nearest(model: Model, embedding: torch.Tensor, prompts: Sequence[str]) -> str:
+    """Which of these prompts an embedding, ``[1, tokens, width]``, is of."""
+    return min(prompts, key=lambda prompt: float((model.encode([prompt]) - embedding).norm()))
+
+
+@pytest.mark.parametrize("anchor", ["", "cat"])
+def test_a_concept_is_taken_out_of_one_prompt_only(pico: Model, anchor: str) -> None:
+    """eps*(f) - eta (eps*(c) - eps*(a)), for the prompt f alone, evaluated apart."""
+    concept = Concept(target="ghost", synonyms=["santa claus"], anchor=anchor, keep=["noto"])
+    method = ESD(erase_from="a dog man", negative_guidance=1.5, batch_size=12, **SHORT)
+    student = Student(pico, method.parameters(pico))
+    batch = next(method.batches(Run(student, Policy.of(concept), 0), range(1)))
+    taken: set[str] = set()
+    for row in range(12):
+        latents, timestep, embedding = (
+            batch[key][row : row + 1] for key in ("latents", "timestep", "embeddings")
+        )
+        found = nearest(pico, embedding, ["a dog man", *Policy.of(concept).kept_prompts()])
+        if found != "a dog man":
+            continue
+
+        def noise(prompt: str) -> torch.Tensor:
+            return pico.predict_noise(latents, timestep, pico.encode([prompt]))  # noqa: B023
+
+        targets = {
+            phrase: noise("a dog man") - 1.5 * (noise(phrase) - noise(anchor))
+            for phrase in concept.phrases
+        }
+        close = {
+            p for p, t in targets.items() if torch.allclose(batch["target"][row], t, atol=1e-4)
+        }
+        assert len(close) == 1
+        taken |= close
+    assert taken == set(concept.phrases)
+
+
+def test_concepts_that_share_a_prompt_are_all_taken_out_of_it(pico: Model) -> None:
+    """On average over its trajectories, the target leads away from their sum."""
+    policy = Policy.of(["ghost", "santa claus"])
+    method = ESD(erase_from="a dog man", trajectories=1, num_inference_steps=4)
+    run = Run(Student(pico, method.parameters(pico)), policy, 0)
+    rows = method._taken_out(run)
+    for trajectory, concept in enumerate(("ghost", "santa claus")):
+        for step in range(4):
+            at = rows.latents[trajectory, step][None], rows.timestep[trajectory, step][None]
+            whole, gone, empty = (
+                pico.predict_noise(*at, pico.encode([text])) for text in ("a dog man", concept, "")
+            )
+            target = rows.target[trajectory, step]
+            assert torch.allclose(target, whole - 2 * (gone - empty), atol=1e-4)
+    apart = ESD(erase_from=["a dog man", "a cat"], trajectories=1, num_inference_steps=4)
+    embeddings = apart._taken_out(run).embeddings[:, 0]
+    assert torch.allclose(embeddings, pico.encode(["a dog man", "a cat"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["alt", "diffusers-sd"])
+def test_released_programs_draw_one_of_the_pairs_each_step(pico: Model, variant: str) -> None:
+    method = ESD(
+        fidelity="original", variant=variant, erase_from=["a dog man", "a cat"],
+        num_inference_steps=4,
+    )  # fmt: skip
+    policy, student = Policy.of(["ghost", "santa claus"]), Student(pico, pico.select("all"))
+    pairs = set()
+    for batch in method.batches(Run(student, policy, 0), range(8)):
+        trained = nearest(pico, batch["embeddings"], ["a dog man", "a cat"])
+        pairs.add((nearest(pico, batch["erase"], ["ghost", "santa claus"]), trained))
+    assert pairs == {("ghost", "a dog man"), ("santa claus", "a cat")}
+
+
+def test_every_concept_has_trajectories_of_its_own(pico: Model) -> None:
+    policy = Policy.of(["ghost", "santa claus", "dog"])
+    method = ESD(**SHORT)
+    rows = method._erased(Run(Student(pico, method.parameters(pico)), policy, 0))
+    prompts = [pair.erase for concept in policy.erase for pair in concept.pairs()]
+    found = [nearest(pico, embedding[:1], prompts) for embedding in rows.embeddings]
+    owners = [next(c.target for c in policy.erase if c.target in prompt) for prompt in found]
+    assert owners == ["ghost"] * 2 + ["santa claus"] * 2 + ["dog"] * 2
+
+
+@pytest.mark.parametrize("layout", ["lora", "kohya"])
+def test_diffusers_draws_with_the_exported_factors_what_the_edit_draws(
+    pico: Model, pico_folder: Path, tmp_path: Path, layout: lora.Layout
+) -> None:
+    def picture(model: Model) -> np.ndarray:
+        model.pipe.set_progress_bar_config(disable=True)
+        drawn = model.pipe(
+            "ghost", num_inference_steps=4, output_type="np",
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        return np.asarray(drawn.images[0])
+
+    edit = erase(pico, "ghost", "esd", rank=8, lr=3e-2, **SHORT)
+    parts = lora.save(edit, pico, tmp_path / "ghost.safetensors", layout)
+    assert {part.rank for part in parts.values()} == {8}
+    assert max(part.residual for part in parts.values()) < 1e-6
+    base, other = picture(pico), load(pico_folder, device="cpu")
+    other.pipe.load_lora_weights(str(tmp_path / "ghost.safetensors"))
+    with edit.applied(pico):
+        edited = picture(pico)
+    assert np.abs(edited - base).max() > 20 * 1e-4
+    assert np.allclose(picture(other), edited, atol=1e-4)
+
+
 def test_the_student_starts_as_the_teacher(pico: Model) -> None:
     student = Student(pico, pico.select("cross_attention"))
     latents, timestep = torch.randn(2, 4, 8, 8), torch.tensor([5, 500])
@@ -116,7 +223,9 @@ def test_kept_keys_and_values_are_held(pico: Model) -> None:
     [
         ({"train_method": "xattn"}, "choose one of x, x-strict"),
         ({"variant": "compvis"}, 'only with fidelity="original"'),
-        ({"erase_from": "a dog"}, "use contexts here"),
+        ({"erase_from": ["a dog", "a cat"]}, "2 prompts for 1 concepts"),
+        ({"fidelity": "original", "erase_from": "a dog"}, "the compvis program doesn't have it"),
+        ({"fidelity": "original", "variant": "diffusers-sdxl"}, "isn't for a StableDiffusionP"),
         ({"contexts": ["no place"]}, "must hold {} once"),
         ({"fidelity": "original", "variant": "compvis", "train_method": "esd-x"}, "it knows xattn"),
         ({"fidelity": "original", "variant": "compvis", "batch_size": 2}, "one latent at a time"),

@@ -11,11 +11,10 @@ from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits import Dense, LowRank, SharedMatrix
 from expunge.methods import configured
 from expunge.methods.rece import (
-    PRESETS,
     RECE,
     Penalty,
-    Preset,
     Separate,
+    Strength,
     Sums,
     adversarial,
     best_epoch,
@@ -214,24 +213,23 @@ def test_all_unsafe_words_keep_as_many_blanks_in_the_original(pico: Model) -> No
 
 
 @pytest.mark.parametrize(
-    ("kinds", "values", "preset"),
+    ("kinds", "values", "strength"),
     [
-        (["object"], {}, Preset(1e-3, 1)),
-        (["character"], {"epochs": 4}, Preset(1e-3, 4)),
-        (["unsafe"], {}, Preset(0.1, 3)),
-        (["unsafe", "unsafe"], {}, Preset(0.1, 2)),
-        (["unsafe", "style"], {}, Preset(1e-3, 3)),
-        (["unsafe"], {"preset": "easy-object"}, Preset(0.1, 1)),
-        (["style"], {"preset": "easy-object", "epochs": 2}, Preset(0.1, 2)),
-        (["style"], {"epochs": 0, "regular_scale": 0.5}, Preset(0.5, 0)),
+        (["object"], {}, Strength(1e-3, 1)),
+        (["character"], {"epochs": 4}, Strength(1e-3, 4)),
+        (["unsafe"], {}, Strength(0.1, 3)),
+        (["unsafe", "unsafe"], {}, Strength(0.1, 2)),
+        (["unsafe", "style"], {}, Strength(1e-3, 3)),
+        (["unsafe"], {"preset": "easy-object"}, Strength(0.1, 1)),
+        (["style"], {"preset": "easy-object", "epochs": 2}, Strength(0.1, 2)),
+        (["style"], {"epochs": 0, "regular_scale": 0.5}, Strength(0.5, 0)),
     ],
 )
 def test_the_kind_decides_what_is_not_given(
-    kinds: list[str], values: dict[str, object], preset: Preset
+    kinds: list[str], values: dict[str, object], strength: Strength
 ) -> None:
     policy = Policy(erase=tuple(Concept(target=f"w{i}", kind=k) for i, k in enumerate(kinds)))
-    assert RECE(**values)._strength(policy) == preset
-    assert set(PRESETS) == {"unsafe", "unsafe-list", "style", "object", "easy-object"}
+    assert RECE(**values)._strength(policy) == strength
 
 
 @pytest.mark.parametrize("method", ["uce", "rece"])
@@ -278,7 +276,7 @@ def test_the_best_epoch_is_strictly_below_all_before_it(pico: Model) -> None:
         ({"regularization": "both"}, 'regularization: only with embedding="surrogate"'),
         ({"targets": ["cat"]}, 'targets: only with embedding="target"'),
         ({"fidelity": "original", "contexts": ["a {}"]}, 'only with fidelity="corrected"'),
-        ({"preset": "style", "epochs": 1, "regular_scale": 0.1}, "preset: has no effect"),
+        ({"preset": "styles"}, "preset: rece has no 'styles'; did you mean style"),
     ],
 )
 def test_a_wrong_setting_is_named_with_the_known_ones(

@@ -8,6 +8,7 @@ import pico as build
 from expunge import ExpungeError, Model, load
 from expunge.methods.esd_programs import parameters
 from expunge.models.roles import select
+from expunge.models.stable_diffusion import _own_device
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,17 @@ def test_half_precision_has_the_same_fingerprint(pico_folder: Path, pico: Model)
     with torch.no_grad():
         pico.unet.conv_in.bias[0] += 0.01
     assert half.fingerprint() != pico.fingerprint()
+
+
+def test_each_launched_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert _own_device() == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert _own_device() == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ExpungeError, match="process 3 has no GPU, there are 2"):
+        _own_device()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _own_device() == "cpu"

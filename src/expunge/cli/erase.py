@@ -1,6 +1,7 @@
 """``expunge erase``: an edit file from a list of concepts."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +14,15 @@ from rich.console import Console
 
 from expunge.cli import resumable
 from expunge.concepts import Concept, Kind, Policy, explain
+from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.methods import configured, settings
 from expunge.methods import erase as compute
+from expunge.methods.base import Method, Trained
 from expunge.models import load
 from expunge.progress import shown
+from expunge.training.loop import Monitor
+from expunge.training.monitor import EVERY, check, monitor
 
 
 def erase(
@@ -31,13 +36,20 @@ def erase(
     policy: Path | None = None,
     model: str = "emoji",
     method: str = "uce",
+    preset: str | None = None,
     setting: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
     seed: int = 0,
     checkpoints: Path | None = None,
+    stop_when: str | None = None,
+    look_every: int | None = None,
+    classifier: str | None = None,
+    tracker: str | None = None,
 ) -> None:
     """Make an edit that erases concepts from a model.
 
     The model itself stays as it is; give the edit to "expunge generate" or "expunge evaluate".
+    A training uses several processes with
+    "accelerate launch --multi_gpu --num_processes 2 -m expunge erase ...".
 
     Parameters
     ----------
@@ -59,27 +71,104 @@ def erase(
         "emoji", a folder, or a Hugging Face id.
     method:
         One of "expunge methods".
+    preset:
+        Settings to start from, by a name that "expunge methods METHOD" lists.
     setting:
-        A setting of the method as name=value; repeat it for more.
+        A setting of the method as name=value; repeat it for more. It goes before the preset's.
     seed:
         Decides every random draw.
     checkpoints:
         Folder for the state of a training; the same command continues from there.
+    stop_when:
+        Ends a training early, e.g. "erased<=0.05" or "erased<=0.05 and kept>=0.8": shares of a few
+        pictures in which the erased words still give the concept, and the kept words theirs.
+    look_every:
+        Steps between two looks at these shares; 20 by default.
+    classifier:
+        Who looks: "emoji" (the default, for the bundled model), or "clip:" and a folder or hub id.
+    tracker:
+        An experiment tracker that a training reports to, e.g. tensorboard.
     """
     if output.suffix != ".safetensors":
         raise ExpungeError(f"--output {output}: an edit is a .safetensors file")
     described = {"synonyms": synonym or None, "kind": kind, "anchor": anchor}
     given = {name: value for name, value in described.items() if value is not None}
     wanted = policy_of(policy, concept, given, keep)
-    chosen = configured(method, **assignments(method, setting))
-    console = Console(stderr=True)
+    named = {"preset": preset} if preset else {}
+    chosen = configured(method, **named | assignments(method, setting))
+    if (stop_when or tracker) and not isinstance(chosen, Trained):
+        raise ExpungeError(f"--stop-when and --tracker: {method} is solved at once, not trained")
+    watch = monitor_of(stop_when, look_every, classifier, wanted, chosen, seed)
+    if tracker:
+        check_tracker(tracker, checkpoints)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch
+    console = Console(stderr=True, quiet=not first)
     with ExitStack() as stack:
         if checkpoints:
             stack.enter_context(resumable(f"the steps up to the last checkpoint in {checkpoints}"))
         stack.enter_context(shown(console))
-        edit = compute(load(model), wanted, chosen, seed=seed, checkpoints=checkpoints)
-    edit.save(output)
-    console.print(f"{output}: {edit.summary()}", highlight=False)
+        base = load(model)
+        if watch:
+            check(watch, base)
+        edit = compute(
+            base,
+            wanted,
+            chosen,
+            seed=seed,
+            checkpoints=checkpoints,
+            monitor=watch,
+            tracker=tracker,
+        )
+    if first:
+        edit.save(output)
+    console.print(f"{output}: {edit.summary()}{_early(chosen, edit)}", highlight=False)
+
+
+def monitor_of(
+    text: str | None,
+    every: int | None,
+    classifier: str | None,
+    policy: Policy,
+    method: Method,
+    seed: int,
+) -> Monitor | None:
+    """What looks at the training, if the text says when to stop it."""
+    if text is None:
+        if every is not None or classifier:
+            raise ExpungeError("--look-every and --classifier: only with --stop-when")
+        return None
+    return monitor(
+        text,
+        policy,
+        every=EVERY if every is None else every,
+        judge=classifier or "emoji",
+        contexts=getattr(method, "contexts", ()),
+        seed=seed,
+    )
+
+
+def _early(method: Method, edit: Edit) -> str:
+    """A remark where a training ended before its time."""
+    steps = edit.provenance[-1].steps
+    if not isinstance(method, Trained) or steps is None or steps == method.iterations:
+        return ""
+    return f", ended after {steps} of {method.iterations} steps"
+
+
+def check_tracker(name: str, folder: Path | None) -> None:
+    """Refuse an experiment tracker that would silently log nothing."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(LOGGER_TYPE_TO_CLASS)
+        raise ExpungeError(f"--tracker {name}: unknown; accelerate knows {known}")
+    own = name in LoggerType.list()
+    if own and LoggerType(name) not in get_available_trackers():
+        package = name.replace("_", "-")
+        raise ExpungeError(f"--tracker {name}: it isn't installed; pip install {package}")
+    if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and not folder:
+        raise ExpungeError(f"--tracker {name}: it writes files; say where with --checkpoints DIR")
 
 
 def policy_of(

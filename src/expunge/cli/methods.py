@@ -1,37 +1,91 @@
-"""``expunge methods``: what can be chosen with ``expunge erase --method``."""
+"""``expunge methods``: what can be chosen with ``expunge erase --method`` and ``--preset``."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from expunge.methods import METHODS
-from expunge.methods.base import Method
-
-_SHAPES = {"solve": "in closed form", "train": "by gradient descent"}
-
-
-def methods() -> None:
-    """List the methods with their settings, which "expunge erase" takes as --set name=value."""
-    console = Console(highlight=False)
-    for name in METHODS:
-        method = METHODS.get(name)
-        console.print(f"[bold]{name}[/bold]: {method.title} ({method.year}), {method.url}")
-        console.print(f"  {method.shape}: {_SHAPES[method.shape]}")
-        console.print(_settings(method))
+from expunge.methods.base import Method, Trained
+from expunge.methods.presets import presets
 
 
-def _settings(method: type[Method]) -> Table:
-    table = Table("", "setting", "default", "meaning", box=None)
+def methods(name: str | None = None, /) -> None:
+    """List the methods, or the settings and presets of one.
+
+    "expunge erase" takes a setting as --set name=value and a preset as --preset NAME.
+
+    Parameters
+    ----------
+    name:
+        The method to show, e.g. esd; by default all of them.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    if name is not None:
+        _show(console, METHODS.get(name))
+        return
+    for each in METHODS:
+        _head(console, METHODS.get(each))
+    console.print("\nSettings and presets of one: expunge methods NAME")
+
+
+def _head(console: Console, method: type[Method]) -> None:
+    console.print(f"[bold]{method.name}[/bold]: {method.title} ({method.year}), {method.url}")
+    console.print(f"  {cost(method)}")
+
+
+def cost(method: type[Method]) -> str:
+    """What a method does and takes with its defaults, in a few words."""
+    field = method.model_fields.get("iterations")
+    if field is None:
+        return f"{method.shape}s in seconds"
+    steps = _as_set(field.default)
+    if not issubclass(method, Trained):  # the docstring says what is done so many times
+        return f"{method.shape}s, with {steps} {_clause(field)}"
+    most = "at most " if method.finished is not Trained.finished else ""
+    size = method.model_fields.get("batch_size")
+    batches = f", batches of {_as_set(size.default)}" if size else ""
+    return f"{method.shape}s: {most}{steps} steps{batches}"
+
+
+def _clause(field: FieldInfo) -> str:
+    described = (field.description or "times").rstrip(".")
+    return described[0].lower() + described[1:]
+
+
+def _show(console: Console, method: type[Method]) -> None:
+    _head(console, method)
+    console.print()
+    settings = Table("setting", "default", "meaning", box=None, pad_edge=False)
     for name, field in method.model_fields.items():
-        table.add_row("", name, _as_set(field.default), field.description or "")
-    return table
+        settings.add_row(name, escape(_as_set(field.default)), escape(_line(field.description)))
+    console.print(settings)
+    for preset in presets(method).values():
+        console.print(
+            f"\npreset [bold]{preset.name}[/bold]: {preset.kind}, for {preset.model}, "
+            f"fidelity {preset.fidelity}"
+        )
+        console.print(f"  {escape(preset.source)}")
+        console.print(f"  {escape(_assigned(preset.settings))}")
+        if preset.corrected:
+            console.print(f"  when corrected {escape(_assigned(preset.corrected))}")
 
 
-def _as_set(default: Any) -> str:
-    """A default in the words that ``--set`` takes."""
-    if default is PydanticUndefined:
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _assigned(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_as_set(value)}" for name, value in settings.items())
+
+
+def _as_set(value: Any) -> str:
+    """A value in the words that ``--set`` takes."""
+    if value is PydanticUndefined:
         return "required"
-    return default if isinstance(default, str) else json.dumps(default)
+    return value if isinstance(value, str) else json.dumps(value).removesuffix(".0")

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 METHODS: Registry[type[Method]] = Registry(
     "method",
     {
+        "ac": "expunge.methods.ablating_concepts:AblatingConcepts",
+        "cie": "expunge.methods.cie:CiE",
         "esd": "expunge.methods.esd:ESD",
+        "fmn": "expunge.methods.forget_me_not:ForgetMeNot",
         "mace": "expunge.methods.mace:MACE",
         "rece": "expunge.methods.rece:RECE",
         "trce": "expunge.methods.trce:TRCE",
+        "trce-steering": "expunge.methods.trce_steering:TRCESteering",
         "uce": "expunge.methods.uce:UCE",
         "uce-debias": "expunge.methods.uce_debias:Debias",
     },

@@ -1,7 +1,7 @@
 """The two shapes of a published method: one that solves, one that trains."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +10,7 @@ from torch import Tensor
 from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Payload
+from expunge.methods.presets import resolved
 from expunge.models import Model
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ class Method(BaseModel):
 
     fidelity: Fidelity = "corrected"
     """``original`` does what the released code does, ``corrected`` what is right."""
+    preset: str | None = None
+    """Start from these settings, see ``expunge methods NAME``; what else is given goes first."""
+
+    @model_validator(mode="wrap")  # around the subclasses' own: a preset may decide the fidelity
+    @classmethod
+    def _from_preset(cls, values: Any, build: Callable[[Any], Any]) -> Any:
+        return build(resolved(cls, values))
 
 
 @runtime_checkable

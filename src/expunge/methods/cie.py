@@ -42,7 +42,7 @@ from expunge.models import Model
 from expunge.seeding import derive, generator
 from expunge.training.run import Run
 from expunge.training.student import Student
-from expunge.training.trajectories import Predict, trajectories
+from expunge.training.trajectories import Predict, Trajectories, trajectories
 
 ROLES = {"x": "cross_attention", "x-strict": "cross_attention.kv"}
 """Parameter groups; the released program trains the first."""
@@ -66,23 +66,21 @@ ORIGINAL: Mapping[str, Any] = {
 """What the released program does when nothing is said."""
 
 
-def representation(
+def predictions(
     predict: Predict, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
-) -> Tensor:
-    """``f(x, t, c) - f(x, t, a)``, shaped like ``latents`` ``[batch, ...]``, in one pass.
+) -> tuple[Tensor, Tensor]:
+    """``f(x, t, c)`` and ``f(x, t, a)``, shaped like ``latents`` ``[batch, ...]``, in one pass.
 
     ``concept`` and ``empty`` are embeddings, ``[batch, tokens, width]``.
     """
-    both = predict(
-        torch.cat([latents, latents]), timestep.repeat(2), torch.cat([concept, empty])
-    )
-    with_concept, without = both.chunk(2)
-    return with_concept - without
+    twice = torch.cat([latents, latents]), timestep.repeat(2)
+    both = predict(*twice, torch.cat([concept, empty])).chunk(2)
+    return both[0], both[1]
 
 
 def direction(student: Tensor, frozen: Tensor) -> Tensor:
-    """``D = mean(r' r)``, a scalar."""
-    return (student * frozen).mean()
+    """``D = mean(r' r)`` of each row of ``[batch, ...]``; ``[batch]``."""
+    return (student * frozen).flatten(1).mean(1)
 
 
 def weight_term(changes: Iterable[Tensor]) -> Tensor:
@@ -110,19 +108,19 @@ class CiE(Trained):
 
     train_method: Literal["x", "x-strict"] = "x-strict"
     """``x`` trains all of the cross-attention, ``x-strict`` its keys and values."""
-    iterations: int = Field(300, ge=1)
+    iterations: int = Field(1000, ge=1)
     """Optimiser steps at most; several concepts share them."""
     lr: float = Field(5e-5, gt=0)
     """Learning rate."""
     optimizer: str = "torch.optim.Adam"
     """Import path of the optimiser."""
-    threshold: float = 0.05
-    """Training ends when ``m`` is below this: a share of the concept that is left, 1 at the start;
-    the bare mean of ``r' r`` in the original. One that is never reached, e.g. -1, ends nothing."""
+    threshold: float = Field(0.0, allow_inf_nan=False)
+    """Training ends when ``m`` is below this: what is left of the concept, 1 at the start (in the
+    original, the bare mean of ``r' r``)."""
     reg_beta: float = Field(0.1, ge=0)
     """beta: weight of the L1 change of the weights, a share of their L1 norm unless original."""
-    preserve_scale: float = Field(1.0, ge=0)
-    """Weight of the relative change of the keys and values of what is kept."""
+    preserve_scale: float = Field(10.0, ge=0)
+    """Weight of the relative change of the keys and values of what is kept and of every ``a``."""
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the concept; by default the words alone and the templates."""
     batch_size: int = Field(4, ge=1)
@@ -152,8 +150,6 @@ class CiE(Trained):
                 raise ValueError(f'{name}: only with fidelity="corrected"')
         if self.batch_size != 1:
             raise ValueError("batch_size: the released program trains on one picture at a time")
-        if self.iterations < FIRST_TEST:
-            raise ValueError(f"iterations: the released program takes {FIRST_TEST} steps or more")
         return self
 
     def parameters(self, model: Model) -> tuple[str, ...]:
@@ -161,21 +157,23 @@ class CiE(Trained):
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """``D + beta R`` for one concept, and how far what is held has moved."""
-        frozen = batch["representation"]
-        noise = representation(
-            student.predict, batch["latents"], batch["timestep"], batch["concept"], batch["empty"]
-        )
-        term = direction(noise, frozen)
         changes = weight_term(student.value(n) - student.before(n) for n in student.names)
+        latents, timestep, frozen = batch["latents"], batch["timestep"], batch["representation"]
+        concept = batch["concept"]
         if self.fidelity == "original":
+            own, empty = predictions(student.predict, latents, timestep, concept, batch["empty"])
+            term = direction(own - empty, frozen).mean()
             loss = term + self.reg_beta * changes
             return {"loss": loss, "direction": term, "weights": changes, "turn": batch["turn"]}
-        share = term / direction(frozen, frozen)
+        own = student.predict(latents, timestep, concept)
+        whole = direction(frozen, frozen).clamp(min=torch.finfo(torch.float32).tiny)
+        share = direction(own - batch["without"], frozen) / whole
         moved = changes / weight_term(student.before(name) for name in student.names)
         held = student.projection_change(batch["held"])
+        erased = share.clamp(min=0).mean()
         return {
-            "loss": share.clamp(min=0) + self.reg_beta * moved + self.preserve_scale * held,
-            "direction": share,
+            "loss": erased + self.reg_beta * moved + self.preserve_scale * held,
+            "direction": share.mean(),
             "weights": moved,
             "held": held,
             "turn": batch["turn"],
@@ -208,13 +206,18 @@ class CiE(Trained):
 
         def draw(number: int, turn: int) -> Rows:
             draws = generator(run.seed, "cie batch", number)
-            latents, timestep, frozen, prompts = tables[turn]
-            count, steps = latents.shape[:2]
+            walks, concept, empty = tables[turn]
+            count, steps = walks.latents.shape[:2]
             walk = torch.randint(count, (self.batch_size,), generator=draws)
             step = torch.randint(steps, (self.batch_size,), generator=draws)
-            concept, empty = (rows[walk] for rows in prompts)
+            without = walks.anchor[walk, step].float()
             return Rows(
-                latents[walk, step], timestep[step], frozen[walk, step], concept, empty
+                walks.latents[walk, step],
+                walks.timesteps[step],
+                concept[walk],
+                empty[walk],
+                walks.conditional[walk, step].float() - without,
+                without,
             )
 
         return draw
@@ -233,9 +236,7 @@ class CiE(Trained):
             steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
         )
-        frozen = (walks.conditional - walks.anchor).float()
-        embeddings = run.model.encode(prompts), run.model.encode(empty)
-        return Table(walks.latents, walks.timesteps, frozen, embeddings)
+        return Table(walks, run.model.encode(prompts), run.model.encode(empty))
 
     def _pictured(self, run: Run) -> "Draw":
         """Noised pictures, and what the frozen model says of them."""
@@ -271,17 +272,17 @@ class CiE(Trained):
         if self.pictures is None:
             return self._drawn(run)
         given = [encoded(model, self._fitted(model, concept)) for concept in concepts]
+        once, needed = self.fidelity == "original", self.iterations * self.accumulation
+        if once and needed > len(given[0][0]):
+            raise ExpungeError(
+                f"pictures: the released program takes each of the {len(given[0][0])} once, so "
+                f"they don't last for {needed} batches; lower iterations or give more"
+            )
 
         def chosen(number: int, turn: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
             mean, deviation = given[turn]
-            rows = torch.tensor([number])
-            if self.fidelity == "corrected":
-                rows = torch.randint(len(mean), (self.batch_size,), generator=draws)
-            elif number >= len(mean):
-                raise ExpungeError(
-                    f"pictures: {len(mean)} of {concepts[turn].target!r}, of which the released "
-                    f"program takes each once; set iterations to {len(mean)} or give more"
-                )
+            drawn = torch.randint(len(mean), (self.batch_size,), generator=draws)
+            rows = torch.tensor([number]) if once else drawn
             return mean[rows], deviation[rows]
 
         return chosen
@@ -335,10 +336,14 @@ class CiE(Trained):
         ]
 
     def _held(self, run: Run) -> Tensor:
-        """Mean Gram matrix, ``[width, width]``, of the prompts to keep and of every ``a``."""
-        pairs = (pair for concept in run.policy.erase for pair in self.pairs(concept))
+        """Mean Gram matrix, ``[width, width]``, of the prompts to keep and of every ``a``.
+
+        But of no prompt that is erased, should one concept take the place of another.
+        """
+        pairs = [pair for concept in run.policy.erase for pair in self.pairs(concept)]
+        erased = {prompt for prompt, _ in pairs}
         prompts = ["", *(empty for _, empty in pairs), *run.policy.kept_prompts(self.contexts)]
-        unique = list(dict.fromkeys(prompts))
+        unique = [prompt for prompt in dict.fromkeys(prompts) if prompt not in erased]
         return (moment(run.model, unique) / len(unique)).float()
 
 
@@ -347,25 +352,22 @@ class Rows(NamedTuple):
 
     latents: Tensor
     timestep: Tensor
-    representation: Tensor
-    """The frozen model's ``r``, shaped like ``latents``."""
     concept: Tensor
     """Embeddings of the concept's prompts, ``[rows, tokens, width]``."""
     empty: Tensor
     """Embeddings of what they are compared with."""
+    representation: Tensor
+    """The frozen model's ``r``, shaped like ``latents``."""
+    without: Tensor
+    """Its prediction ``f0(x, t, a)``."""
 
 
 class Table(NamedTuple):
-    """Trajectories of a concept."""
+    """Trajectories of a concept, with the embeddings of the prompt and the ``a`` of each."""
 
-    latents: Tensor
-    """``[trajectories, steps, ...]``."""
-    timestep: Tensor
-    """``[steps]``."""
-    representation: Tensor
-    """Shaped like ``latents``."""
-    prompts: tuple[Tensor, Tensor]
-    """Embeddings of the prompt and of its ``a``, ``[trajectories, tokens, width]``."""
+    walks: Trajectories
+    concept: Tensor
+    empty: Tensor
 
 
 Draw = Callable[[int, int], Rows]
@@ -378,6 +380,6 @@ Posterior = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
 def rows_of(
     student: Student, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
 ) -> Rows:
-    """Examples at some latents, with the frozen model's ``r``."""
-    frozen = representation(student.teach, latents, timestep, concept, empty)
-    return Rows(latents, timestep, frozen, concept, empty)
+    """Examples at some latents, with what the frozen model says there."""
+    frozen, without = predictions(student.teach, latents, timestep, concept, empty)
+    return Rows(latents, timestep, concept, empty, frozen - without, without)

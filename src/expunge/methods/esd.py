@@ -5,6 +5,9 @@ The UNet learns to predict, for the erased prompt c, the frozen model's noise pu
     eps(x, t, c)  ->  eps*(x, t, a) - eta (eps*(x, t, c) - eps*(x, t, a))
 
 with the anchor a (the empty prompt in the paper) and the latents x on denoising trajectories.
+With ``erase_from`` the concept is taken out of another prompt f, and only f is trained on:
+
+    eps(x, t, f)  ->  eps*(x, t, f) - eta (eps*(x, t, c) - eps*(x, t, a))
 
 ``corrected`` is the default: the frozen model draws whole trajectories once, in batches, every
 latent of them can serve many steps, and the targets fall out on the way; words are erased inside
@@ -12,23 +15,27 @@ sentences too; and what is to be kept, if anything is named, is taught to stay. 
 one of the released programs, quirks and all (``esd_programs.py``).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.algebra.ridge import gram
-from expunge.concepts import Context, Policy
+from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.errors import ExpungeError
 from expunge.methods.base import Trained
 from expunge.methods.esd_programs import DEFAULTS, RULES, Batch, Program, Variant, parameters
 from expunge.models import Model
+from expunge.models.sdxl import SDXL
 from expunge.seeding import derive, generator
 from expunge.training.run import Run
 from expunge.training.student import Student
-from expunge.training.trajectories import trajectories
+from expunge.training.trajectories import Trajectories, trajectories
+
+Item = TypeVar("Item")
 
 ROLES = {
     "x": "cross_attention",
@@ -64,14 +71,14 @@ class ESD(Trained):
     """Import path of the optimiser."""
     num_inference_steps: int = Field(50, ge=2, le=1000)
     """Steps of a whole trajectory."""
-    erase_from: str | None = None
-    """Prompt out of which the concept is taken, in the programs that know it."""
+    erase_from: WordList = ()
+    """The only prompt that the concept is taken out of; for several, one each or one for all."""
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the concept; by default the words alone and the templates."""
     batch_size: int = Field(4, ge=1)
     """Latents in one step."""
     trajectories: int = Field(16, ge=1)
-    """Trajectories of the erased prompts; as many again of the prompts to keep, if any."""
+    """Trajectories of each erased concept; as many again of the prompts to keep, if any."""
     keep_share: float = Field(0.5, ge=0, lt=1)
     """Part of a batch that comes from the prompts to keep, if any are named."""
     preserve_scale: float = Field(1.0, ge=0)
@@ -93,8 +100,8 @@ class ESD(Trained):
             raise ValueError('variant: only with fidelity="original"')
         if self.fidelity == "corrected" and self.train_method not in ROLES:
             raise ValueError(f"train_method: choose one of {', '.join(ROLES)}")
-        if self.fidelity == "corrected" and self.erase_from:
-            raise ValueError('erase_from: only with fidelity="original"; use contexts here')
+        if self.variant == "compvis" and self.erase_from:
+            raise ValueError("erase_from: the compvis program doesn't have it, the others do")
         if self.variant and self.contexts:
             raise ValueError('contexts: only with fidelity="corrected"')
         for name in ("trajectories", "keep_share", "preserve_scale") if self.variant else ():
@@ -107,6 +114,8 @@ class ESD(Trained):
     def parameters(self, model: Model) -> tuple[str, ...]:
         if self.variant is None:
             return model.select(ROLES[self.train_method])
+        if (self.variant == "diffusers-sdxl") != isinstance(model, SDXL):
+            raise ExpungeError(f"variant: {self.variant} isn't for a {type(model.pipe).__name__}")
         names = parameters(model.unet, self.variant, self.train_method)
         if not names:
             known = ", ".join(RULES[self.variant])
@@ -122,16 +131,13 @@ class ESD(Trained):
         if self.variant is None:
             return None
         return Program(
-            self.variant,
-            self.num_inference_steps,
-            self.start_guidance,
-            self.negative_guidance,
-            self.erase_from,
+            self.variant, self.num_inference_steps, self.start_guidance, self.negative_guidance
         )
 
     def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         if self.program:
-            yield from self.program.batches(run, numbers)
+            pairs = [(c.target, prompt or c.target) for c, prompt in self._sources(run.policy)]
+            yield from self.program.batches(run, pairs, numbers)
             return
         table = self._table(run)
         kept = round(self.batch_size * self.keep_share) if table.kept else 0
@@ -162,49 +168,103 @@ class ESD(Trained):
         total = torch.stack([gram(block) for block in blocks]).sum(0)
         return {"kept_words": (total / len(prompts)).float()}
 
+    def _sources(self, policy: Policy) -> list[tuple[Concept, str]]:
+        """Each concept with the prompt that it is taken out of, "" for its own."""
+        prompts = self.erase_from or ("",)
+        if len(prompts) not in (1, len(policy.erase)):
+            raise ExpungeError(
+                f"erase_from: {len(prompts)} prompts for {len(policy.erase)} concepts; give one "
+                "for all of them or one for each"
+            )
+        each = prompts * len(policy.erase) if len(prompts) == 1 else prompts
+        return list(zip(policy.erase, each, strict=True))
+
     def _table(self, run: Run) -> "Table":
-        erased = [
+        erased = self._taken_out(run) if self.erase_from else self._erased(run)
+        return Table(erased, self._kept(run))
+
+    def _erased(self, run: Run) -> "Rows":
+        """Every latent of the erased prompts' trajectories, with its target."""
+        pairs = [
             (pair.erase, pair.anchor if concept.replacement else "")
             for concept in run.policy.erase
-            for pair in concept.pairs(self.contexts)
+            for pair in self._spread(run, list(concept.pairs(self.contexts)), 1)
         ]
-        kept = [(p, p) for p in run.policy.kept_prompts(self.contexts) if self.keep_share]
-        return Table(
-            self._rows(run, "erased", erased, self.negative_guidance),
-            self._rows(run, "kept", kept, None) if kept else None,
-        )
+        drawn = self._drawn(run, "erased", pairs, [anchor for _, anchor in pairs])
+        away = drawn.conditional - drawn.anchor
+        return _rows(run, pairs, drawn, drawn.anchor - self.negative_guidance * away)
 
-    def _rows(self, run: Run, name: str, pairs: list[tuple[str, str]], eta: float | None) -> "Rows":
-        """Every latent of ``trajectories`` trajectories, with its target."""
-        order = torch.randperm(len(pairs), generator=generator(run.seed, "esd pairs")).tolist()
-        chosen = [pairs[order[index % len(pairs)]] for index in range(self.trajectories)]
-        prompts, anchors = zip(*chosen, strict=True)
-        seeds = [derive(run.seed, "trajectory", *pair, i) for i, pair in enumerate(chosen)]
+    def _taken_out(self, run: Run) -> "Rows":
+        """Every latent of the trajectories of ``erase_from``, with its target.
+
+        A trajectory leads away from one concept. Where several share a prompt, it leads as many
+        times as far, so that the mean of them leads away from all.
+        """
+        rows = [
+            ((prompt, phrase), concept.replacement)
+            for concept, prompt in self._sources(run.policy)
+            for phrase in self._spread(run, concept.phrases, 1)
+        ]
+        pairs, anchors = [pair for pair, _ in rows], [anchor for _, anchor in rows]
+        drawn = self._drawn(run, "taken out", pairs, [phrase for _, phrase in pairs])
+        anchor = drawn.unconditional
+        if any(anchors):
+            anchor = self._drawn(run, "anchors", pairs, anchors).anchor
+        of_prompt = Counter(prompt for prompt, _ in pairs)
+        sharing = torch.tensor([of_prompt[prompt] / self.trajectories for prompt, _ in pairs])
+        eta = self.negative_guidance * sharing.to(anchor)[:, None, None, None, None]
+        return _rows(run, pairs, drawn, drawn.conditional - eta * (drawn.anchor - anchor))
+
+    def _kept(self, run: Run) -> "Rows | None":
+        """Every latent of the kept prompts' trajectories, whose target is the base's prediction."""
+        prompts = run.policy.kept_prompts(self.contexts) if self.keep_share else ()
+        if not prompts:
+            return None
+        pairs = [(p, p) for p in self._spread(run, prompts, len(run.policy.erase))]
+        drawn = self._drawn(run, "kept", pairs, ())
+        return _rows(run, pairs, drawn, drawn.conditional)
+
+    def _spread(self, run: Run, items: Sequence[Item], times: int) -> list[Item]:
+        """``times`` the number of trajectories of these, in random order, all equally often."""
+        order = torch.randperm(len(items), generator=generator(run.seed, "esd pairs")).tolist()
+        return [items[order[at % len(items)]] for at in range(times * self.trajectories)]
+
+    def _drawn(
+        self, run: Run, name: str, pairs: Sequence[tuple[str, str]], anchors: Sequence[str]
+    ) -> Trajectories:
+        """A trajectory of the first prompt of each pair; the seed depends on the whole pair."""
         drawn = trajectories(
             run,
             name,
-            prompts,
-            seeds,
-            anchors=() if eta is None else anchors,
+            [prompt for prompt, _ in pairs],
+            [derive(run.seed, "trajectory", *pair, i) for i, pair in enumerate(pairs)],
+            anchors=anchors,
             steps=self.num_inference_steps,
             guidance_scale=self.start_guidance,
         )
-        target = drawn.conditional
-        if eta is not None:
-            target = drawn.anchor - eta * (drawn.conditional - drawn.anchor)
-        count, steps = drawn.latents.shape[:2]
-        embeddings = run.model.encode(prompts).repeat_interleave(steps, 0)
-        latents, target = drawn.latents.flatten(0, 1), target.flatten(0, 1).float()
-        return Rows(latents, drawn.timesteps.repeat(count), embeddings, target)
+        return Trajectories(*(part.to(run.model.device) for part in drawn))
 
 
 class Rows(NamedTuple):
-    """Training examples, one a row."""
+    """Training examples, ``[trajectories, steps, ...]``."""
 
     latents: Tensor
     timestep: Tensor
     embeddings: Tensor
     target: Tensor
+
+    def row(self, number: int) -> Batch:
+        """An example, counted trajectory by trajectory."""
+        trajectory, step = divmod(number, self.timestep.shape[1])
+        return {key: part[trajectory, step] for key, part in self._asdict().items()}
+
+
+def _rows(run: Run, pairs: Sequence[tuple[str, str]], drawn: Trajectories, target: Tensor) -> Rows:
+    """Every latent of all trajectories, trained on the first prompt of its pair."""
+    count, steps = drawn.latents.shape[:2]
+    embeddings = run.model.condition([prompt for prompt, _ in pairs])[:, None]
+    timestep = drawn.timesteps.expand(count, -1)
+    return Rows(drawn.latents, timestep, embeddings.expand(-1, steps, -1, -1), target.float())
 
 
 class Table(NamedTuple):
@@ -215,10 +275,9 @@ class Table(NamedTuple):
 
     def draw(self, draws: torch.Generator, size: int, kept: int) -> Batch:
         """A batch of ``size`` rows, ``kept`` of them of prompts to keep."""
-        parts = [self.erased._asdict()] * (size - kept)
-        parts += [self.kept._asdict()] * kept if self.kept else []
-        at = [int(torch.randint(len(part["latents"]), (), generator=draws)) for part in parts]
-        return {
-            key: torch.stack([part[key][row] for part, row in zip(parts, at, strict=True)])
-            for key in Rows._fields
-        }
+        parts = [self.erased] * (size - kept) + ([self.kept] * kept if self.kept else [])
+        rows = [
+            part.row(int(torch.randint(part.timestep.numel(), (), generator=draws)))
+            for part in parts
+        ]
+        return {key: torch.stack([row[key] for row in rows]) for key in Rows._fields}

@@ -4,18 +4,18 @@
     compvis         c            the student for c           up to 58 timesteps too clean
     alt             erase_from   the student for c           19 timesteps too clean
     diffusers-sd    erase_from   the teacher for erase_from  where their timestep says
+    diffusers-sdxl  erase_from   the teacher for erase_from  there, but not scaled for the UNet
 
-A negative guidance of 2 in ``diffusers-sd`` is 1 in the others: see ``Program.target``.
+A negative guidance of 2 in the diffusers programs is 1 in the others: see ``Program.target``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import Unsupported
 from expunge.models import Model
 from expunge.models.roles import Rule, matching
 from expunge.seeding import generator
@@ -92,6 +92,7 @@ class Defaults(NamedTuple):
     iterations: int
     lr: float
     negative_guidance: float
+    start_guidance: float = 3.0
     batch_size: int = 1
 
 
@@ -99,7 +100,7 @@ DEFAULTS: dict[Variant, Defaults] = {
     "compvis": Defaults("xattn", 1000, 1e-5, 1.0),
     "alt": Defaults("full", 200, 2e-5, 2.0),
     "diffusers-sd": Defaults("esd-x", 200, 5e-5, 2.0),
-    "diffusers-sdxl": Defaults("esd-x", 200, 2e-4, 1.0),
+    "diffusers-sdxl": Defaults("esd-x", 200, 2e-4, 1.0, 2.0),
 }
 
 
@@ -118,32 +119,32 @@ class Program:
     """Steps of a whole trajectory."""
     start_guidance: float
     negative_guidance: float
-    erase_from: str | None
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
-        """A new partial denoising for each step, one latent at a time."""
-        model, student, erase = run.model, run.student, run.policy.erase
+    def batches(
+        self, run: Run, pairs: Sequence[tuple[str, str]], numbers: Iterable[int]
+    ) -> Iterator[Batch]:
+        """A new partial denoising for each step, one latent at a time.
+
+        ``pairs`` are concepts with the prompts that are trained on; each step draws one of them.
+        """
+        model, student = run.model, run.student
         low, high = (1, self.steps - 1) if self.variant == "alt" else (0, self.steps)
         for number in numbers:
             draws = generator(run.seed, "esd", number)
-            concept = erase[_draw(draws, 0, len(erase))].target
+            concept, prompt = pairs[_draw(draws, 0, len(pairs))]
             stop = _draw(draws, low, high)
             offset = _draw(draws, 0, self._stride)
             noise = torch.randn((1, *self._latent_shape(model)), generator=draws)
             yield {
-                "latents": self.latents(student, concept, noise.to(model.device), stop),
+                "latents": self.latents(student, concept, prompt, noise.to(model.device), stop),
                 "timestep": self.timestep(model, stop, offset),
-                **self.embeddings(model, concept),
+                **self.embeddings(model, concept, prompt),
             }
 
-    def embeddings(self, model: Model, concept: str) -> Batch:
-        """Embeddings of the trained prompt, the concept and the empty prompt, ``[1, ...]``."""
-        trained = concept if self.variant == "compvis" else self.erase_from or concept
-        return {
-            "embeddings": model.encode([trained]),
-            "erase": model.encode([concept]),
-            "empty": model.encode([""]),
-        }
+    def embeddings(self, model: Model, concept: str, prompt: str) -> Batch:
+        """Conditions of the trained prompt, the concept and the empty prompt, ``[1, ...]``."""
+        texts = {"embeddings": prompt, "erase": concept, "empty": ""}
+        return {key: model.condition([text]) for key, text in texts.items()}
 
     def timestep(self, model: Model, stop: int, offset: int = 0) -> Tensor:
         """The timestep, ``[1]``, at which latents that stopped at ``stop`` are looked at."""
@@ -159,29 +160,28 @@ class Program:
         self,
         student: Student,
         concept: str,
+        prompt: str,
         noise: Tensor,
         stop: int,
         guidance_scale: float | None = None,
     ) -> Tensor:
         """Partly denoised latents: the program's sampler from ``noise`` until ``stop``.
 
-        ``stop`` counts steps in ``alt`` and ``diffusers-sd``; in ``compvis`` it is the noise
-        level, the last the noisiest, and the noisiest step itself never runs.
+        ``stop`` counts steps; in ``compvis`` alone it is the noise level, the last the noisiest,
+        and the noisiest step itself never runs.
         """
         model = student.model
         scheduler = self._scheduler(model)
         first, last = 0, stop
         if self.variant == "compvis":
             first, last = 1, self.steps - max(stop - 1, 0)
-        by_teacher = self.variant == "diffusers-sd"
-        prompt = self.erase_from or concept if by_teacher else concept
         latents: Tensor = noise * scheduler.init_noise_sigma
         for step in denoise(
-            student.teach if by_teacher else student.predict,
+            student.teach if self._by_teacher else student.predict,
             scheduler,
             latents,
-            model.encode([prompt]),
-            model.encode([""]),
+            model.condition([prompt if self._by_teacher else concept]),
+            model.unconditional(),
             guidance_scale=self.start_guidance if guidance_scale is None else guidance_scale,
             timesteps=scheduler.timesteps[first:last],
         ):
@@ -191,8 +191,8 @@ class Program:
     def target(self, student: Student, batch: Mapping[str, Tensor]) -> Tensor:
         """``base - eta (eps*(c) - eps*(""))``; what the base is differs by program.
 
-        compvis: the empty prompt. diffusers-sd: the trained prompt. alt: the trained prompt, but
-        the empty one when nothing was said about ``erase_from``.
+        compvis: the empty prompt. diffusers: the trained prompt. alt: the trained prompt, but the
+        empty one when nothing was said about ``erase_from``.
         """
         latents, timestep = batch["latents"], batch["timestep"]
         erased, empty = (student.teach(latents, timestep, batch[k]) for k in ("erase", "empty"))
@@ -204,19 +204,21 @@ class Program:
         return base - self.negative_guidance * (erased - empty)
 
     @property
+    def _by_teacher(self) -> bool:
+        return self.variant in ("diffusers-sd", "diffusers-sdxl")
+
+    @property
     def _stride(self) -> int:
         return 1000 // self.steps
 
     def _latent_shape(self, model: Model) -> tuple[int, int, int]:
-        """The model's own, doubled in the diffusers programs (1024 pixels for a 512-pixel one)."""
+        """The model's own, doubled in ``diffusers-sd`` (1024 pixels for a model of 512)."""
         channels, height, width = model.latent_shape
         factor = 2 if self.variant == "diffusers-sd" else 1
         return channels, factor * height, factor * width
 
     def _scheduler(self, model: Model) -> Any:
-        if self.variant == "diffusers-sdxl":
-            raise Unsupported("esd: the SDXL program is not supported yet")
-        make = native if self.variant == "diffusers-sd" else ddim
+        make = native if self._by_teacher else ddim
         return make(model.pipe.scheduler, self.steps)
 
 

@@ -17,7 +17,7 @@ Both closed forms (``mace_closed.py``) invert one matrix for all layers.
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
@@ -42,7 +42,6 @@ from expunge.methods.mace_masks import (
     tensor,
     whole,
 )
-from expunge.methods.mace_presets import PRESETS, Preset
 from expunge.methods.uce import UCE
 from expunge.models import Model
 from expunge.prior import PriorFile
@@ -62,8 +61,6 @@ class MACE(Method):
     url: ClassVar[str] = "https://arxiv.org/abs/2403.06135"
     shape: ClassVar[Literal["solve", "train"]] = "solve"
 
-    preset: Preset | None = None
-    """Start from the released settings of a task (``PRESETS``); what else is given goes first."""
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words; by default the words alone and the templates."""
     all_words: bool = False
@@ -104,18 +101,6 @@ class MACE(Method):
     segmenter: SegmenterSetting = Field("whole", validate_default=True)
     """Where the concept is in a picture: ``whole``, ``threshold`` (anything on a plain ground), a
     folder of masks like ``pictures``, or ``grounded-sam:DETECTOR,SEGMENTER``; styles: whole."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
-        """A preset's settings, and below them those given."""
-        if not isinstance(values, dict) or values.get("preset") not in PRESETS:
-            return values
-        released = dict(PRESETS[values["preset"]])
-        if values.get("fidelity") != "original":
-            # What the released program weighs the prior with, not what it calls so.
-            released["train_preserve_scale"] **= 2
-        return {**released, **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> "MACE":

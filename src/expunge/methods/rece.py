@@ -40,31 +40,21 @@ from expunge.concepts import Concept, Context, Kind, Policy
 from expunge.edits.payloads import Dense, LowRank, Payload, Ridge, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.methods.base import Method
+from expunge.methods.presets import preset
 from expunge.methods.uce import UCE, tensor_edit
 from expunge.models import Model
 
 Technique = Literal["replace", "tensor"]
-PresetName = Literal["unsafe", "unsafe-list", "style", "object", "easy-object"]
 
 
-class Preset(NamedTuple):
-    """What a released run used; all had lam 0.1, p 0.1 and a 1 in the epochs."""
+class Strength(NamedTuple):
+    """How far RECE goes; what a kind decides where nothing is given."""
 
     regular_scale: float
     epochs: int
 
 
-PRESETS: dict[PresetName, Preset] = {
-    "unsafe": Preset(0.1, 3),
-    "unsafe-list": Preset(0.1, 2),
-    "style": Preset(1e-3, 1),
-    "object": Preset(1e-3, 1),
-    "easy-object": Preset(0.1, 1),
-}
-"""The runs of the paper's repository: one unsafe word, a list of eleven of them, artists, church
-and garbage truck, and the objects that resist less (English springer, golf ball, parachute)."""
-
-BY_KIND: dict[Kind, PresetName] = {
+BY_KIND: dict[Kind, str] = {
     "unsafe": "unsafe",
     "style": "style",
     "object": "object",
@@ -82,14 +72,12 @@ class RECE(Method):
     url: ClassVar[str] = "https://arxiv.org/abs/2407.12383"
     shape: ClassVar[Literal["solve", "train"]] = "solve"
 
-    preset: PresetName | None = None
-    """A released run to take ``regular_scale`` and ``epochs`` from; by default the kind decides."""
     epochs: int | None = Field(None, ge=0)
-    """Rounds after UCE; by default the preset's, and of several kinds the most."""
+    """Rounds after UCE; by default the kind's preset's, and of several kinds the most."""
     embedding: Literal["zero", "surrogate", "target"] = "zero"
     """What the adversarial embeddings are held to: small, the erased rows, or other words."""
     regular_scale: float | None = Field(None, gt=0)
-    """r: weight of holding them there; by default the preset's, and of several kinds the least."""
+    """r: weight of holding them there; by default the kind's preset's, and of several the least."""
     regularization: Literal["outputs", "embedding", "both"] | None = None
     """With ``surrogate``: hold to the rows' outputs, to the rows, or both; original: outputs."""
     targets: tuple[str | None, ...] = ()
@@ -127,8 +115,6 @@ class RECE(Method):
             raise ValueError('regularization: only with embedding="surrogate"')
         if self.targets and self.embedding != "target":
             raise ValueError('targets: only with embedding="target"')
-        if self.preset and self.epochs is not None and self.regular_scale is not None:
-            raise ValueError("preset: has no effect beside both epochs and regular_scale")
         return self
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
@@ -187,16 +173,15 @@ class RECE(Method):
             projections = projections.edited(moved, kept, self.lamb)
             yield Round(found, projections)
 
-    def _strength(self, policy: Policy) -> Preset:
-        """r and the number of epochs: of the settings, else of the preset, else of the kinds."""
+    def _strength(self, policy: Policy) -> Strength:
+        """r and the number of epochs: of the settings, else of the presets of the kinds."""
         kinds = [BY_KIND[concept.kind] for concept in policy.erase]
         if kinds.count("unsafe") > 1:
-            kinds.append("unsafe-list")
-            kinds = [kind for kind in kinds if kind != "unsafe"]
-        presets = [PRESETS[name] for name in ([self.preset] if self.preset else kinds)]
-        return Preset(
-            self.regular_scale or min(preset.regular_scale for preset in presets),
-            max(p.epochs for p in presets) if self.epochs is None else self.epochs,
+            kinds = ["unsafe-list" if kind == "unsafe" else kind for kind in kinds]
+        usual = [Strength(**preset(RECE, kind).values(self.fidelity)) for kind in kinds]
+        return Strength(
+            self.regular_scale or min(strength.regular_scale for strength in usual),
+            max(strength.epochs for strength in usual) if self.epochs is None else self.epochs,
         )
 
     def _targets(self, policy: Policy) -> Sequence[str | None]:

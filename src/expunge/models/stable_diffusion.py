@@ -67,6 +67,11 @@ class Model:
         """Width of one row of the prompt embedding."""
         return int(self.pipe.unet.config.cross_attention_dim)
 
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The networks beside the UNet."""
+        return self.pipe.text_encoder, self.pipe.vae
+
     # --- text
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -133,8 +138,19 @@ class Model:
 
     # --- pictures
 
+    def condition(self, prompts: Sequence[str]) -> Tensor:
+        """What the noise is predicted from for each prompt, ``[prompts, rows, width]``."""
+        return self.encode(prompts)
+
+    def unconditional(self) -> Tensor:
+        """What guidance leads away from when drawing, ``[1, rows, width]``."""
+        return self.condition([""])
+
     def predict_noise(self, latents: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
-        """The UNet's noise prediction, shaped like ``latents`` ``[batch, channels, h, w]``."""
+        """The UNet's noise prediction, shaped like ``latents`` ``[batch, channels, h, w]``.
+
+        ``embeddings`` are conditions, ``[batch, rows, width]``.
+        """
         noise: Tensor = self.unet(latents, timestep, encoder_hidden_states=embeddings).sample
         return noise
 
@@ -173,11 +189,11 @@ class Model:
         """SHA-256 of base weights, after rounding to half precision.
 
         Rounded, the half-precision and the full-precision file of one model agree. ``names``
-        are UNet parameters; without them the text encoder and the decoder count too.
+        are UNet parameters; without them the other networks count too.
         """
         digest = hashlib.sha256()
         if names is None:
-            for part in (self.pipe.text_encoder, self.pipe.vae):
+            for part in self.parts:
                 for name, value in sorted(part.state_dict().items()):
                     _update(digest, name, value)
             names = [name for name, _ in self.unet.named_parameters()]
@@ -202,10 +218,12 @@ def load(
     Args:
         source: a live pipeline is taken as it is, without a change of ``dtype`` or ``device``.
         dtype: precision of the weights.
-        device: ``"auto"`` takes a GPU when there is one.
+        device: ``"auto"`` takes a GPU when there is one; each of several launched processes
+            takes its own.
 
     Raises:
-        ExpungeError: nothing loadable is there, or it is no Stable Diffusion 1.x/2.x pipeline.
+        ExpungeError: nothing loadable is there, it is no Stable Diffusion 1.x/2.x pipeline, or
+            there are fewer GPUs than processes.
     """
     if not isinstance(source, str | os.PathLike):
         return Model(_supported(source, type(source).__name__))
@@ -224,7 +242,7 @@ def load(
             f"no model at {place!r}; give 'emoji', a folder with a model_index.json, or a hub id"
         )
     try:
-        with _quietly():
+        with quietly():
             pipe = DiffusionPipeline.from_pretrained(
                 folder, dtype=dtype, local_files_only=local, safety_checker=None
             )
@@ -232,12 +250,22 @@ def load(
         reason = " ".join(str(error).split())[:300]
         raise ExpungeError(f"can't load the model {place!r}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = _own_device() if device == "auto" else device
     return Model(_supported(pipe, place).to(where), name=place)
 
 
+def _own_device() -> str:
+    """The CPU, or the GPU of this process, which launchers count in ``LOCAL_RANK``."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= count:
+        raise ExpungeError(f"process {number + 1} has no GPU, there are {count}; launch fewer")
+    return f"cuda:{number}"
+
+
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep loading bars and remarks about unused image processors off the user's screen."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

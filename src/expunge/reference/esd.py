@@ -1,4 +1,4 @@
-"""ESD beside three of its released programs."""
+"""ESD beside its four released programs."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +12,8 @@ from expunge.methods import configured
 from expunge.methods.esd import ESD
 from expunge.methods.esd_programs import Program, parameters
 from expunge.models import Model
+from expunge.models.sdxl import SDXL, packed
+from expunge.models.stable_diffusion import quietly
 from expunge.reference.case import Case, Difference, Tensors, compared, loss_difference, pooled
 from expunge.training.loop import fit
 from expunge.training.student import Student
@@ -25,7 +27,7 @@ def _esd(case: Case, **values: Any) -> tuple[ESD, Program]:
         "esd",
         fidelity="original",
         variant=case["variant"],
-        erase_from=case.get("erase_from"),
+        erase_from=case.get("erase_from") or (),
         num_inference_steps=steps,
         **known,
         **values,
@@ -33,6 +35,20 @@ def _esd(case: Case, **values: Any) -> tuple[ESD, Program]:
     assert isinstance(method, ESD)
     assert method.program
     return method, method.program
+
+
+def _model(case: Case) -> Model:
+    """The model that the case names; one of SDXL with the conditions that the original used."""
+    if case["variant"] != "diffusers-sdxl":
+        return case.model()
+    with quietly():
+        from diffusers import StableDiffusionXLPipeline
+
+        model = SDXL(StableDiffusionXLPipeline.from_pretrained(case.models / case["model"]))
+    given = case.file("inputs")
+    prompts = [key.removeprefix("emb:") for key in given if key.startswith("emb:")]
+    model.remember({p: packed(given[f"emb:{p}"], given[f"pooled:{p}"]) for p in prompts})
+    return model
 
 
 def _stop(draw: Mapping[str, Any]) -> tuple[str, int]:
@@ -43,12 +59,13 @@ def _stop(draw: Mapping[str, Any]) -> tuple[str, int]:
 
 def denoising(case: Case) -> Iterator[Difference]:
     """Latents of the partial denoising."""
-    (_, program), model = _esd(case), case.model()
+    (_, program), model = _esd(case), _model(case)
     student = Student(model, model.select("all"))
     noise, expected = case.file("inputs")["initial_noise"], case.file("expected")
     for draw in case["results"]:
         key, stop = _stop(draw)
-        latents = program.latents(student, case["prompt"], noise, stop, draw["scale"])
+        drawn = case["prompt"]
+        latents = program.latents(student, drawn, drawn, noise, stop, draw["scale"])
         theirs = expected[f"{key}{stop}_s{draw['scale']:g}"]
         yield Difference(
             pooled({"latents": latents}, {"latents": theirs}), case["tolerance"]["rel_fro"]
@@ -59,13 +76,13 @@ def _batch(program: Program, model: Model, case: Case, latents: Tensor, timestep
     return {
         "latents": latents,
         "timestep": torch.tensor([timestep]),
-        **program.embeddings(model, case["concept"]),
+        **program.embeddings(model, case["concept"], case.get("erase_from") or case["concept"]),
     }
 
 
 def step(case: Case) -> Iterator[Difference]:
     """Loss and gradients of one step."""
-    (method, program), model = _esd(case), case.model()
+    (method, program), model = _esd(case), _model(case)
     expected = case.file("expected")
     student = Student(model, [*expected, *case.file("fingerprints")])
     latents, timestep = case.file("inputs")["x_t"], case["params"]["timestep"]
@@ -79,7 +96,7 @@ def step(case: Case) -> Iterator[Difference]:
 def training(case: Case) -> Iterator[Difference]:
     """Losses and weight changes of a few steps on given latents."""
     method, program = _esd(case, train_method=case["train_method"], lr=case["params"]["lr"])
-    model, inputs = case.model(), case.file("inputs")
+    model, inputs = _model(case), case.file("inputs")
     student = Student(model, method.parameters(model))
     if len(student.weights) != case["n_trained"]:
         raise ExpungeError(f"{case['n_trained']} parameters train, here {len(student.weights)}")

@@ -1,6 +1,6 @@
 """Denoising trajectories: where the latents come from that a trained method learns on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,7 +166,7 @@ def trajectories(
     path = run.folder / f"{name}.safetensors" if run.folder else None
     found = _stored(path, digest(wanted)) if path else None
     if found:
-        return found
+        return Trajectories(**found)
     kept = list(range(steps) if keep is None else keep)
     own: dict[int, list[Tensor]] = {}
     numbers = run.own(range(len(prompts)))
@@ -187,8 +187,85 @@ def trajectories(
     timesteps = scheduler(run.model.pipe.scheduler, steps).timesteps[kept].to(run.model.device)
     made = Trajectories(columns[0], timesteps, *columns[1:])
     if path and run.process == 0:
-        _store(path, made, digest(wanted))
+        _store(path, made._asdict(), digest(wanted))
     return made
+
+
+class Place(NamedTuple):
+    """Where a step of a trajectory starts; the last of ``steps`` ends at the step ``steps``."""
+
+    trajectory: int
+    step: int
+
+
+def visited(
+    run: Run,
+    name: str,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    places: Sequence[Place],
+    *,
+    steps: int,
+    guidance_scale: float,
+    scheduler: Callable[[Any, int], Any] = ddim,
+) -> Tensor:
+    """Latents at some places of the base model's trajectories, ``[places, channels, h, w]``.
+
+    No trajectory goes further than to the last place on it, and those without any aren't drawn;
+    those that go equally far are drawn side by side. They are shared and kept as in
+    ``trajectories``, whose arguments these are.
+    """
+    wanted = {
+        "prompts": list(prompts), "seeds": list(seeds), "places": [list(at) for at in places],
+        "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler.__name__,
+        "base": run.model.fingerprint() if run.folder else "",
+    }  # fmt: skip
+    path = run.folder / f"{name}.safetensors" if run.folder else None
+    found = _stored(path, digest(wanted)) if path else None
+    if found:
+        return found["latents"].to(run.model.device)
+    index = {place: number for number, place in enumerate(sorted(set(places)))}
+    last = {place.trajectory: place.step for place in index}
+    numbers = run.own(sorted(last, key=lambda number: (last[number], number)))
+    blocks = [numbers[at : at + BLOCK] for at in range(0, len(numbers), BLOCK)]
+    own: dict[int, list[Tensor]] = {}
+    for block in track(blocks, f"trajectories ({name})", total=len(blocks)):
+        noise = torch.stack([_noise(run.model, seeds[number]) for number in block])
+        texts = [prompts[number] for number in block]
+        timetable = scheduler(run.model.pipe.scheduler, steps)
+        walk = walked(run.model, timetable, noise, texts, last[block[-1]], guidance_scale)
+        for step, latents in enumerate(walk):
+            at = [(row, index.get(Place(number, step))) for row, number in enumerate(block)]
+            own |= {number: [latents[row].clone()] for row, number in at if number is not None}
+    whole = run.gathered(own)
+    made = torch.stack([whole[index[place]][0] for place in places])
+    if path and run.process == 0:
+        _store(path, {"latents": made}, digest(wanted))
+    return made
+
+
+def walked(
+    model: Model,
+    scheduler: Any,
+    noise: Tensor,
+    prompts: Sequence[str],
+    length: int,
+    guidance_scale: float,
+) -> Iterator[Tensor]:
+    """Latents where the steps 0, 1, ... up to ``length`` start, ``[prompts, ...]`` each."""
+    embeddings = model.encode(prompts)
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    yield latents
+    for step in denoise(
+        model.predict_noise,
+        scheduler,
+        latents,
+        embeddings,
+        model.encode([""]).expand_as(embeddings),
+        guidance_scale=guidance_scale,
+        timesteps=scheduler.timesteps[:length],
+    ):
+        yield step.after
 
 
 def _walk(
@@ -240,17 +317,17 @@ def _noise(model: Model, seed: int) -> Tensor:
     return noise.to(model.device, model.dtype)
 
 
-def _stored(path: Path, wanted: str) -> Trajectories | None:
+def _stored(path: Path, wanted: str) -> dict[str, Tensor] | None:
     """What a file holds, if it holds that."""
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
         if file.metadata().get("expunge") != wanted:
             return None
-        return Trajectories(*(file.get_tensor(field) for field in Trajectories._fields))
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
-def _store(path: Path, made: Trajectories, wanted: str) -> None:
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in made._asdict().items()}
+def _store(path: Path, made: Mapping[str, Tensor], wanted: str) -> None:
+    tensors = {key: tensor.cpu().contiguous() for key, tensor in made.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"expunge": wanted})

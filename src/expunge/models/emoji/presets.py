@@ -4,7 +4,12 @@ from itertools import cycle
 from typing import Any
 
 from expunge.concepts import Concept, Policy
+from expunge.methods import METHODS
+from expunge.methods.presets import presets
 from expunge.models.emoji.vocabulary import catalog
+
+PRESET = "emoji"
+"""What the presets for this model are called, in each method's file."""
 
 
 def policy(*concepts: Concept) -> Policy:
@@ -44,27 +49,10 @@ def contexts(concept: Concept) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentences))
 
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "esd": {
-        "train_method": "x-strict",
-        "negative_guidance": 0.25,
-        "iterations": 80,
-        "lr": 3e-4,
-        "batch_size": 6,
-        "keep_share": 0.0,
-        "preserve_scale": 4.0,
-        "trajectories": 64,
-        "num_inference_steps": 10,
-    },
-    "mace": {"segmenter": "threshold"},
-}
-"""What suits a model of this size where the defaults don't, found by trying a few on two concepts.
-
-ESD trains the keys and values alone and holds those of all kept prompts, so that no picture of
-what is kept is needed in a batch.
-"""
-
-
 def settings(method: str, concept: Concept) -> dict[str, Any]:
-    """Settings of a method for the bundled model, in its own sentences."""
-    return {"contexts": contexts(concept), **SETTINGS.get(method, {})}
+    """Settings of a method for the bundled model: its preset ``emoji``, in the model's sentences.
+
+    A method without this preset gets its defaults.
+    """
+    own = {"preset": PRESET} if PRESET in presets(METHODS.get(method)) else {}
+    return {"contexts": contexts(concept), **own}

@@ -1,0 +1,208 @@
+"""A monitor from a text such as ``erased<=0.05``: it draws, looks, and ends a training.
+
+    erased   share of the pictures asked for by the erased words that still show the concept
+    kept     share of the pictures asked for by the kept words that show what was asked for
+
+Each look draws the same few pictures from the same noise, so that the scores of two looks differ
+by the weights alone. A share of 24 pictures is a rough number: it is good enough to end a
+training, and ``expunge evaluate`` measures.
+"""
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import islice
+from math import ceil
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+
+from expunge.concepts import Concept, Context, Policy
+from expunge.errors import ExpungeError
+from expunge.generation.sampler import Sampler
+from expunge.generation.sampling import ImageRequest, sample
+from expunge.metrics.classifiers import Classifier, classifier
+from expunge.models import Model
+from expunge.seeding import derive
+from expunge.training.loop import Monitor
+
+SCORES = ("erased", "kept")
+EVERY = 20
+PICTURES = 24
+SAMPLER = Sampler(steps=8)
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
+
+Item = TypeVar("Item")
+
+
+class Rule(NamedTuple):
+    """One comparison of a score, e.g. ``erased <= 0.05``."""
+
+    score: str
+    sign: str
+    bound: float
+
+    def holds(self, scores: Mapping[str, float]) -> bool:
+        """Whether it is true of these scores; of scores that lack it, it isn't."""
+        return self.score in scores and _COMPARE[self.sign](scores[self.score], self.bound)
+
+
+def rules(text: str) -> tuple[Rule, ...]:
+    """The comparisons of ``erased<=0.05`` or ``erased<=0.05 and kept>=0.8``.
+
+    Raises:
+        ExpungeError: the text isn't of this form, or a bound is no share.
+    """
+    return tuple(_rule(part) for part in re.split(r"\s+and\s+", text))
+
+
+def _rule(text: str) -> Rule:
+    found = _RULE.fullmatch(text)
+    if not found:
+        raise ExpungeError(
+            f"when to stop: {text!r} is no comparison; write e.g. erased<=0.05, or several with "
+            "'and' between them"
+        )
+    score, sign, bound = found.groups()
+    if score not in SCORES:
+        raise ExpungeError(f"when to stop: no score {score!r}; there are {', '.join(SCORES)}")
+    if float(bound) > 1:
+        raise ExpungeError(f"when to stop: {text!r} compares a share, which is from 0 to 1")
+    return Rule(score, sign, float(bound))
+
+
+class Look(NamedTuple):
+    """Pictures that ask for one concept, and who looks for it in them."""
+
+    requests: tuple[ImageRequest, ...]
+    classify: Classifier
+    answer: int
+    """What the classifier answers when it finds the concept."""
+
+
+def monitor(
+    text: str,
+    policy: Policy,
+    *,
+    every: int = EVERY,
+    judge: str = "emoji",
+    contexts: tuple[Context, ...] = (),
+    pictures: int = PICTURES,
+    sampler: Sampler = SAMPLER,
+    seed: int = 0,
+) -> Monitor:
+    """A monitor that ends a training when all comparisons of the text hold.
+
+    Args:
+        text: see ``rules``.
+        policy: what is erased and kept.
+        every: steps between two looks.
+        judge: the classifier: ``emoji``, or ``clip:`` and a folder or hub id.
+        contexts: sentences around the words, as in training.
+        pictures: of each score; at least one of each erased concept.
+        sampler: how they are drawn.
+        seed: of their noise.
+
+    Raises:
+        ExpungeError: the text is wrong, a score asks for kept words and none are named, or the
+            classifier is unknown or can't tell these words.
+    """
+    wanted = rules(text)
+    if every < 1:
+        raise ExpungeError(f"looks {every} steps apart; make it at least 1")
+    known = cache(lambda words: classifier(judge, words))
+
+    def looks(score: str) -> list[Look]:
+        concepts = _concepts(score, policy, pictures)
+        each = ceil(pictures / len(concepts))
+        parts = [(concept, _words(policy, judge, concept)) for concept in concepts]
+        return [
+            Look(
+                tuple(_requests(concept, contexts, each, seed)),
+                known(words),
+                words.index(concept.target),
+            )
+            for concept, words in parts
+        ]
+
+    asked = {rule.score: looks(rule.score) for rule in wanted}
+    return Monitor(
+        every=every,
+        score=lambda model: {score: _share(model, asked[score], sampler) for score in asked},
+        stop=lambda scores: all(rule.holds(scores) for rule in wanted),
+    )
+
+
+def check(monitor: Monitor, model: Model) -> None:
+    """Look at the unedited model, on which nothing may be true yet that ends the training.
+
+    Raises:
+        ExpungeError: the scores would end it at once, e.g. because the classifier never finds
+            the concept, or the pictures can't be judged.
+    """
+    scores = monitor.score(model)
+    if monitor.stop(scores):
+        seen = ", ".join(f"{name} {share:.2f}" for name, share in scores.items())
+        raise ExpungeError(
+            f"the unedited model would end the training at once ({seen}): use other bounds, or "
+            "words or a classifier with which its pictures are recognised"
+        )
+
+
+def _concepts(score: str, policy: Policy, most: int) -> Sequence[Concept]:
+    """The concepts of a score: the erased ones, or some of the words to keep."""
+    if score == "erased":
+        return policy.erase
+    if not policy.kept:
+        raise ExpungeError("when to stop: nothing is to be kept; name words to keep")
+    kind = policy.erase[0].kind
+    words = _spread(policy.kept, min(most, len(policy.kept)))
+    return [Concept(target=word, kind=kind) for word in words]
+
+
+def _words(policy: Policy, judge: str, concept: Concept) -> tuple[str, ...]:
+    """What the classifier chooses among: of its own words this one, or of all words at hand."""
+    if judge == "emoji":
+        return (concept.target,)
+    instead = [one.replacement for one in policy.erase if one.replacement]
+    words = (*(one.target for one in policy.erase), *instead, *policy.kept)
+    if len(set(words)) < 2:
+        raise ExpungeError(
+            f"when to stop: {judge} chooses among words, and there is only {words[0]!r}; name an "
+            "anchor or words to keep"
+        )
+    return tuple(dict.fromkeys(words))
+
+
+def _requests(
+    concept: Concept, contexts: tuple[Context, ...], count: int, seed: int
+) -> Iterator[ImageRequest]:
+    prompts = [pair.erase for pair in concept.pairs(contexts)]
+    for number, prompt in enumerate(_spread(prompts, count)):
+        noise = derive(seed, "look", prompt, number)
+        yield ImageRequest(case_number=f"{number}", prompt=prompt, seed=noise)
+
+
+def _spread(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` of these, evenly from the first to the last."""
+    return [items[number * len(items) // count] for number in range(count)]
+
+
+def _share(model: Model, looks: Sequence[Look], sampler: Sampler) -> float:
+    """The share of all pictures in which the concept that they ask for is found."""
+    requests = [request for look in looks for request in look.requests]
+    drawn = (Image.fromarray(picture.numpy()) for _, picture in sample(model, requests, sampler))
+    found = [
+        answer == look.answer
+        for look in looks
+        for answer in look.classify(list(islice(drawn, len(look.requests))))
+    ]
+    return sum(found) / len(found)

@@ -1,0 +1,40 @@
+import pytest
+
+from expunge import Concept
+from expunge.methods import METHODS, configured
+from expunge.methods.presets import presets as table
+from expunge.models.emoji import catalog, presets
+
+
+def test_everything_else_is_kept_in_every_style() -> None:
+    concept = Concept(target="santa claus", kind="character")
+    policy = presets.policy(concept)
+    assert set(policy.keep) == {entry.name for entry in catalog().objects} - {"santa claus"}
+    sentences = presets.contexts(concept)
+    assert all(any(style.name in sentence for sentence in sentences) for style in catalog().styles)
+
+
+def test_a_style_is_erased_around_every_object() -> None:
+    concept = Concept(target="ink", kind="style", anchor="noto")
+    assert len(presets.policy(concept).keep) == len(catalog().styles) - 1
+    sentences = presets.contexts(concept)
+    assert all(entry.name in " ".join(sentences) for entry in catalog().objects)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "uce-debias"])
+@pytest.mark.parametrize("kind", ["character", "style"])
+def test_the_settings_are_the_preset_of_the_method_in_own_sentences(method: str, kind: str) -> None:
+    concept = Concept(target="ghost", kind=kind)
+    made = configured(method, **presets.settings(method, concept))
+    assert made.contexts == presets.contexts(concept)
+    tuned = table(METHODS.get(method)).get("emoji")
+    assert made.preset == (tuned and "emoji")
+    assert (tuned.values() if tuned else {}).items() <= made.model_dump(mode="json").items()
+
+
+def test_presets_of_other_models_are_not_taken() -> None:
+    concept = Concept(target="ghost")
+    for method in METHODS:
+        named = presets.settings(method, concept).get("preset")
+        assert named is None or table(METHODS.get(method))[named].model == "emoji"
+    assert presets.settings("esd", concept)["preset"] == "emoji"

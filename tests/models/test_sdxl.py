@@ -1,0 +1,126 @@
+"""SDXL as far as a loss needs it, beside diffusers' own pipeline."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import pico as build
+from expunge import Edit, ExpungeError, erase, load
+from expunge.errors import Unsupported
+from expunge.models.sdxl import SDXL
+from expunge.training.trajectories import denoise, native
+
+PROGRAM: dict[str, Any] = {"fidelity": "original", "variant": "diffusers-sdxl"}
+
+
+def pipeline(folder: Path, *, zeros: bool = True) -> StableDiffusionXLPipeline:
+    """Two text encoders of width 16, pooled width 16, pictures of 16 pixels."""
+    tokens = build.tokenizer(folder, 16)
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=16, projection_dim=12,
+        bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32,
+        attention_head_dim=4, norm_num_groups=8, addition_embed_type="text_time",
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=12 + 6 * 4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8, sample_size=16,
+    )  # fmt: skip
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+        timestep_spacing="leading",
+    )  # fmt: skip
+    pipe = StableDiffusionXLPipeline(
+        vae, CLIPTextModel(config), CLIPTextModelWithProjection(config), tokens, tokens, unet,
+        scheduler, force_zeros_for_empty_prompt=zeros, add_watermarker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> SDXL:
+    return SDXL(pipeline(tmp_path))
+
+
+def drawn(pipe: StableDiffusionXLPipeline, noise: torch.Tensor) -> torch.Tensor:
+    """Final latents as the pipeline itself draws them."""
+    latents: torch.Tensor = pipe(
+        "a dog", num_inference_steps=4, guidance_scale=3.0, latents=noise, output_type="latent"
+    ).images
+    return latents
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_conditions_draw_what_the_pipeline_draws(tmp_path: Path, zeros: bool) -> None:
+    """Both text encoders, the pooled vector, the sizes, and what guidance leads away from."""
+    model = SDXL(pipeline(tmp_path, zeros=zeros))
+    noise = torch.randn(1, *model.latent_shape)
+    scheduler = native(model.pipe.scheduler, 4)
+    *_, last = denoise(
+        model.predict_noise,
+        scheduler,
+        noise * scheduler.init_noise_sigma,
+        model.condition(["a dog"]),
+        model.unconditional(),
+        guidance_scale=3.0,
+        timesteps=scheduler.timesteps,
+    )
+    assert torch.allclose(last.after, drawn(model.pipe, noise), atol=1e-4)
+    assert bool(model.unconditional().any()) != zeros
+
+
+def test_the_pooled_row_is_not_among_the_keys_and_values(tiny: SDXL) -> None:
+    rows, condition = tiny.encode(["a dog", ""]), tiny.condition(["a dog", ""])
+    assert (rows.shape, condition.shape) == ((2, 16, 32), (2, 17, 32))
+    assert torch.equal(rows, condition[:, :-1])
+    with pytest.raises(Unsupported, match="not from encode"):
+        tiny.predict_noise(torch.zeros(2, 4, 8, 8), 1, rows)
+
+
+def test_every_network_is_part_of_the_fingerprint(tiny: SDXL) -> None:
+    before = tiny.fingerprint()
+    with torch.no_grad():
+        tiny.pipe.text_encoder_2.text_projection.weight[0, 0] += 0.1
+    assert tiny.fingerprint() != before
+
+
+def test_the_released_program_makes_an_edit_that_the_pipeline_shows(
+    tiny: SDXL, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {**PROGRAM, "iterations": 3, "num_inference_steps": 4, "lr": 1e-2}
+    noise = torch.randn(1, *tiny.latent_shape)
+    base = drawn(tiny.pipe, noise)
+    edit = erase(tiny, "ghost", "esd", checkpoints=tmp_path / "run", **settings)
+    assert edit.id == erase(tiny, "ghost", "esd", **settings).id
+    edit.save(tmp_path / "edit.safetensors")
+    assert set(edit.names) == {n for n in tiny.select("cross_attention") if "norm" not in n}
+    with Edit.load(tmp_path / "edit.safetensors").applied(tiny):
+        assert not torch.allclose(drawn(tiny.pipe, noise), base, atol=1e-3)
+    assert torch.equal(drawn(tiny.pipe, noise), base)
+
+
+def test_what_is_not_there_yet_is_refused(tiny: SDXL) -> None:
+    with pytest.raises(ExpungeError, match="only StableDiffusionPipeline"):
+        load(tiny.pipe)
+    with pytest.raises(ExpungeError, match="variant: diffusers-sd isn't for a StableDiffusionXL"):
+        erase(tiny, "ghost", "esd", fidelity="original", variant="diffusers-sd")
+    with pytest.raises(Unsupported, match="doesn't do so yet"):
+        erase(tiny, "ghost", "esd", iterations=1, num_inference_steps=2)
