@@ -112,7 +112,7 @@ def test_a_tracker_that_writes_files_needs_a_folder(
     monkeypatch.setattr(accelerate.tracking, "_available_trackers", trackers)
     output = tmp_path / "x.safetensors"
     assert main(arguments(Path("no/such/model"), output, "--tracker", "tensorboard")) == 2
-    assert "say where with --checkpoints DIR" in capsys.readouterr().err
+    assert "name a folder for checkpoints" in capsys.readouterr().err
 
 
 def test_what_the_classifier_never_finds_ends_nothing(

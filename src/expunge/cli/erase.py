@@ -100,6 +100,8 @@ def erase(
         raise ExpungeError(f"--stop-when and --tracker: {method} is solved at once, not trained")
     watch = monitor_of(stop_when, look_every, classifier, wanted, chosen, seed)
     if tracker:
+        from expunge.training.loop import check_tracker
+
         check_tracker(tracker, checkpoints)
     first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch
     console = Console(stderr=True, quiet=not first)
@@ -153,22 +155,6 @@ def _early(method: Method, edit: Edit) -> str:
     if not isinstance(method, Trained) or steps is None or steps == method.iterations:
         return ""
     return f", ended after {steps} of {method.iterations} steps"
-
-
-def check_tracker(name: str, folder: Path | None) -> None:
-    """Refuse an experiment tracker that would silently log nothing."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-    from accelerate.utils import LoggerType
-
-    if name not in LOGGER_TYPE_TO_CLASS:
-        known = ", ".join(LOGGER_TYPE_TO_CLASS)
-        raise ExpungeError(f"--tracker {name}: unknown; accelerate knows {known}")
-    own = name in LoggerType.list()
-    if own and LoggerType(name) not in get_available_trackers():
-        package = name.replace("_", "-")
-        raise ExpungeError(f"--tracker {name}: it isn't installed; pip install {package}")
-    if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and not folder:
-        raise ExpungeError(f"--tracker {name}: it writes files; say where with --checkpoints DIR")
 
 
 def policy_of(

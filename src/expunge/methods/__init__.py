@@ -80,6 +80,8 @@ def erase(
         ExpungeError: a concept, a method or a setting is wrong, or the model is edited already.
     """
     policy = Policy.of(concepts)
+    if values and not isinstance(method, str):
+        raise ExpungeError(f"{', '.join(values)}: give settings to the method that you configure")
     chosen = configured(method, **values) if isinstance(method, str) else method
     if model.components:
         raise ExpungeError("the model has an edit applied; revert it, edits are made for the base")

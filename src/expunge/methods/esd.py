@@ -233,7 +233,7 @@ class ESD(Trained):
         self, run: Run, name: str, pairs: Sequence[tuple[str, str]], anchors: Sequence[str]
     ) -> Trajectories:
         """A trajectory of the first prompt of each pair; the seed depends on the whole pair."""
-        drawn = trajectories(
+        return trajectories(
             run,
             name,
             [prompt for prompt, _ in pairs],
@@ -242,7 +242,6 @@ class ESD(Trained):
             steps=self.num_inference_steps,
             guidance_scale=self.start_guidance,
         )
-        return Trajectories(*(part.to(run.model.device) for part in drawn))
 
 
 class Rows(NamedTuple):

@@ -245,10 +245,11 @@ def _steps(
         if monitor and (done + 1) % monitor.every == 0:
             history[-1] |= _scores(run, monitor)
         log(history[-1])
-        last = ended() or done + 1 == method.iterations
+        early = ended()
+        last = early or done + 1 == method.iterations
         if run.folder and run.process == 0 and (last or (done + 1) % SAVE_EVERY == 0):
             trainer.save(run.folder, name, history)
-        if last:
+        if early:
             return
 
 
@@ -293,11 +294,33 @@ def _accelerator(
 ) -> "Accelerator":
     from accelerate import Accelerator
 
+    if tracker:
+        check_tracker(tracker, folder)
     cpu = model.device.type == "cpu"
     accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=folder and str(folder))
     if tracker:
         accelerator.init_trackers("expunge")
     return accelerator
+
+
+def check_tracker(name: str, folder: str | os.PathLike[str] | None) -> None:
+    """Refuse an experiment tracker that would silently log nothing.
+
+    Raises:
+        ExpungeError: it is unknown or not installed, or writes files and has no folder.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(LOGGER_TYPE_TO_CLASS)
+        raise ExpungeError(f"tracker {name}: unknown; accelerate knows {known}")
+    own = name in LoggerType.list()
+    if own and LoggerType(name) not in get_available_trackers():
+        package = name.replace("_", "-")
+        raise ExpungeError(f"tracker {name}: it isn't installed; pip install {package}")
+    if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and not folder:
+        raise ExpungeError(f"tracker {name}: it writes files; name a folder for checkpoints")
 
 
 @contextmanager

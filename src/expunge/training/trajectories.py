@@ -166,7 +166,7 @@ def trajectories(
     path = run.folder / f"{name}.safetensors" if run.folder else None
     found = _stored(path, digest(wanted)) if path else None
     if found:
-        return Trajectories(**found)
+        return Trajectories(**{key: part.to(run.model.device) for key, part in found.items()})
     kept = list(range(steps) if keep is None else keep)
     own: dict[int, list[Tensor]] = {}
     numbers = run.own(range(len(prompts)))
