@@ -339,3 +339,10 @@ def test_the_edit_is_loaded_as_it_was_saved(pico: Model, tmp_path: Path) -> None
     assert again.id == edit.id
     ours, theirs = (edited_weights(pico, e.components, e.names) for e in (edit, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_edit_of_two_stages_lists_its_concept_once(pico: Model) -> None:
+    edit = erase(pico, "ghost", "trce-steering", iterations=1, trajectories=1,
+                 num_inference_steps=4, max_early_timestep=2)  # fmt: skip
+    assert len(edit.components) == 2
+    assert [concept.target for concept in edit.concepts] == ["ghost"]

@@ -47,7 +47,8 @@ class Edit:
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
-        return tuple(c for component in self.components for c in component.provenance.concepts)
+        listed = (concept for part in self.components for concept in part.provenance.concepts)
+        return tuple(dict.fromkeys(listed))  # two stages of a method have the same
 
     @property
     def names(self) -> tuple[str, ...]:
