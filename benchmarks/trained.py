@@ -243,8 +243,8 @@ def way(
 def esd(limit: float) -> None:
     model = load("emoji")
     concept = Concept(target="ink", kind="style", anchor="noto")
-    values = presets.settings("esd", concept)
-    ours = ESD(**values)
+    ours = ESD(**presets.settings("esd", concept))
+    values = ours.model_dump(exclude={"preset"})
     fresh = {"batch_size": 1, "iterations": 10_000, "num_inference_steps": 50}
     print(f"{torch.get_num_threads()} threads; base {scores(model, concept, ['noto'])}", flush=True)
     for label, method, every in (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expunge.concepts import Policy
 from expunge.doctor.facts import Cost, Pace, Timing
-from expunge.edits.payloads import Dense, Payload
+from expunge.edits.payloads import Change, Dense
 from expunge.errors import ExpungeError, Unsupported
 from expunge.methods.base import Method, Solves, Trained
 from expunge.models import Model
@@ -129,7 +129,7 @@ def _solved(model: Model, policy: Policy, method: Solves) -> dict[str, Any]:
     }
 
 
-def _rows(model: Model, payload: Payload) -> int | None:
+def _rows(model: Model, payload: Change) -> int | None:
     if isinstance(payload, Dense):
         return None
     return max(len(payload.low_rank(name, model.base_weight(name))[1]) for name in payload.names)

@@ -11,7 +11,8 @@ import torch
 from expunge.concepts import Concept
 from expunge.edits import store
 from expunge.edits.component import Component, Provenance
-from expunge.edits.payloads import Payload, check_together, together
+from expunge.edits.gates import Gate, Installed, gates_together
+from expunge.edits.payloads import Change, check_together, together
 from expunge.errors import ExpungeError
 from expunge.files import digest
 from expunge.models import Model
@@ -25,6 +26,7 @@ class Edit:
     bit for bit; ``with edit.applied(model):`` does both. ``a + b`` has the changes of both, and
     ``(a + b) - b`` is ``a``. Closed-form edits are solved together: their sum is the edit that
     would have erased both at once. Other changes are each computed from the base weights.
+    Gates leave the weights alone: they add to outputs, as far as the prompt asks for it.
     """
 
     components: tuple[Component, ...]
@@ -34,7 +36,7 @@ class Edit:
             raise ExpungeError("an edit without any change; nothing is left after the subtraction")
         if len(set(self.ids)) < len(self.ids):
             raise ExpungeError("the same change is in this edit twice")
-        check_together([component.payload for component in self.components])
+        _check_payloads(self.components)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -52,9 +54,20 @@ class Edit:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters that change, each once."""
+        """The parameters that change, and those of modules whose output is gated; each once."""
         names = (name for component in self.components for name in component.payload.names)
         return tuple(dict.fromkeys(names))
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The parameters that change, each once."""
+        changes = (part.payload for part in self.components if isinstance(part.payload, Change))
+        return tuple(dict.fromkeys(name for change in changes for name in change.names))
+
+    @property
+    def gated(self) -> bool:
+        """Whether any of it depends on the prompt, so that no weights can do the same."""
+        return any(isinstance(part.payload, Gate) for part in self.components)
 
     @property
     def provenance(self) -> tuple[Provenance, ...]:
@@ -94,8 +107,9 @@ class Edit:
             raise ExpungeError(f"edit {min(double)} is applied to this model already")
         for component in self.components:
             _check_base(component, model)
-        check_together([part.payload for part in (*model.components, *self.components)])
-        _rewrite(model, (*model.components, *self.components), self.names)
+        together = (*model.components, *self.components)
+        _check_payloads(together)
+        _rewrite(model, together, self.changed)
 
     def revert(self, model: Model) -> None:
         """Take the edit out again; other edits stay. Without any left the base is bit-identical.
@@ -107,7 +121,7 @@ class Edit:
         if missing := set(self.ids) - applied:
             raise ExpungeError(f"edit {min(missing)} isn't applied to this model")
         rest = tuple(part for part in model.components if part.id not in self.ids)
-        _rewrite(model, rest, self.names)
+        _rewrite(model, rest, self.changed)
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[Model]:
@@ -137,7 +151,7 @@ class Edit:
 
 
 @contextmanager
-def tried(model: Model, payload: Payload) -> Iterator[Model]:
+def tried(model: Model, payload: Change) -> Iterator[Model]:
     """The base model with a change that isn't an edit yet, for a method to look at."""
     base = {name: model.base_weight(name) for name in payload.names}
     model.write({name: base[name].double() + payload.change(name, base[name]) for name in base})
@@ -181,10 +195,20 @@ def edited_weights(
     return weights
 
 
+def _check_payloads(components: tuple[Component, ...]) -> None:
+    payloads = [component.payload for component in components]
+    check_together(payloads)
+    gates_together(payloads)
+
+
 def _rewrite(model: Model, components: tuple[Component, ...], names: tuple[str, ...]) -> None:
+    gates = gates_together([component.payload for component in components])
     weights = edited_weights(model, components, names)
     for name, weight in weights.items():
         if weight is not None and not bool(torch.isfinite(weight).all()):
             raise ExpungeError(f"{name}: the edited weights aren't finite; the model is unchanged")
     model.write(weights)
+    if model.gates:
+        model.gates.remove()
+    model.gates = Installed(model, gates) if gates else None
     model.components = components

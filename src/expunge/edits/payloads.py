@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from expunge.algebra.ridge import (
     Moved,
@@ -21,14 +22,32 @@ from expunge.errors import ExpungeError
 
 
 class Payload(Protocol):
-    """A change of named parameters that can be computed from their base values."""
+    """What an edit stores of one change: of weights (``Change``) or of outputs (``Gate``)."""
 
     form: ClassVar[str]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters that change."""
+        """The parameters that it is about."""
         ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the names, for a file."""
+        ...
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Self:
+        """What ``tensors()`` was taken from.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        ...
+
+
+@runtime_checkable
+class Change(Payload, Protocol):
+    """A change of named parameters that can be computed from their base values."""
 
     def change(self, name: str, weight: Tensor) -> Tensor:
         """What is added to a base ``weight``, in float64 and of its shape."""
@@ -36,10 +55,6 @@ class Payload(Protocol):
 
     def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The same change of a matrix as ``up @ down``, ``[out, rank]`` and ``[rank, in]``."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything but the names, for a file."""
         ...
 
 
@@ -61,6 +76,10 @@ class SharedMatrix:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"left": self.left, "right": self.right}
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "SharedMatrix":
+        return cls(names, tensors["left"], tensors["right"])
 
     @property
     def matrix(self) -> Tensor:
@@ -100,6 +119,15 @@ class Ridge:
         moved = self.moved.tensors()
         return {**moved, "kept": self.kept, "lamb": torch.tensor(self.lamb, dtype=torch.float64)}
 
+    @classmethod
+    def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "Ridge":
+        moved: Moved
+        if "gram" in tensors:
+            moved = Statistics.of(tensors)
+        else:
+            moved = Rows(tensors["sources"], tensors["targets"], tensors["weights"])
+        return cls(names, moved, tensors["kept"], float(tensors["lamb"]))
+
     @cached_property
     def factors(self) -> SharedFactors:
         """``M = I + left^T right``, float64."""
@@ -115,8 +143,8 @@ class Ridge:
         return torch.eye(left.shape[1], dtype=torch.float64, device=left.device) + left.T @ right
 
 
-def together(payloads: Sequence[Payload]) -> tuple[Payload, ...]:
-    """The payloads with all ridge systems of the same matrices made one.
+def together(payloads: Sequence[Payload]) -> tuple[Change, ...]:
+    """The changes among the payloads, with all ridge systems of the same matrices made one.
 
     Erasing by one system is what erasing jointly means: the sum of two edits moves the rows of
     both, as if they had been made in one call.
@@ -129,7 +157,8 @@ def together(payloads: Sequence[Payload]) -> tuple[Payload, ...]:
         Ridge(names, joined([part.moved for part in parts]), parts[0].kept, parts[0].lamb)
         for names, parts in systems.items()
     )
-    return (*joint, *(payload for payload in payloads if not isinstance(payload, Ridge)))
+    changes = (payload for payload in payloads if isinstance(payload, Change))
+    return (*joint, *(change for change in changes if not isinstance(change, Ridge)))
 
 
 def check_together(payloads: Sequence[Payload]) -> None:
@@ -190,6 +219,11 @@ class LowRank:
             for name in factors
         }
 
+    @classmethod
+    def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "LowRank":
+        up, down = ({n: tensors[f"{side}:{n}"] for n in names} for side in ("up", "down"))
+        return cls(up, down)
+
 
 @dataclass(frozen=True, eq=False)
 class Dense:
@@ -214,13 +248,17 @@ class Dense:
     def tensors(self) -> dict[str, Tensor]:
         return dict(self.changes)
 
+    @classmethod
+    def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "Dense":
+        return cls({name: tensors[name] for name in names})
+
 
 @dataclass(frozen=True, eq=False)
 class Sum:
     """Several changes of the same parameters, added up; each is computed from the base weights."""
 
     form: ClassVar[str] = "sum"
-    parts: tuple[Payload, ...]
+    parts: tuple[Change, ...]
 
     def __post_init__(self) -> None:
         if not self.parts or any(set(part.names) != set(self.names) for part in self.parts):
@@ -244,46 +282,21 @@ class Sum:
             for key, tensor in part.tensors().items()
         }
 
+    @classmethod
+    def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "Sum":
+        forms: dict[int, str] = {}
+        own: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            index, _, place = key.partition(":")
+            if not index.isdigit():
+                raise ExpungeError(f"{key!r} is of no part of the sum; the file is damaged")
+            form, _, rest = place.partition(":")
+            forms[int(index)] = form
+            own.setdefault(int(index), {})[rest] = tensor
+        return cls(tuple(CHANGES[forms[i]].of(names, own[i]) for i in sorted(forms)))
 
-def _parts(names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> tuple[Payload, ...]:
-    """The parts of a sum, in their order."""
-    forms: dict[int, str] = {}
-    own: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, place = key.partition(":")
-        if not index.isdigit():
-            raise ExpungeError(f"{key!r} is of no part of the sum; the file is damaged")
-        form, _, rest = place.partition(":")
-        forms[int(index)] = form
-        own.setdefault(int(index), {})[rest] = tensor
-    return tuple(from_tensors(forms[index], names, own[index]) for index in sorted(forms))
 
-
-def from_tensors(form: str, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Payload:
-    """The payload that ``tensors()`` was taken from.
-
-    Raises:
-        ExpungeError: the form is unknown or a tensor is missing.
-    """
-    try:
-        if form == SharedMatrix.form:
-            return SharedMatrix(names, tensors["left"], tensors["right"])
-        if form == Ridge.form:
-            moved: Moved
-            if "gram" in tensors:
-                moved = Statistics.of(tensors)
-            else:
-                moved = Rows(tensors["sources"], tensors["targets"], tensors["weights"])
-            return Ridge(names, moved, tensors["kept"], float(tensors["lamb"]))
-        if form == LowRank.form:
-            return LowRank(
-                {name: tensors[f"up:{name}"] for name in names},
-                {name: tensors[f"down:{name}"] for name in names},
-            )
-        if form == Dense.form:
-            return Dense({name: tensors[name] for name in names})
-        if form == Sum.form:
-            return Sum(_parts(names, tensors))
-    except KeyError as error:
-        raise ExpungeError(f"the edit lacks the tensor {error}; the file is damaged") from None
-    raise ExpungeError(f"unknown payload {form!r}; this edit needs a newer version of expunge")
+CHANGES: Mapping[str, type[Change]] = {
+    kind.form: kind for kind in (SharedMatrix, Ridge, LowRank, Dense, Sum)
+}
+"""What a file may hold, by form."""

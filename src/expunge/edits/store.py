@@ -13,11 +13,14 @@ from torch import Tensor
 
 from expunge.concepts import explain
 from expunge.edits.component import Component, Provenance
-from expunge.edits.payloads import from_tensors
+from expunge.edits.payloads import CHANGES, Payload
 from expunge.errors import ExpungeError
 from expunge.files import replacing
 
 FORMAT = 1
+
+FORMS: Mapping[str, type[Payload]] = CHANGES
+"""What an edit may hold, by form."""
 
 Place = str | os.PathLike[str]
 
@@ -76,5 +79,11 @@ def _read(path: Place) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _component(part: Mapping[str, Any], index: int, tensors: Mapping[str, Tensor]) -> Component:
     mark = f"{index}:"
     own = {n.removeprefix(mark): tensor for n, tensor in tensors.items() if n.startswith(mark)}
-    payload = from_tensors(part["form"], tuple(part["names"]), own)
+    form = part["form"]
+    if form not in FORMS:
+        raise ExpungeError(f"unknown payload {form!r}; this edit needs a newer version of expunge")
+    try:
+        payload = FORMS[form].of(tuple(part["names"]), own)
+    except KeyError as error:
+        raise ExpungeError(f"the edit lacks the tensor {error}; the file is damaged") from None
     return Component(payload, Provenance.model_validate(part["provenance"]))

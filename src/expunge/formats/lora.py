@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.edits.edit import Edit
-from expunge.edits.payloads import Payload, together
+from expunge.edits.payloads import Change, together
 from expunge.errors import ExpungeError
 from expunge.files import replacing, write_json
-from expunge.formats.writing import Place, metadata, new_folder, safetensors_file
+from expunge.formats.writing import Place, check_plain, metadata, new_folder, safetensors_file
 from expunge.models import Model
 
 Layout = Literal["lora", "kohya", "peft"]
@@ -53,6 +53,7 @@ def factors(
     Raises:
         ExpungeError: the model isn't the edit's base, or something changes that is no matrix.
     """
+    check_plain(edit)
     if rank is not None and rank < 1:
         raise ExpungeError(f"rank {rank}: a LoRA has a rank of at least 1")
     _check_matrices(edit, model)
@@ -111,7 +112,7 @@ def _check_matrices(edit: Edit, model: Model) -> None:
 
 
 def _factors(
-    payloads: Sequence[Payload], name: str, model: Model, rank: int | None, dtype: torch.dtype
+    payloads: Sequence[Change], name: str, model: Model, rank: int | None, dtype: torch.dtype
 ) -> Factors:
     """The sum of all payloads' changes of one parameter."""
     weight = model.base_weight(name)

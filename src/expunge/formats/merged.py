@@ -11,7 +11,14 @@ from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError, Unsupported
 from expunge.files import replacing, write_json
 from expunge.formats import compvis
-from expunge.formats.writing import Place, metadata, new_folder, record, safetensors_file
+from expunge.formats.writing import (
+    Place,
+    check_plain,
+    metadata,
+    new_folder,
+    record,
+    safetensors_file,
+)
 from expunge.models import Model
 
 RECORD_FILE = "expunge.json"
@@ -24,6 +31,7 @@ def save_pipeline(edit: Edit, model: Model, path: Place) -> None:
     Raises:
         ExpungeError: the model isn't the edit's base, or there is something at ``path``.
     """
+    check_plain(edit)
     _check_unedited(model)
     with new_folder(path) as folder, edit.applied(model):
         model.pipe.save_pretrained(folder, safe_serialization=True)
@@ -36,6 +44,7 @@ def save_checkpoint(edit: Edit, model: Model, path: Place) -> None:
     Raises:
         ExpungeError: the model isn't the edit's base, or has parts that the layout can't hold.
     """
+    check_plain(edit)
     _check_unedited(model)
     target = safetensors_file(path)
     with edit.applied(model), replacing(target) as temporary:

@@ -29,10 +29,10 @@ from expunge.algebra.ridge import gram
 from expunge.concepts import Concept
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit, edited_weights
-from expunge.edits.payloads import Dense, LowRank, Payload, SharedMatrix
+from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.files import digest, replacing
-from expunge.formats.writing import Place, metadata, safetensors_file
+from expunge.formats.writing import Place, check_plain, metadata, safetensors_file
 from expunge.methods import versions
 from expunge.models import Model
 
@@ -55,6 +55,7 @@ def save(edit: Edit, model: Model, path: Place, dtype: torch.dtype = torch.float
     Raises:
         ExpungeError: the model isn't the edit's base.
     """
+    check_plain(edit)
     target = safetensors_file(path)
     with edit.applied(model), replacing(target) as temporary:
         edited = edited_weights(model, edit.components, edit.names)
@@ -240,7 +241,7 @@ class Fit(NamedTuple):
     residual: float
 
 
-def _payload(path: Place, changes: Changes, model: Model) -> Payload:
+def _payload(path: Place, changes: Changes, model: Model) -> Change:
     """The smallest form that is exact enough."""
     missed = 1.0
     if set(changes) <= set(model.select("cross_attention.kv")) and (fit := _fit(changes, model)):
@@ -297,7 +298,7 @@ def _low_rank(changes: Changes) -> LowRank | None:
     return LowRank(up, down)
 
 
-def _residual(payload: Payload, weights: Mapping[str, Tensor], model: Model) -> float:
+def _residual(payload: Change, weights: Mapping[str, Tensor], model: Model) -> float:
     """``|edited - published| / |published - base|`` over all changed parameters."""
     wanted, missed = {}, {}
     for name in payload.names:

@@ -50,6 +50,19 @@ def new_folder(path: Place) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_plain(edit: Edit) -> None:
+    """See that weights alone can do what the edit does.
+
+    Raises:
+        ExpungeError: parts of it depend on the prompt.
+    """
+    if edit.gated:
+        raise ExpungeError(
+            f"edit {edit.id} has gates, which open for some prompts and not for others: no weights "
+            "can do the same; keep it as an edit, or export an approximation (--approximate)"
+        )
+
+
 def record(edit: Edit, **details: Any) -> dict[str, Any]:
     """What the edit is and how it came to be, beside ``details`` of the export."""
     provenance = [part.model_dump(mode="json") for part in edit.provenance]

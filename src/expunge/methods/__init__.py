@@ -1,7 +1,7 @@
 """All methods by name, and ``erase``, which runs one of them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -10,7 +10,7 @@ from expunge.concepts import Concept, Policy, explain
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.methods.base import Method, Solves, Trained
+from expunge.methods.base import Method, Part, Solves, Trained
 from expunge.models import Model
 from expunge.registry import Registry
 
@@ -87,11 +87,11 @@ def erase(
         raise ExpungeError("the model has an edit applied; revert it, edits are made for the base")
     steps, start = None, None
     if isinstance(chosen, Solves):
-        payload = chosen.solve(model, policy, seed)
+        parts: Sequence[Part] = [Part(policy.erase, chosen.solve(model, policy, seed))]
     elif isinstance(chosen, Trained):
         from expunge.training.loop import train
 
-        payload, start, steps = train(
+        parts, start, steps = train(
             chosen,
             model,
             policy,
@@ -102,18 +102,22 @@ def erase(
         )
     else:
         raise ExpungeError(f"{type(chosen).__name__} neither solves nor trains")
-    base = Base(name=model.name, fingerprint=model.fingerprint(payload.names))
-    provenance = Provenance(
-        method=chosen.name,
-        settings=chosen.model_dump(mode="json"),
-        concepts=policy.erase,
-        keep=policy.kept,
-        seed=seed,
-        base=base,
-        steps=steps,
-        versions=versions(),
-    )
-    made = Edit((Component(payload, provenance),))
+
+    def component(part: Part) -> Component:
+        names = part.payload.names
+        provenance = Provenance(
+            method=chosen.name,
+            settings=chosen.model_dump(mode="json"),
+            concepts=part.concepts,
+            keep=policy.kept,
+            seed=seed,
+            base=Base(name=model.name, fingerprint=model.fingerprint(names)),
+            steps=steps,
+            versions=versions(),
+        )
+        return Component(part.payload, provenance)
+
+    made = Edit(tuple(map(component, parts)))
     return start + made if start else made
 
 

@@ -2,22 +2,35 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from expunge.concepts import Policy
+from expunge.concepts import Concept, Policy
 from expunge.edits.edit import Edit
-from expunge.edits.payloads import Payload
+from expunge.edits.payloads import Change, Payload
+from expunge.errors import ExpungeError
 from expunge.methods.presets import resolved
 from expunge.models import Model
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+
     from expunge.training.run import Run
     from expunge.training.student import Student
 
 Fidelity = Literal["original", "corrected"]
+
+
+class Part(NamedTuple):
+    """What a training has made for some of the concepts."""
+
+    concepts: tuple[Concept, ...]
+    payload: Payload
+
+
 Batch = Mapping[str, Tensor]
 """What one evaluation of a loss needs."""
 
@@ -48,7 +61,7 @@ class Method(BaseModel):
 class Solves(Protocol):
     """A closed form: from a model and a policy straight to the change."""
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Payload: ...
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change: ...
 
 
 class Trained(Method):
@@ -98,6 +111,38 @@ class Trained(Method):
     @abstractmethod
     def loss(self, student: "Student", batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The scalar to minimise, or several by name, of which ``loss`` is the one."""
+
+    def student(self, model: Model, policy: Policy, seed: int, start: Edit | None) -> "Student":
+        """What is trained, as it is before the first step."""
+        from expunge.training.student import Student
+
+        return Student(model, self.parameters(model), rank=self.rank, seed=seed, start=start)
+
+    def parts(self, student: "Student", policy: Policy) -> Sequence["Part"]:
+        """What training has made, as parts that can be taken out again one by one."""
+        return [Part(policy.erase, student.payload())]
+
+    def stage(self, step: int) -> int:
+        """Which stage a step belongs to; with each the optimiser begins anew."""
+        return 0
+
+    def enter(self, student: "Student", stage: int, seed: int) -> None:
+        """What a stage begins with."""
+
+    def pace(self, optimizer: "Optimizer") -> "LambdaLR":
+        """The learning rate in each step, as a factor of ``lr``."""
+        from diffusers.optimization import get_scheduler
+
+        try:
+            made: LambdaLR = get_scheduler(
+                self.lr_schedule,
+                optimizer,
+                num_warmup_steps=self.lr_warmup,
+                num_training_steps=self.iterations,
+            )
+            return made
+        except ValueError as error:
+            raise ExpungeError(f"lr_schedule: {error}") from None
 
     def start(self, model: Model, policy: Policy, seed: int) -> Edit | None:
         """The edit that training goes on from, if it isn't the base model."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from expunge.algebra.ridge import factor, gram, joined
 from expunge.concepts import Concept, Context, Pair, Policy
-from expunge.edits.payloads import LowRank, Payload, Ridge, SharedMatrix
+from expunge.edits.payloads import Change, LowRank, Ridge, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
@@ -121,7 +121,7 @@ class MACE(Method):
             raise ValueError("preserve_weight: weighs a domain; give one, or name what to keep")
         return self
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The refinement as a ridge system; with adapters, a shared matrix and thin factors."""
         stays = self._stays(model, policy)
         refinement = self._refinement(model, policy, stays)

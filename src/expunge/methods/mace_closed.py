@@ -8,7 +8,7 @@ from torch import Tensor
 
 from expunge.algebra.ridge import Rows, SharedFactors, gram, solve
 from expunge.concepts import Pair
-from expunge.edits.payloads import LowRank, Payload, SharedMatrix, Sum
+from expunge.edits.payloads import Change, LowRank, SharedMatrix, Sum
 from expunge.models import Model
 
 PROMPTS = 16
@@ -90,7 +90,7 @@ def fusion(
     return Sum((_through(refined, before), LowRank(up, down)))
 
 
-def _through(change: SharedMatrix | LowRank, matrix: Tensor) -> Payload:
+def _through(change: SharedMatrix | LowRank, matrix: Tensor) -> Change:
     """The change of each weight times ``matrix``, ``[width, width]`` float64."""
     if isinstance(change, SharedMatrix):
         factors = SharedFactors(change.left, change.right @ matrix)

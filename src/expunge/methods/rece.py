@@ -37,7 +37,7 @@ from expunge.algebra.ridge import (
     solve,
 )
 from expunge.concepts import Concept, Context, Kind, Policy
-from expunge.edits.payloads import Dense, LowRank, Payload, Ridge, SharedMatrix
+from expunge.edits.payloads import Change, Dense, LowRank, Ridge, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.methods.base import Method
 from expunge.methods.presets import preset
@@ -117,13 +117,13 @@ class RECE(Method):
             raise ValueError('targets: only with embedding="target"')
         return self
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The change after the last epoch: one matrix for all projections, or one each."""
         stage = self.uce.solve(model, policy, seed)
         rounds = deque(self.rounds(model, policy, stage), maxlen=1)
         return rounds[0].projections.payload() if rounds else stage
 
-    def solve_epochs(self, model: Model, policy: Policy, seed: int) -> Iterator[Payload]:
+    def solve_epochs(self, model: Model, policy: Policy, seed: int) -> Iterator[Change]:
         """The changes after UCE and after each epoch, each from the base; see ``best_epoch``."""
         stage = self.uce.solve(model, policy, seed)
         yield stage
@@ -144,7 +144,7 @@ class RECE(Method):
             lamb=self.uce_lamb,
         )
 
-    def rounds(self, model: Model, policy: Policy, stage: Payload) -> Iterator["Round"]:
+    def rounds(self, model: Model, policy: Policy, stage: Change) -> Iterator["Round"]:
         """Adversarial embeddings and edited projections of each epoch after the change ``stage``.
 
         Raises:
@@ -266,7 +266,7 @@ class RECE(Method):
             outputs=0 if terms == "embedding" else scale,
         )
 
-    def _projections(self, model: Model, stage: Payload) -> "Shared | Separate":
+    def _projections(self, model: Model, stage: Change) -> "Shared | Separate":
         """The projections after stage 0."""
         weights = {name: model.base_weight(name) for name in stage.names}
         if isinstance(stage, Ridge) and self.technique == "replace":
@@ -376,7 +376,7 @@ class Separate:
             return self.then(tensor_edit(self.weights, moved, kept, lamb))
         return self.then(Ridge(tuple(self.base), joined(moved), kept, lamb))
 
-    def then(self, step: Payload) -> "Separate":
+    def then(self, step: Change) -> "Separate":
         """After a change of the projections as they are now."""
         changes = {
             name: self.changes[name] + step.change(name, weight)
@@ -409,12 +409,12 @@ class Best(NamedTuple):
 
     epoch: int
     """Rounds after UCE, to be given as ``epochs``; 0 is UCE alone."""
-    payload: Payload
+    payload: Change
     score: float
 
 
 def best_epoch(
-    payloads: Iterable[Payload], score: Callable[[Payload], float], base: float = math.inf
+    payloads: Iterable[Change], score: Callable[[Change], float], base: float = math.inf
 ) -> Best:
     """The payload of ``solve_epochs`` that scores strictly below the base and all before it.
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from expunge.algebra.ridge import Moved, Rows, factor, gram, joined, kept_rows
 from expunge.concepts import TEMPLATES, Concept, Context, Policy
-from expunge.edits.payloads import Payload, Ridge
+from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
 from expunge.methods.base import Method
 from expunge.models import Model
@@ -98,7 +98,7 @@ class TRCE(Method):
             raise ValueError('index: words are counted only with fidelity="original"')
         return self
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The ridge system of all projections.
 
         Raises:

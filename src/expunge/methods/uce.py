@@ -20,7 +20,7 @@ from torch import Tensor
 
 from expunge.algebra.ridge import Moved, Rows, joined, kept_rows, shared_factors
 from expunge.concepts import Concept, Context, Pair, Policy
-from expunge.edits.payloads import LowRank, Payload, Ridge
+from expunge.edits.payloads import Change, LowRank, Ridge
 from expunge.methods.base import Method
 from expunge.models import Model
 
@@ -68,7 +68,7 @@ class UCE(Method):
             raise ValueError('technique: "tensor" is of the 2023 variant')
         return self
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The ridge system of all projections, or one low-rank change each for ``tensor``."""
         names = model.select("cross_attention.kv")
         pairs = self.pairs(policy)

@@ -21,7 +21,7 @@ from torch import Tensor
 from expunge.algebra.ridge import Rows, kept_rows
 from expunge.concepts import Concept, Policy, WordList
 from expunge.edits.edit import tried
-from expunge.edits.payloads import Payload, Ridge
+from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
@@ -102,7 +102,7 @@ class Debias(Method):
         equal = [1 / len(self.attributes)] * len(self.attributes)
         return torch.tensor(self.ratios or equal, dtype=torch.float64)
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The solution whose pictures came closest to the wanted shares; original: the last.
 
         Raises:

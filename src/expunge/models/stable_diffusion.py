@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
     from expunge.edits.component import Component
+    from expunge.edits.gates import Installed
 
 
 class Model:
@@ -33,7 +34,10 @@ class Model:
         self.components: tuple[Component, ...] = ()
         """The parts of the edits applied now, in order."""
         self._base: dict[str, Tensor] = {}
-        self._embeddings: dict[str, Tensor] = {}
+        self.embeddings: dict[str, Tensor] = {}
+        """What ``remember`` was given, by prompt; each ``[tokens, width]``."""
+        self.gates: Installed | None = None
+        """What the edits applied now add to the outputs of modules."""
 
     @property
     def unet(self) -> nn.Module:
@@ -76,7 +80,7 @@ class Model:
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text-encoder output of each prompt, ``[prompts, tokens, width]``, cut to the window."""
-        known = {p: self._embeddings[p] for p in prompts if p in self._embeddings}
+        known = {p: self.embeddings[p] for p in prompts if p in self.embeddings}
         unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         for start in range(0, len(unknown), 64):
             batch = unknown[start : start + 64]
@@ -90,7 +94,7 @@ class Model:
         is computed: for a few words that is a tenth of the work.
         """
         wanted = list(zip(prompts, positions, strict=True))
-        known = {(p, at): self._embeddings[p][at] for p, at in wanted if p in self._embeddings}
+        known = {(p, at): self.embeddings[p][at] for p, at in wanted if p in self.embeddings}
         unknown = sorted({*wanted} - known.keys(), key=lambda pair: (pair[1], pair[0]))
         for start in range(0, len(unknown), 64):
             batch = unknown[start : start + 64]
@@ -120,7 +124,7 @@ class Model:
 
     def remember(self, embeddings: Mapping[str, Tensor]) -> None:
         """Use these embeddings (each ``[tokens, width]``) for these prompts from now on."""
-        self._embeddings.update(
+        self.embeddings.update(
             {prompt: rows.to(self.device) for prompt, rows in embeddings.items()}
         )
 
@@ -130,6 +134,8 @@ class Model:
 
     def tokenized(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt without its start and end."""
+        if not prompts:
+            return []
         return [ids[1:-1] for ids in self._tokenize(list(prompts))["input_ids"]]
 
     def last_token(self, prompt: str) -> int:

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from expunge.concepts import Policy
 from expunge.edits.edit import Edit
-from expunge.edits.payloads import Payload
 from expunge.errors import ExpungeError
 from expunge.files import digest
-from expunge.methods.base import Batch, Method, Trained
+from expunge.methods.base import Batch, Method, Part, Trained
 from expunge.models import Model
 from expunge.progress import track
 from expunge.training import checkpoint
@@ -37,7 +36,7 @@ SAVE_EVERY = 25
 class Result(NamedTuple):
     """What a training gives."""
 
-    payload: Payload
+    parts: Sequence[Part]
     """What training has added."""
     start: Edit | None
     """What it began with, if that isn't the base."""
@@ -63,21 +62,11 @@ class Trainer:
     def __init__(
         self, method: Trained, student: Student, accelerator: "Accelerator | None" = None
     ) -> None:
-        from diffusers.optimization import get_scheduler
-
         self.method = method
         self.student = student
         self.accelerator = accelerator
         self.optimizer = _optimizer(method, student)
-        try:
-            self.schedule = get_scheduler(
-                method.lr_schedule,
-                self.optimizer,
-                num_warmup_steps=method.lr_warmup,
-                num_training_steps=method.iterations,
-            )
-        except ValueError as error:
-            raise ExpungeError(f"lr_schedule: {error}") from None
+        self.schedule = method.pace(self.optimizer)
         self.sums: dict[str, Tensor] = {}
         """Gradients of all steps so far, by weight, where they aren't reset."""
 
@@ -96,6 +85,13 @@ class Trainer:
 
     def save(self, folder: Path, run: str, history: History) -> None:
         checkpoint.save(folder, run, history, self.student, self.optimizer, self.sums)
+
+    def reach(self, step: int, seed: int) -> None:
+        """Get ready for a step: a new stage has its own beginning, and a fresh optimiser."""
+        stage = self.method.stage(step)
+        if step == 0 or stage != self.method.stage(step - 1):
+            self.optimizer.state.clear()
+            self.method.enter(self.student, stage, seed)
 
     def step(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One step of the optimiser; what the loss gave before it, averaged over the batches.
@@ -209,7 +205,7 @@ def train(
             f"{accelerator.num_processes} processes; make it a multiple of that"
         )
     start = method.start(model, policy, seed)
-    student = Student(model, method.parameters(model), rank=method.rank, seed=seed, start=start)
+    student = method.student(model, policy, seed, start)
     trainer = Trainer(method, student, accelerator)
     folder = Path(checkpoints) if checkpoints else None
     name = _digest(method, model, policy, seed) if folder else ""
@@ -218,7 +214,7 @@ def train(
     with _checkpointing(model.unet, method.gradient_checkpointing):
         _steps(trainer, run, history, name, monitor)
     accelerator.end_training()
-    return Result(student.payload(), start, len(history))
+    return Result(method.parts(student, policy), start, len(history))
 
 
 def _steps(
@@ -238,6 +234,7 @@ def _steps(
     ]
     batches = method.batches(run, numbers)
     for done in track(todo, f"training {method.name}", total=method.iterations, start=todo.start):
+        trainer.reach(done, run.seed)
         own = list(islice(batches, count))
         if len(own) < count:
             raise ExpungeError(f"{method.name} has no batch to train on; name more to erase")

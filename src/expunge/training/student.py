@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from expunge.edits.edit import Edit, edited_weights
-from expunge.edits.payloads import Dense, LowRank, Payload
+from expunge.edits.payloads import Change, Dense, LowRank
 from expunge.errors import ExpungeError
 from expunge.models import Model
 from expunge.seeding import generator
@@ -116,7 +116,7 @@ class Student:
         return {name: (self.value(name) - self.before(name)).detach() for name in self.names}
 
     @torch.no_grad()
-    def payload(self) -> Payload:
+    def payload(self) -> Change:
         """What training has added, in the form that it was trained in."""
         if not self.rank:
             return Dense(self.changes())
@@ -139,6 +139,8 @@ class _Scope(nn.Module):
 def _edited(model: Model, start: Edit | None) -> Mapping[str, Tensor]:
     if start is None:
         return {}
+    if start.gated:
+        raise ExpungeError(f"training can't go on from {start.id}: it holds gates, not weights")
     weights = edited_weights(model, start.components, start.names)
     return {
         name: weight.to(model.base_weight(name).dtype)
