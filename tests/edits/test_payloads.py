@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from expunge import ExpungeError
-from expunge.edits.payloads import Dense, LowRank, Payload, SharedMatrix, Sum, from_tensors
+from expunge.edits.payloads import CHANGES, Change, Dense, LowRank, SharedMatrix, Sum, stored
 
 NAMES = ("one", "two")
 
@@ -15,7 +15,7 @@ def drawn(*shape: int) -> Tensor:
 
 
 @pytest.fixture
-def parts() -> tuple[Payload, ...]:
+def parts() -> tuple[Change, ...]:
     torch.manual_seed(0)
     return (
         SharedMatrix(NAMES, drawn(2, 6), drawn(2, 6)),
@@ -24,7 +24,7 @@ def parts() -> tuple[Payload, ...]:
     )
 
 
-def test_a_sum_changes_as_its_parts_do_together(parts: tuple[Payload, ...]) -> None:
+def test_a_sum_changes_as_its_parts_do_together(parts: tuple[Change, ...]) -> None:
     weight, total = drawn(4, 6), Sum(parts)
     wanted = sum(part.change("two", weight) for part in parts)
     up, down = total.low_rank("two", weight)
@@ -33,23 +33,23 @@ def test_a_sum_changes_as_its_parts_do_together(parts: tuple[Payload, ...]) -> N
     assert torch.allclose(up @ down, wanted, atol=1e-12)
 
 
-def test_a_sum_comes_back_from_its_tensors(parts: tuple[Payload, ...]) -> None:
+def test_a_sum_comes_back_from_its_tensors(parts: tuple[Change, ...]) -> None:
     weight, total = drawn(4, 6), Sum((*parts, Sum(parts)))
-    back = from_tensors("sum", NAMES, total.tensors())
+    back = stored(CHANGES, "sum", NAMES, total.tensors())
     assert isinstance(back, Sum)
     assert [part.form for part in back.parts] == ["shared_matrix", "low_rank", "dense", "sum"]
     for name in NAMES:
         assert torch.equal(back.change(name, weight), total.change(name, weight))
 
 
-def test_more_than_nine_parts_keep_their_order(parts: tuple[Payload, ...]) -> None:
+def test_more_than_nine_parts_keep_their_order(parts: tuple[Change, ...]) -> None:
     changes = [Dense({n: drawn(4, 6) for n in NAMES}) for _ in range(11)]
-    back = from_tensors("sum", NAMES, Sum(tuple(changes)).tensors())
+    back = stored(CHANGES, "sum", NAMES, Sum(tuple(changes)).tensors())
     for part, change in zip(back.parts, changes, strict=True):
         assert torch.equal(part.changes["one"], change.changes["one"])
 
 
-def test_parts_change_the_same_parameters(parts: tuple[Payload, ...]) -> None:
+def test_parts_change_the_same_parameters(parts: tuple[Change, ...]) -> None:
     with pytest.raises(ExpungeError, match="must change the same parameters"):
         Sum((parts[0], Dense({"one": drawn(4, 6)})))
     with pytest.raises(ExpungeError, match="must change the same parameters"):
@@ -62,11 +62,11 @@ def test_parts_change_the_same_parameters(parts: tuple[Payload, ...]) -> None:
 )
 def test_a_damaged_sum_is_refused(key: str, message: str) -> None:
     with pytest.raises(ExpungeError, match=message):
-        from_tensors("sum", NAMES, {key: drawn(2, 6)})
+        stored(CHANGES, "sum", NAMES, {key: drawn(2, 6)})
 
 
-def test_a_sum_without_a_tensor_is_refused(parts: tuple[Payload, ...]) -> None:
+def test_a_sum_without_a_tensor_is_refused(parts: tuple[Change, ...]) -> None:
     tensors = Sum(parts).tensors()
     del tensors["0:shared_matrix:left"]
     with pytest.raises(ExpungeError, match="lacks the tensor 'left'"):
-        from_tensors("sum", NAMES, tensors)
+        stored(CHANGES, "sum", NAMES, tensors)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -293,10 +293,31 @@ class Sum:
             form, _, rest = place.partition(":")
             forms[int(index)] = form
             own.setdefault(int(index), {})[rest] = tensor
-        return cls(tuple(CHANGES[forms[i]].of(names, own[i]) for i in sorted(forms)))
+        return cls(tuple(stored(CHANGES, forms[i], names, own[i]) for i in sorted(forms)))
 
 
 CHANGES: Mapping[str, type[Change]] = {
     kind.form: kind for kind in (SharedMatrix, Ridge, LowRank, Dense, Sum)
 }
 """What a file may hold, by form."""
+
+Kind = TypeVar("Kind", bound=Payload)
+
+
+def stored(
+    kinds: Mapping[str, type[Kind]],
+    form: str,
+    names: tuple[str, ...],
+    tensors: Mapping[str, Tensor],
+) -> Kind:
+    """The payload that ``tensors()`` was taken from, one of ``kinds``.
+
+    Raises:
+        ExpungeError: the form is unknown or a tensor is missing.
+    """
+    if form not in kinds:
+        raise ExpungeError(f"unknown payload {form!r}; this edit needs a newer version of expunge")
+    try:
+        return kinds[form].of(names, tensors)
+    except KeyError as error:
+        raise ExpungeError(f"the edit lacks the tensor {error}; the file is damaged") from None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from expunge.concepts import explain
 from expunge.edits.component import Component, Provenance
-from expunge.edits.payloads import CHANGES, Payload
+from expunge.edits.payloads import CHANGES, Payload, stored
 from expunge.errors import ExpungeError
 from expunge.files import replacing
 
@@ -79,11 +79,5 @@ def _read(path: Place) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _component(part: Mapping[str, Any], index: int, tensors: Mapping[str, Tensor]) -> Component:
     mark = f"{index}:"
     own = {n.removeprefix(mark): tensor for n, tensor in tensors.items() if n.startswith(mark)}
-    form = part["form"]
-    if form not in FORMS:
-        raise ExpungeError(f"unknown payload {form!r}; this edit needs a newer version of expunge")
-    try:
-        payload = FORMS[form].of(tuple(part["names"]), own)
-    except KeyError as error:
-        raise ExpungeError(f"the edit lacks the tensor {error}; the file is damaged") from None
+    payload = stored(FORMS, part["form"], tuple(part["names"]), own)
     return Component(payload, Provenance.model_validate(part["provenance"]))
