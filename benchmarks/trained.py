@@ -40,16 +40,18 @@ from expunge.models.emoji import presets
 from expunge.seeding import generator
 from expunge.training.loop import Monitor, Trainer, train
 from expunge.training.run import Run
-from expunge.training.student import Student
 from expunge.training.trajectories import ddim, denoise
 
+CHEAP = {"num_inference_steps": 2, "contexts": ("{}",)}
 METHODS: dict[str, dict[str, object]] = {
-    "esd": {"trajectories": 1, "num_inference_steps": 2, "batch_size": 1},
-    "ac": {},
-    "cie": {},
-    "fmn": {},
-    "trce-steering": {},
-}
+    "esd": {**CHEAP, "trajectories": 1, "batch_size": 1},
+    "ac": {**CHEAP, "images": 1, "batch_size": 1},
+    "cie": {**CHEAP, "trajectories": 1, "batch_size": 1},
+    "fmn": {**CHEAP, "images": 1, "batch_size": 1},
+    "trce-steering": {
+        **CHEAP, "trajectories": 1, "max_early_timestep": 1, "regularization_batch_size": 1
+    },
+}  # fmt: skip
 """Settings that make the data of a step cheap; a step itself stays what it is."""
 
 
@@ -98,8 +100,7 @@ def steps(only: Iterable[str]) -> None:
             method = configured(name, **METHODS[name])
             assert isinstance(method, Trained)
             start = method.start(model, policy, 0)
-            names = method.parameters(model)
-            student = Student(model, names, rank=method.rank, start=start)
+            student = method.student(model, policy, 0, start)
             trainer = Trainer(method, student)
             batch = next(method.batches(Run(student, policy, 0), range(1)))
             trainer.step([batch])
