@@ -4,14 +4,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Policy
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Payload
 from expunge.errors import ExpungeError
-from expunge.methods.presets import resolved
+from expunge.methods.presets import Named, resolved
 from expunge.models import Model
 
 if TYPE_CHECKING:
@@ -35,12 +35,11 @@ Batch = Mapping[str, Tensor]
 """What one evaluation of a loss needs."""
 
 
-class Method(BaseModel):
+class Method(Named):
     """A published method: its settings are the fields, its identity the class attributes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    name: ClassVar[str]
     title: ClassVar[str]
     year: ClassVar[int]
     url: ClassVar[str]

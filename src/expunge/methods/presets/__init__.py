@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -21,8 +21,12 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from expunge.concepts import Words, explain
 from expunge.errors import ExpungeError
 
-if TYPE_CHECKING:
-    from expunge.methods.base import Method
+
+class Named(BaseModel):
+    """Settings for which there can be presets."""
+
+    name: ClassVar[str]
+    """What the file of the presets is called."""
 
 
 class Preset(BaseModel):
@@ -71,14 +75,14 @@ class Preset(BaseModel):
         return self.settings | ({} if fidelity == "original" else self.corrected)
 
 
-def resolved(method: "type[Method]", values: Any) -> Any:
+def resolved(method: type[Named], values: Any) -> Any:
     """``values`` with the settings of the preset that they name beneath them."""
     if not isinstance(values, Mapping) or values.get("preset") is None:
         return values
     return {**preset(method, values["preset"]).values(values.get("fidelity")), **values}
 
 
-def preset(method: "type[Method]", name: str) -> Preset:
+def preset(method: type[Named], name: str) -> Preset:
     """The preset of a method that has this name.
 
     Raises:
@@ -96,7 +100,7 @@ def preset(method: "type[Method]", name: str) -> Preset:
 
 
 @lru_cache
-def presets(method: "type[Method]") -> Mapping[str, Preset]:
+def presets(method: type[Named]) -> Mapping[str, Preset]:
     """All presets of a method by name, in the order of its file.
 
     Raises:
@@ -106,7 +110,7 @@ def presets(method: "type[Method]") -> Mapping[str, Preset]:
     return parsed(method, file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def parsed(method: "type[Method]", text: str) -> dict[str, Preset]:
+def parsed(method: type[Named], text: str) -> dict[str, Preset]:
     """The presets of a YAML text, each checked against the method's settings."""
     place = f"presets/{method.name}.yaml"
     try:
@@ -126,7 +130,7 @@ def parsed(method: "type[Method]", text: str) -> dict[str, Preset]:
     return found
 
 
-def _check(method: "type[Method]", settings: Mapping[str, Any]) -> None:
+def _check(method: type[Named], settings: Mapping[str, Any]) -> None:
     """Refuse what isn't a setting of the method, or not written as what the method makes of it."""
     for name, value in settings.items():
         field = method.model_fields.get(name)
