@@ -1,11 +1,13 @@
 """What each method erases from the bundled model, and what it costs.
 
     python benchmarks/quality.py [--only METHOD ...] [--tasks TASK ...] [--output runs/quality]
+                                 [--plot comparison.svg]
 
-Erases a character, an object, a style, and five things at once with each method, in the settings
-of ``expunge.models.emoji.presets``, measures them with the emoji suite, and prints a table with
-counts and 95 % intervals. Each edit is made in a process of its own, whose time (after loading the
-model) and memory are reported. Stopped, it continues with the same command.
+Erases a character, an object, a style, five things and twenty at once with each method, in the
+settings of ``expunge.models.emoji.presets``, measures them with the emoji suite, and prints a table
+with counts and 95 % intervals. Each edit is made in a process of its own, whose time (after loading
+the model) and memory are reported. Stopped, it continues with the same command. ``--plot`` draws
+what is left of the erased against what is right of everything else (it needs matplotlib).
 """
 
 import argparse
@@ -14,8 +16,10 @@ import resource
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -39,9 +43,39 @@ TASKS = {
         Concept(target="rocket", anchor="sailboat"),
         Concept(target="bomb", anchor="balloon"),
     ),
+    "twenty": (
+        SANTA,
+        *(
+            Concept(target=words, kind="character", anchor=anchor)
+            for words, anchor in {
+                "mrs claus": "sunflower",
+                "snowman": "cactus",
+                "alien": "octopus",
+                "alien monster": "crab",
+                "ghost": "balloon",
+                "clown face": "soccer ball",
+                "jack o lantern": "red apple",
+                "dragon face": "turtle",
+                "ogre": "strawberry",
+                "goblin": "carrot",
+                "unicorn": "horse face",
+                "panda": "penguin",
+                "skull": "light bulb",
+                "wolf": "dog face",
+                "tiger face": "cat face",
+                "shark": "spouting whale",
+            }.items()
+        ),
+        *(
+            Concept(target=style, kind="style", anchor="noto")
+            for style in ("ink", "blob", "emojione")
+        ),
+    ),
 }
 CLOSED = ("uce", "rece", "mace", "trce")
 TRAINED = ("esd", "ac", "cie", "fmn", "trce-steering")
+GATED = ("cpe", "spm", "sepce")
+METHODS = CLOSED + TRAINED + GATED
 KEPT = ("other objects", "other styles")
 COLUMNS = {
     "its name": (("explicit",), DRAWN),
@@ -82,40 +116,141 @@ def _peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def row(evaluations: Sequence[Evaluation], column: str) -> str:
-    """``base → edited of n (interval)`` of all concepts together."""
+class Row(NamedTuple):
+    """What one method did in one task."""
+
+    task: str
+    method: str
+    before: dict[str, Rate | None]
+    """Of the base model, by column; ``None`` where nothing was asked for."""
+    after: dict[str, Rate | None]
+    drift: Estimate
+    seconds: float
+    memory: float
+    """Bytes beyond the loaded model."""
+    size: float
+    """Bytes of the edit."""
+
+    def cells(self) -> list[str]:
+        low, high = self.drift.interval
+        return [
+            self.task,
+            self.method,
+            *(self._counts(column) for column in COLUMNS),
+            f"{self.drift.value:.3f} ({low:.3f}–{high:.3f})",
+            f"{self.seconds:.0f} s",
+            f"{self.memory / 1e6:.0f} MB",
+            f"{self.size / 1e6:.1f} MB",
+        ]
+
+    def _counts(self, column: str) -> str:
+        """``base → edited of n (interval)``."""
+        before, after = self.before[column], self.after[column]
+        if before is None or after is None:
+            return "-"
+        low, high = (100 * bound for bound in after.interval)
+        return f"{before.successes} → {after.successes} of {after.n} ({low:.0f}–{high:.0f} %)"
+
+
+def measured(model: Model, method: str, task: str, folder: Path) -> Row:
+    edit, costs = made(model, method, task, folder / "edits")
+    evaluations = evaluate(model, edit, folder=folder).evaluations
+    found = {column: _measurements(evaluations, column) for column in COLUMNS}
+    return Row(
+        task,
+        method,
+        {column: _together([one.base for one in known]) for column, known in found.items()},
+        {column: _together([one.edited for one in known]) for column, known in found.items()},
+        drift(evaluations[0]),
+        costs["seconds"],
+        costs["peak"] - costs["loaded"],
+        edit.size,
+    )
+
+
+def _measurements(evaluations: Sequence[Evaluation], column: str) -> list[Measurement]:
+    """Those of all concepts together."""
     groups, metric = COLUMNS[column]
     if groups == KEPT:  # the same pictures for every concept, to be counted once
         evaluations = evaluations[:1]
     found = [one for e in evaluations for one in e.measurements]
-    found = [one for one in found if one.group in groups and one.metric == metric]
-    if not found:
-        return "-"
-    before = _together([one.base for one in found])
-    after = _together([one.edited for one in found])
-    low, high = (100 * bound for bound in after.interval)
-    return f"{before.successes} → {after.successes} of {after.n} ({low:.0f}–{high:.0f} %)"
+    return [one for one in found if one.group in groups and one.metric == metric]
 
 
-def _together(rates: Sequence[object]) -> Rate:
+def _together(rates: Sequence[object]) -> Rate | None:
     known = [rate for rate in rates if isinstance(rate, Rate)]
+    if not known:
+        return None
     return Rate(sum(rate.successes for rate in known), sum(rate.n for rate in known))
 
 
-def drift(evaluation: Evaluation) -> str:
+def drift(evaluation: Evaluation) -> Estimate:
     """How far kept pictures moved: the mean of 1 - cosine of the judge's features."""
     one: Measurement = next(m for m in evaluation.measurements if m.metric == FEATURES)
-    if not isinstance(one.edited, Estimate):
-        return "-"
-    low, high = one.edited.interval
-    return f"{one.edited.value:.3f} ({low:.3f}–{high:.3f})"
+    assert isinstance(one.edited, Estimate)
+    return one.edited
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """What is left of the erased against what is right of the rest, a panel a task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks: dict[str, list[Row]] = defaultdict(list)
+    for one in rows:
+        tasks[one.task].append(one)
+    figure, panels = pyplot.subplots(
+        1, len(tasks), figsize=(3.2 * len(tasks), 3.9), sharey=True, squeeze=False
+    )
+    colours = pyplot.get_cmap("tab20").colors
+    for panel, (task, found) in zip(panels[0], tasks.items(), strict=True):
+        for one in found:
+            index = METHODS.index(one.method)
+            kept = [one.after[column] for column in ("other objects", "other styles")]
+            right, left = _together(kept), one.after["its name"]
+            assert right
+            assert left
+            panel.errorbar(
+                100 * right.value,
+                100 * left.value,
+                xerr=_whiskers(right),
+                yerr=_whiskers(left),
+                fmt="osD^vP*X"[index % 8],
+                color=colours[index],
+                elinewidth=0.5,
+                alpha=0.9,
+                label=one.method,
+            )
+        panel.set_title(task, fontsize=10)
+        panel.set_xlabel("others still right, %", fontsize=9)
+        panel.set_ylim(-3, 103)
+        panel.grid(alpha=0.3)
+    panels[0][0].set_ylabel("still drawn when named, %", fontsize=9)
+    handles = {
+        label: handle
+        for panel in panels[0]
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles, loc="lower center", ncols=len(handles), fontsize=8, frameon=False
+    )
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path)
+
+
+def _whiskers(rate: Rate) -> list[list[float]]:
+    low, high = rate.interval
+    return [[100 * (rate.value - low)], [100 * (high - rate.value)]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--only", nargs="+", default=CLOSED, choices=CLOSED + TRAINED)
+    parser.add_argument("--only", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--make", nargs=3, metavar=("METHOD", "TASK", "FILE"))
     options = parser.parse_args()
     if options.make:
@@ -126,15 +261,13 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads")
     heads = ["task", "method", *COLUMNS, "drift", "time", "memory", "edit"]
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    rows = []
     for task in options.tasks:
         for method in options.only:
-            edit, costs = made(model, method, task, options.output / "edits")
-            report = evaluate(model, edit, folder=options.output)
-            cells = [row(report.evaluations, column) for column in COLUMNS]
-            memory = f"{(costs['peak'] - costs['loaded']) / 1e6:.0f} MB"
-            cells += [drift(report.evaluations[0]), f"{costs['seconds']:.0f} s", memory]
-            print(f"| {task} | {method} | {' | '.join(cells)} | {edit.size / 1e6:.1f} MB |")
-            sys.stdout.flush()
+            rows.append(measured(model, method, task, options.output))
+            print(f"| {' | '.join(rows[-1].cells())} |", flush=True)
+    if options.plot:
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":
