@@ -42,3 +42,14 @@ def digest(value: Any) -> str:
     """Hex SHA-256 of the canonical JSON of ``value``."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Of a file, or of the names and sums of a folder's files."""
+    if path.is_dir():
+        return digest({p.name: sha256(p) for p in sorted(path.iterdir()) if p.is_file()})
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()

@@ -114,6 +114,10 @@ def test_a_sum_and_what_is_left_without_a_part(
     assert Edit.load(rest).id == Edit.load(dog).id
     told(["compose", ghost, dog, "--without", dog, "--output", rest], capsys)
     assert Edit.load(rest).id == Edit.load(ghost).id
+    told(["compose", both, "--only", "dog", "--output", rest], capsys)
+    assert Edit.load(rest).id == Edit.load(dog).id
+    told(["compose", both, "--without-concept", "dog", "--output", rest], capsys)
+    assert Edit.load(rest).id == Edit.load(ghost).id
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,45 @@ def test_a_sum_equals_its_parts_applied_and_can_be_taken_apart(
         santa + santa
 
 
+def test_the_parts_of_some_concepts_can_be_picked(
+    pico: Model, santa: Edit, ghost: Edit, noto: Edit
+) -> None:
+    before, whole = weights(pico), santa + ghost + noto
+    assert whole.only("Ghost ").id == ghost.id
+    assert whole.without("ghost").id == whole.only("noto style", "santa claus").id
+    assert whole.without("ghost", "noto style").id == santa.id
+    whole.apply(pico)
+    whole.only("santa claus").revert(pico)
+    restored = weights(pico)
+    whole.without("santa claus").revert(pico)
+    assert identical(pico, before)
+    with whole.without("santa claus").applied(pico):
+        assert identical(pico, restored)
+    for pick in (whole.only, whole.without):
+        with pytest.raises(
+            ExpungeError, match="doesn't erase 'dog'; it erases santa claus, ghost, noto style"
+        ):
+            pick("ghost", "dog")
+    with pytest.raises(ExpungeError, match="without any change"):
+        ghost.without("ghost")
+
+
+def test_what_was_erased_in_one_change_cannot_be_picked_apart(pico: Model, noto: Edit) -> None:
+    joint = noto + erase(pico, ["ghost", "dog", "cat"], "uce")
+    assert joint.only("ghost", "dog", "cat").id == joint.without("noto style").id
+    for pick in (joint.only, joint.without):
+        with pytest.raises(ExpungeError, match="uce erased 'dog' together with cat, ghost, in one"):
+            pick("dog")
+
+
+def test_all_stages_of_a_concept_are_picked_together(pico: Model, ghost: Edit, noto: Edit) -> None:
+    (first,) = noto.components
+    other = first.provenance.model_copy(update={"method": "second stage", "seed": 7})
+    staged = Edit((first, Component(first.payload, other))) + ghost
+    assert len(staged.only("noto style").components) == 2
+    assert staged.without("noto style").id == ghost.id
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_sum_of_closed_form_edits_is_the_joint_edit(pico: Model, count: int) -> None:
     """With few rows, which stay rows, and with more rows than they are wide, which become sums."""

@@ -70,3 +70,17 @@ def test_a_sum_without_a_tensor_is_refused(parts: tuple[Change, ...]) -> None:
     del tensors["0:shared_matrix:left"]
     with pytest.raises(ExpungeError, match="lacks the tensor 'left'"):
         stored(CHANGES, "sum", NAMES, tensors)
+
+
+def test_factors_that_are_shared_are_stored_once() -> None:
+    up = {name: torch.randn(4, 2) for name in ("one", "two")}
+    shared = torch.randn(2, 6)
+    payload = LowRank(up, dict.fromkeys(up, shared))
+    tensors = payload.tensors()
+    assert set(tensors) == {"up:one", "up:two", "down"}
+    again = LowRank.of(("one", "two"), tensors)
+    assert set(again.tensors()) == set(tensors)
+    for name in up:
+        assert torch.equal(again.change(name, up[name]), payload.change(name, up[name]))
+    alike = LowRank(up, {name: shared.clone() for name in up})
+    assert set(alike.tensors()) == {"up:one", "up:two", "down:one", "down:two"}

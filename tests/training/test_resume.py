@@ -92,3 +92,44 @@ def test_half_precision_models_train_with_float32_masters(pico_folder: Path) -> 
     changes = edit.components[0].payload.tensors().values()
     assert all(change.dtype == torch.float32 for change in changes)
     assert any(0 < float(change.abs().max()) < 1e-5 for change in changes)
+
+
+def test_a_checkpoint_without_its_log_is_refused(
+    pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
+    log = tmp_path / checkpoint.LOG
+    lines = log.read_text().splitlines(keepends=True)
+    for damaged in (lines[0], lines[0] + "{", ""):
+        log.write_text(damaged)
+        with pytest.raises(ExpungeError, match="lacks steps"):
+            erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
+    log.write_text("".join(lines) + lines[0])
+    erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
+    assert log.read_text() == "".join(lines)
+
+
+def test_saving_takes_a_small_share_of_the_time(
+    pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 1 s beside saving of 2 s: the first, then one in 38, and the last."""
+    now, saved = 0.0, []
+    real = loop.Trainer.step
+
+    def step(*arguments: object) -> dict[str, float]:
+        nonlocal now
+        now += 1.0
+        return real(*arguments)  # type: ignore[arg-type]
+
+    def save(trainer: loop.Trainer, folder: Path, name: str, steps: int) -> None:
+        nonlocal now
+        now += 2.0
+        saved.append(steps)
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(loop.Trainer, "save", save)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 3)
+    erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=50, **SHORT)
+    assert saved == [3, 41, 50]

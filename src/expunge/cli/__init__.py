@@ -22,7 +22,7 @@ _COMMANDS = {
     "doctor": "Say what an edit would change in a model, and how it reads your words.",
     "export": "Write an edit as a LoRA of other programs, or the edited model whole.",
     "import": "Turn a published erased model into an edit.",
-    "compose": "Add edits up, or take one out of a sum.",
+    "compose": "Add edits up, or take concepts out of a sum.",
 }
 
 

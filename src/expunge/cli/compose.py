@@ -11,8 +11,14 @@ from expunge.errors import ExpungeError
 from expunge.formats.writing import safetensors_file
 
 
-def compose(*edits: Path, output: Path, without: tuple[Path, ...] = ()) -> None:
-    """Add edits up, or take one out of a sum.
+def compose(
+    *edits: Path,
+    output: Path,
+    without: tuple[Path, ...] = (),
+    only: tuple[str, ...] = (),
+    without_concept: tuple[str, ...] = (),
+) -> None:
+    """Add edits up, take one out of a sum, or pick what erases some of the concepts.
 
     Closed-form edits are solved together: their sum erases what one call for all would erase.
 
@@ -24,12 +30,21 @@ def compose(*edits: Path, output: Path, without: tuple[Path, ...] = ()) -> None:
         The edit file to write, e.g. both.safetensors.
     without:
         An edit file to take out of the sum; repeat it for more.
+    only:
+        Leave nothing but what erases the concept of these words; repeat it for more.
+    without_concept:
+        Leave out what erases the concept of these words, so that it is drawn again; repeat it
+        for more.
     """
     safetensors_file(output)
     if not edits:
         raise ExpungeError("say which edits to add up, e.g. expunge compose a.safetensors ...")
     total = reduce(add, map(Edit.load, edits))
     result = reduce(sub, map(Edit.load, without), total)
+    if only:
+        result = result.only(*only)
+    if without_concept:
+        result = result.without(*without_concept)
     result.save(output)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{output}: {result.summary()}")

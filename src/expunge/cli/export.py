@@ -9,12 +9,14 @@ from rich.console import Console
 
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.formats import lora, merged, published
+from expunge.formats import cpe, lora, merged, published, spm
 from expunge.formats.writing import free_folder, safetensors_file
 from expunge.models import Model, load
 
-Format = Literal["lora", "kohya", "peft", "diffusers", "checkpoint", "weights"]
+Format = Literal["lora", "kohya", "peft", "diffusers", "checkpoint", "weights", "spm", "cpe"]
 LORAS = ("lora", "kohya", "peft")
+OWN = ("spm", "cpe")
+"""Layouts of gates, which hold them as they are."""
 USES: Mapping[Format, str] = {
     "lora": 'pipe.load_lora_weights("{}")',
     "kohya": 'A1111 or ComfyUI, folder of LoRAs; or pipe.load_lora_weights("{}")',
@@ -22,6 +24,8 @@ USES: Mapping[Format, str] = {
     "diffusers": 'DiffusionPipeline.from_pretrained("{}")',
     "checkpoint": 'A1111 or ComfyUI; or StableDiffusionPipeline.from_single_file("{}")',
     "weights": 'pipe.unet.load_state_dict(safetensors.torch.load_file("{}"), strict=False)',
+    "spm": "SPM's infer_spm.py --spm_path {}/*",
+    "cpe": "CPE's generate_cpe.py --model_path {}",
 }
 """How each is loaded."""
 
@@ -35,6 +39,7 @@ def export(
     model: str = "emoji",
     dtype: Literal["float32", "float16"] | None = None,
     rank: int | None = None,
+    approximate: bool = False,
 ) -> None:
     """Write an edit in a format that other programs load.
 
@@ -47,31 +52,60 @@ def export(
     to:
         A LoRA for the unedited model: "lora" (diffusers), "kohya" (A1111, ComfyUI), "peft". The
         edited model whole: "diffusers" (a folder), "checkpoint" (one file). Or the edited UNet
-        parameters alone: "weights".
+        parameters alone: "weights". What SPM or CPE have made, in their own files:
+        "spm", "cpe".
     output:
-        What to write: a new folder for "peft" and "diffusers", else a .safetensors file.
+        What to write: a new folder for "peft", "diffusers", "spm" and "cpe", else a .safetensors
+        file.
     model:
         The base model that the edit was made for: "emoji", a folder, or a Hugging Face id.
     dtype:
         Precision of what is written; by default float32, and for a whole model that of its files.
     rank:
         Cap on the rank of a LoRA; what is lost is told and stands in the file.
+    approximate:
+        Write weights for gates, which can't do the same: nearly so for the prompts that the edit
+        was made for. How far they are off is told and stands in the file.
     """
     if rank is not None and to not in LORAS:
         raise ExpungeError(f"--rank: only a LoRA has a rank, --to {to} is exact")
-    (free_folder if to in ("peft", "diffusers") else safetensors_file)(output)
+    (free_folder if to in ("peft", "diffusers", *OWN) else safetensors_file)(output)
+    if approximate and to in OWN:
+        raise ExpungeError(f"--approximate: --to {to} holds gates as they are")
     loaded, base = Edit.load(edit), load(model)
+    if approximate:
+        loaded = _approximated(loaded, base)
     precision = getattr(torch, dtype) if dtype else None
     if to in LORAS:
         written = _lora(loaded, base, output, to, precision, rank)
     elif to == "weights":
         published.save(loaded, base, output, precision or torch.float32)
         written = f"{len(loaded.names)} edited parameters"
+    elif to == "spm":
+        files = spm.save(loaded, base, output, precision or torch.float32)
+        written = f"{len(files)} membranes"
+    elif to == "cpe":
+        written = f"{len(cpe.save(loaded, base, output))} files of gates, float32"
     else:
         written = _whole(loaded, base, output, to, precision)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{output}: {written}, {_megabytes(output):.2f} MB")
     console.print(f"to load it: {USES[to].format(output)}")
+
+
+def _approximated(edit: Edit, model: Model) -> Edit:
+    """Weights for gates, and a line that says how good they are."""
+    from expunge.formats.approximate import approximated
+
+    plain, gap = approximated(edit, model)
+    kept = "nothing is named to keep, so what else changes isn't measured"
+    if gap.kept is not None:
+        kept = f"on {gap.kept_prompts} prompts to keep by {gap.kept:.2%} of the keys and values"
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(
+        f"weights for gates: on {gap.erased_prompts} other prompts with the erased words off by "
+        f"{gap.erased:.1%} of what the gates do; {kept}"
+    )
+    return plain
 
 
 def _lora(

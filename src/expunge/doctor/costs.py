@@ -22,7 +22,6 @@ from expunge.models.roles import ROLES, matching
 from expunge.seeding import generator
 from expunge.training.loop import Trainer
 from expunge.training.run import Run
-from expunge.training.student import Student
 
 REPEATS = 5
 """Runs that a measured time is the median of."""
@@ -138,7 +137,7 @@ def _rows(model: Model, payload: Change) -> int | None:
 def _trained(model: Model, policy: Policy, method: Trained, pace: Pace) -> dict[str, Any]:
     """Take a few steps on copies of the weights, and add up what all steps would take."""
     start = method.start(model, policy, 0)
-    student = Student(model, method.parameters(model), rank=method.rank, start=start)
+    student = method.student(model, policy, 0, start)
     batch, first, later = _batches(method, Run(student, policy, 0), pace.unet.seconds)
     trainer = Trainer(method, student)
     one = timed(lambda: trainer.step([batch]), model.device)

@@ -26,6 +26,7 @@ class Edit:
     bit for bit; ``with edit.applied(model):`` does both. ``a + b`` has the changes of both, and
     ``(a + b) - b`` is ``a``. Closed-form edits are solved together: their sum is the edit that
     would have erased both at once. Other changes are each computed from the base weights.
+    ``edit.only("santa claus")`` and ``edit.without("ghost")`` pick the parts of some concepts.
     Gates leave the weights alone: they add to outputs, as far as the prompt asks for it.
     """
 
@@ -97,6 +98,46 @@ class Edit:
             )
         return Edit(tuple(part for part in self.components if part.id not in other.ids))
 
+    def only(self, *targets: str) -> "Edit":
+        """What erases these concepts and nothing else, by their target words.
+
+        Raises:
+            ExpungeError: one isn't erased here, or only together with others.
+        """
+        return Edit(self._about(targets))
+
+    def without(self, *targets: str) -> "Edit":
+        """What erases all but these concepts, by their target words: they are drawn again.
+
+        Raises:
+            ExpungeError: one isn't erased here, or only together with others, or none is left.
+        """
+        taken = self._about(targets)
+        return Edit(tuple(part for part in self.components if part not in taken))
+
+    def _about(self, targets: tuple[str, ...]) -> tuple[Component, ...]:
+        """The components of these concepts."""
+        wanted = {words.strip().lower() for words in targets}
+        held = {concept.target.lower(): concept.target for concept in self.concepts}
+        if missing := sorted(wanted - held.keys()):
+            raise ExpungeError(
+                f"this edit doesn't erase {missing[0]!r}; it erases {', '.join(held.values())}"
+            )
+        found = []
+        for part in self.components:
+            own = {concept.target.lower() for concept in part.provenance.concepts}
+            inside, outside = sorted(own & wanted), sorted(own - wanted)
+            if inside and outside:
+                others = ", ".join(held[name] for name in outside)
+                raise ExpungeError(
+                    f"{part.provenance.method} erased {held[inside[0]]!r} together with {others}, "
+                    "in one change that can't be taken apart; erase them in calls of their own and "
+                    "add the edits up"
+                )
+            if inside:
+                found.append(part)
+        return tuple(found)
+
     def apply(self, model: Model) -> None:
         """Change the model's weights in place.
 
@@ -105,7 +146,8 @@ class Edit:
         """
         if double := set(self.ids) & {part.id for part in model.components}:
             raise ExpungeError(f"edit {min(double)} is applied to this model already")
-        for component in self.components:
+        bases = {(part.payload.names, part.provenance.base): part for part in self.components}
+        for component in bases.values():  # parts of the same layers are checked once
             _check_base(component, model)
         together = (*model.components, *self.components)
         _check_payloads(together)

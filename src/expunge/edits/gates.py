@@ -24,6 +24,18 @@ from expunge.models import Model
 Addition = Callable[[Tensor], Tensor]
 """What is added to a module's output, from the module's input."""
 
+
+@runtime_checkable
+class Folded(Protocol):
+    """An addition that can be part of the module's weights while a prompt is drawn."""
+
+    def __call__(self, inputs: Tensor, /) -> Tensor: ...
+
+    def whole(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        """The module's output with what is added."""
+        ...
+
+
 Tokens = Sequence[Sequence[int] | None]
 """Token ids of each prompt without its start and end; ``None`` where they aren't known."""
 
@@ -144,11 +156,18 @@ class _Gated:
         lasting = inputs is now.conditions and now.version is not None
         if lasting and self.name in now.outputs:
             return now.outputs[self.name]
-        output: Tensor = type(self.module).forward(self.module, inputs, *args, **kwargs)
-        if self.installed.gates:
-            for additions in now.additions:
-                if self.name in additions:
-                    output = output + additions[self.name](inputs).to(output.dtype)
+        added = [part[self.name] for part in now.additions if self.name in part]
+        if not self.installed.gates:
+            added = []
+        folded = next((one for one in added if isinstance(one, Folded) and not lasting), None)
+        output: Tensor
+        if folded:
+            output = folded.whole(self.module, inputs)
+        else:
+            output = type(self.module).forward(self.module, inputs, *args, **kwargs)
+        for one in added:
+            if one is not folded:
+                output = output + one(inputs).to(output.dtype)
         if lasting:
             now.outputs[self.name] = output
         return output
@@ -172,7 +191,7 @@ class _Reader:
             self._note(model.embeddings[prompt], ids)
 
     def __call__(self, conditions: Tensor) -> Tokens:
-        return [self.seen.get(_bytes(row)) for row in conditions.detach()]
+        return [self.seen.get(row_digest(row)) for row in conditions.detach()]
 
     def listen(
         self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -185,9 +204,9 @@ class _Reader:
     def _note(self, row: Tensor, tokens: Sequence[int]) -> None:
         if len(self.seen) >= self.LIMIT:
             del self.seen[next(iter(self.seen))]
-        self.seen[_bytes(row.to(self.dtype))] = tuple(tokens)
+        self.seen[row_digest(row.to(self.dtype))] = tuple(tokens)
 
 
-def _bytes(row: Tensor) -> bytes:
+def row_digest(row: Tensor) -> bytes:
     data = row.cpu().contiguous().view(torch.uint8).numpy()
     return hashlib.blake2b(data.tobytes(), digest_size=16).digest()

@@ -194,7 +194,11 @@ def _alike(one: Tensor, two: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """Each ``W`` becomes ``W + up @ down``: ``up`` ``[out, rank]``, ``down`` ``[rank, in]``."""
+    """Each ``W`` becomes ``W + up @ down``: ``up`` ``[out, rank]``, ``down`` ``[rank, in]``.
+
+    A 1 x 1 convolution ``[out, in, 1, 1]`` is a matrix too.
+    A ``down`` that is one and the same tensor for all of several parameters is stored once.
+    """
 
     form: ClassVar[str] = "low_rank"
     up: Mapping[str, Tensor]
@@ -206,23 +210,26 @@ class LowRank:
 
     def change(self, name: str, weight: Tensor) -> Tensor:
         up, down = self.low_rank(name, weight)
-        return up @ down
+        return (up @ down)[:, :, None, None] if weight.ndim == 4 else up @ down
 
     def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         up, down = self.up[name].to(weight.device), self.down[name].to(weight.device)
         return up.double(), down.double()
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{side}:{name}": factors[name]
-            for side, factors in (("up", self.up), ("down", self.down))
-            for name in factors
-        }
+        up = {f"up:{name}": factor for name, factor in self.up.items()}
+        first, *rest = self.down.values()
+        if rest and all(factor is first for factor in rest):
+            return {**up, "down": first}
+        return {**up, **{f"down:{name}": factor for name, factor in self.down.items()}}
 
     @classmethod
     def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "LowRank":
-        up, down = ({n: tensors[f"{side}:{n}"] for n in names} for side in ("up", "down"))
-        return cls(up, down)
+        if "down" in tensors:
+            down = dict.fromkeys(names, tensors["down"])
+        else:
+            down = {name: tensors[f"down:{name}"] for name in names}
+        return cls({name: tensors[f"up:{name}"] for name in names}, down)
 
 
 @dataclass(frozen=True, eq=False)

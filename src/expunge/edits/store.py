@@ -13,13 +13,19 @@ from torch import Tensor
 
 from expunge.concepts import explain
 from expunge.edits.component import Component, Provenance
+from expunge.edits.membranes import Membranes
 from expunge.edits.payloads import CHANGES, Payload, stored
+from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
 from expunge.files import replacing
 
 FORMAT = 1
 
-FORMS: Mapping[str, type[Payload]] = CHANGES
+FORMS: Mapping[str, type[Payload]] = {
+    **CHANGES,
+    Membranes.form: Membranes,
+    ResidualGates.form: ResidualGates,
+}
 """What an edit may hold, by form."""
 
 Place = str | os.PathLike[str]

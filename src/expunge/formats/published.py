@@ -13,7 +13,6 @@ ESD), a safetensors file of the edited matrices (UCE 2025, ESD 2025), or a diffu
 3. The whole changes.
 """
 
-import hashlib
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +30,7 @@ from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit, edited_weights
 from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
-from expunge.files import digest, replacing
+from expunge.files import replacing, sha256
 from expunge.formats.writing import Place, check_plain, metadata, safetensors_file
 from expunge.methods import versions
 from expunge.models import Model
@@ -81,7 +80,7 @@ def load(path: Place, model: Model, concepts: Iterable[Concept] = ()) -> Edit:
     payload = _payload(path, changes, model)
     settings = {
         "file": Path(path).name,
-        "sha256": _sha256(Path(path)),
+        "sha256": sha256(Path(path)),
         "parameters": {"read": len(weights), "changed": len(changes)},
         "form": payload.form,
         "residual": _residual(payload, weights, model),
@@ -195,17 +194,6 @@ def _checked(path: Place, weights: Mapping[str, Tensor], model: Model) -> dict[s
         if not bool(torch.isfinite(weight).all()):
             raise ExpungeError(f"{path}: {name} holds numbers that aren't finite")
     return {name: weights[name] for name in shapes if name in weights}
-
-
-def _sha256(path: Path) -> str:
-    """Of a file, or of the names and sums of a folder's files."""
-    if path.is_dir():
-        return digest({p.name: _sha256(p) for p in sorted(path.iterdir()) if p.is_file()})
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 # --- reducing

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -22,10 +23,13 @@ METHODS: Registry[type[Method]] = Registry(
     {
         "ac": "expunge.methods.ablating_concepts:AblatingConcepts",
         "cie": "expunge.methods.cie:CiE",
+        "cpe": "expunge.methods.cpe:CPE",
         "esd": "expunge.methods.esd:ESD",
         "fmn": "expunge.methods.forget_me_not:ForgetMeNot",
         "mace": "expunge.methods.mace:MACE",
         "rece": "expunge.methods.rece:RECE",
+        "sepce": "expunge.methods.sepce:SepCE",
+        "spm": "expunge.methods.spm:SPM",
         "trce": "expunge.methods.trce:TRCE",
         "trce-steering": "expunge.methods.trce_steering:TRCESteering",
         "uce": "expunge.methods.uce:UCE",
@@ -103,15 +107,16 @@ def erase(
     else:
         raise ExpungeError(f"{type(chosen).__name__} neither solves nor trains")
 
+    fingerprint = cache(model.fingerprint)
+
     def component(part: Part) -> Component:
-        names = part.payload.names
         provenance = Provenance(
             method=chosen.name,
             settings=chosen.model_dump(mode="json"),
             concepts=part.concepts,
             keep=policy.kept,
             seed=seed,
-            base=Base(name=model.name, fingerprint=model.fingerprint(names)),
+            base=Base(name=model.name, fingerprint=fingerprint(part.payload.names)),
             steps=steps,
             versions=versions(),
         )

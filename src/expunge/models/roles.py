@@ -21,9 +21,16 @@ ROLES: dict[str, Rule] = {
     "cross_attention": lambda name, _: ".attn2." in name,
     "self_attention": lambda name, _: ".attn1." in name,
     "not_cross_attention": lambda name, module: ".attn2." not in name and _has_weights(module),
+    "transformers": lambda name, module: (
+        ".attentions." in name
+        and any(part in name for part in (".transformer_blocks.", ".proj_in.", ".proj_out."))
+        and name.endswith(".weight")
+        and _has_weights(module)
+    ),
     "all": lambda name, module: True,
 }
-"""``not_cross_attention`` is every linear and convolution outside cross-attention, no norm."""
+"""``not_cross_attention`` is every linear and convolution outside cross-attention, no norm;
+``transformers`` the weights of those that are part of a ``Transformer2DModel``."""
 
 
 def matching(unet: nn.Module, rule: Rule) -> tuple[str, ...]:

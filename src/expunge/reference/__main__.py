@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from expunge.errors import ExpungeError, Unsupported
-from expunge.reference import ac, esd, fmn, mace, prior, rece, sepme, trce, trce2, uce
+from expunge.reference import ac, cpe, esd, fmn, mace, prior, rece, sepme, spm, trce, trce2, uce
 from expunge.reference.case import Case, Difference
 
 CHECKS: dict[tuple[str, str | None], Callable[[Case], Iterator[Difference]]] = {
     ("cache", None): prior.cache,
+    ("cpe", None): cpe.checks,
     ("rece", None): rece.weights,
     ("concept-ablation", None): ac.steps,
     ("forget-me-not", None): fmn.steps,
     ("mace", None): mace.stages,
     ("mace-cfr", None): mace.refinement,
     ("sepme", None): sepme.programs,
+    ("spm", None): spm.programs,
     ("trce-stage1", None): trce.weights,
     ("trce-stage2", None): trce2.steps,
     ("uce", None): uce.weights,

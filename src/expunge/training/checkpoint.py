@@ -1,4 +1,9 @@
-"""A training state on disk: weights, optimiser and the step they belong to, or nothing."""
+"""A training state on disk: weights, optimiser and the step they belong to, or nothing.
+
+What each step gave stands in the log, a line a step. It is only ever added to, and the state says
+how many of its lines are before it, so that saving takes as long after the last step as after the
+first.
+"""
 
 import json
 from collections.abc import Mapping
@@ -24,17 +29,17 @@ History = list[dict[str, float]]
 def save(
     folder: Path,
     run: str,
-    history: History,
+    steps: int,
     student: Student,
     optimizer: torch.optim.Optimizer,
     sums: Mapping[str, Tensor],
 ) -> None:
-    """Write the state after the steps of ``history``, whole or not at all.
+    """Write the state after so many steps, which the log has, whole or not at all.
 
     Args:
         folder: where.
         run: digest of what decides the result.
-        history: what each step gave.
+        steps: that have been taken.
         student: its weights.
         optimizer: its state.
         sums: gradients summed up over all steps, by weight; empty where they are reset.
@@ -44,7 +49,7 @@ def save(
     states = optimizer.state_dict()["state"]
     for index, name in enumerate(_ordered(student, optimizer)):
         tensors |= {f"{key}:{name}": value for key, value in states.get(index, {}).items()}
-    state = json.dumps({"run": run, "history": history})
+    state = json.dumps({"run": run, "steps": steps})
     with replacing(folder / FILE) as temporary:
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
@@ -63,7 +68,7 @@ def restore(
     """Put a saved state back and return its history; an empty list when there is none.
 
     Raises:
-        ExpungeError: the folder holds the state of a run with other settings.
+        ExpungeError: the folder holds the state of a run with other settings, or its log is gone.
     """
     path = folder / FILE
     if not path.exists():
@@ -88,7 +93,25 @@ def restore(
     order = enumerate(_ordered(student, optimizer))
     states: dict[int, dict[str, Any]] = {index: own[name] for index, name in order}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-    history: History = state["history"]
+    return read_log(folder, state["steps"])
+
+
+def read_log(folder: Path, steps: int) -> History:
+    """What the first steps gave.
+
+    Raises:
+        ExpungeError: the log is missing, damaged or too short.
+    """
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8").splitlines()[:steps]
+        history: History = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        history = []
+    if len(history) < steps:
+        raise ExpungeError(
+            f"{folder / LOG}: lacks steps that the checkpoint beside it has behind it; put the "
+            "whole log back, or delete the folder and begin again"
+        )
     return history
 
 

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SAVE_EVERY = 25
-"""Steps between two checkpoints."""
+"""Steps between two checkpoints, at least."""
+SAVE_SHARE = 0.05
+"""Share of the time that saving may take: where steps are quick, checkpoints are further apart."""
 
 
 class Result(NamedTuple):
@@ -73,18 +76,23 @@ class Trainer:
     def restored(self, folder: Path, run: str) -> History:
         """Go on from a checkpoint; the history up to it."""
         history = checkpoint.restore(folder, run, self.student, self.optimizer, self.sums)
-        self.schedule.load_state_dict({**self.schedule.state_dict(), "last_epoch": len(history)})
+        self.pace(len(history))
+        return history
+
+    def pace(self, step: int) -> None:
+        """Take up the learning rate of a step."""
+        self.schedule.load_state_dict({**self.schedule.state_dict(), "last_epoch": step})
         for group, lr, factor in zip(
             self.optimizer.param_groups,
             self.schedule.base_lrs,
             self.schedule.lr_lambdas,
             strict=True,
         ):
-            group["lr"] = lr * factor(len(history))
-        return history
+            group["lr"] = lr * factor(step)
 
-    def save(self, folder: Path, run: str, history: History) -> None:
-        checkpoint.save(folder, run, history, self.student, self.optimizer, self.sums)
+    def save(self, folder: Path, run: str, steps: int) -> None:
+        """Write the state after so many steps."""
+        checkpoint.save(folder, run, steps, self.student, self.optimizer, self.sums)
 
     def reach(self, step: int, seed: int) -> None:
         """Get ready for a step: a new stage has its own beginning, and a fresh optimiser."""
@@ -138,9 +146,13 @@ class Trainer:
         """Sum gradients and records over all processes."""
         if self.accelerator is None or self.accelerator.num_processes == 1:
             return record
-        for weight in self.student.weights.values():
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            weight.grad = self.accelerator.reduce(gradient, reduction="sum")
+        weights = list(self.student.weights.values())
+        used = torch.tensor([float(weight.grad is not None) for weight in weights])
+        used = self.accelerator.reduce(used.to(self.student.model.device), reduction="sum")
+        for weight, processes in zip(weights, used.tolist(), strict=True):
+            if processes:  # the optimiser leaves alone what has no gradient anywhere
+                gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                weight.grad = self.accelerator.reduce(gradient, reduction="sum")
         values = torch.tensor(list(record.values()), dtype=torch.float64)
         total = self.accelerator.reduce(values.to(self.student.model.device), reduction="sum")
         return dict(zip(record, total.tolist(), strict=True))
@@ -182,10 +194,10 @@ def train(
 ) -> Result:
     """Run a method to its end, from its last checkpoint if there is one.
 
-    The state is written every ``SAVE_EVERY`` steps, and a batch depends on its number, the seed
-    and the weights alone: a run that was killed ends with the same weights. Under ``accelerate
-    launch`` the processes share the batches of each step, so that their number doesn't change
-    the result but for rounding.
+    The state is written every ``SAVE_EVERY`` steps or less often (``SAVE_SHARE``), and a batch
+    depends on its number, the seed and the weights alone: a run that was killed ends with the same
+    weights. Under ``accelerate launch`` the processes share the batches of each step, so that their
+    number doesn't change the result but for rounding.
 
     Args:
         method: what to minimise.
@@ -233,6 +245,7 @@ def _steps(
         for n in run.own(range(step * method.accumulation, (step + 1) * method.accumulation))
     ]
     batches = method.batches(run, numbers)
+    saving = _Saving(trainer, run, name, len(history))
     for done in track(todo, f"training {method.name}", total=method.iterations, start=todo.start):
         trainer.reach(done, run.seed)
         own = list(islice(batches, count))
@@ -244,10 +257,32 @@ def _steps(
         log(history[-1])
         early = ended()
         last = early or done + 1 == method.iterations
-        if run.folder and run.process == 0 and (last or (done + 1) % SAVE_EVERY == 0):
-            trainer.save(run.folder, name, history)
+        saving.after(done + 1, last=last)
         if early:
             return
+
+
+class _Saving:
+    """Decides when the state is written, and writes it."""
+
+    def __init__(self, trainer: Trainer, run: Run, name: str, steps: int) -> None:
+        self.trainer = trainer
+        self.folder = run.folder if run.process == 0 else None
+        self.name = name
+        self.steps = steps
+        """At the last checkpoint."""
+        self.due = 0.0
+        """The time before which another one would take too large a share."""
+
+    def after(self, steps: int, *, last: bool) -> None:
+        """After so many steps."""
+        early = steps - self.steps < SAVE_EVERY or time.monotonic() < self.due
+        if self.folder is None or (early and not last):
+            return
+        began = time.monotonic()
+        self.trainer.save(self.folder, self.name, steps)
+        self.steps, ended = steps, time.monotonic()
+        self.due = ended + (ended - began) * (1 / SAVE_SHARE - 1)
 
 
 def _ended(method: Trained, history: History, monitor: Monitor | None) -> bool:
@@ -260,15 +295,8 @@ def _ended(method: Trained, history: History, monitor: Monitor | None) -> bool:
 
 def _scores(run: Run, monitor: Monitor) -> dict[str, float]:
     """What the monitor says of the model as it is now; the same on every process."""
-    model, student = run.model, run.student
-    with torch.no_grad():
-        values = {**student.fixed, **{name: student.value(name) for name in student.names}}
-    before = dict.fromkeys(values)
-    model.write(values)
-    try:
+    with run.student.shown() as model:
         return dict(run.agreed(monitor.score(model)))
-    finally:
-        model.write(before)
 
 
 def _log(run: Run, history: History) -> Callable[[Mapping[str, float]], None]:

@@ -1,6 +1,7 @@
 """One UNet, several readings: with its own weights the teacher, with trained ones the student."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -42,7 +43,7 @@ class Student:
         self.weights: dict[str, Tensor] = {}
         """What the optimiser sees: copies of the parameters, or factors ``up:`` and ``down:``."""
         if rank:
-            self.names = tuple(n for n in self.names if model.base_weight(n).ndim == 2)
+            self.names = tuple(n for n in self.names if _is_matrix(model.base_weight(n)))
         for name in self.names:
             for key, value in self._fresh(name, seed).items():
                 self.weights[key] = value.to(model.device).requires_grad_()
@@ -54,7 +55,7 @@ class Student:
         begin = self.before(name)
         if not self.rank:
             return {name: begin.clone()}
-        rows, columns = begin.shape
+        rows, columns = begin.flatten(1).shape
         down = torch.randn(self.rank, columns, generator=generator(seed, "adapter", name))
         return {f"up:{name}": torch.zeros(rows, self.rank), f"down:{name}": down / self.rank}
 
@@ -66,7 +67,13 @@ class Student:
         """A trained parameter as it is now, float32; has gradients."""
         if not self.rank:
             return self.weights[name]
-        return self.before(name) + self.weights[f"up:{name}"] @ self.weights[f"down:{name}"]
+        before = self.before(name)
+        change = self.weights[f"up:{name}"] @ self.weights[f"down:{name}"]
+        return before + change.reshape(before.shape)
+
+    def change(self, name: str) -> Tensor:
+        """What training has added to a parameter so far, float32; has gradients."""
+        return self.value(name) - self.before(name)
 
     def within(self, action: Callable[[], Result]) -> Result:
         """What ``action`` gives while the UNet has the student's weights, with gradients."""
@@ -97,6 +104,17 @@ class Student:
         dtype = self.model.dtype
         return self.model.predict_noise(latents.to(dtype), timestep, embeddings.to(dtype)).float()
 
+    @contextmanager
+    def shown(self) -> Iterator[Model]:
+        """The model itself with what has been trained, inside the block."""
+        with torch.no_grad():
+            values = {**self.fixed, **{name: self.value(name) for name in self.names}}
+        self.model.write(values)
+        try:
+            yield self.model
+        finally:
+            self.model.write(dict.fromkeys(values))
+
     def projection_change(self, gram: Tensor) -> Tensor:
         """How far trained keys and values of some embeddings have moved, a scalar with gradients.
 
@@ -106,14 +124,14 @@ class Student:
         shares = []
         for name in set(self.model.select("cross_attention.kv")) & set(self.names):
             base = self.before(name)
-            change = self.value(name) - base
+            change = self.change(name)
             shares.append(((change @ gram) * change).sum() / ((base @ gram) * base).sum())
         return torch.stack(shares).mean() if shares else gram.new_zeros(())
 
     @torch.no_grad()
     def changes(self) -> dict[str, Tensor]:
         """What training has added to each parameter, float32."""
-        return {name: (self.value(name) - self.before(name)).detach() for name in self.names}
+        return {name: self.change(name).detach() for name in self.names}
 
     @torch.no_grad()
     def payload(self) -> Change:
@@ -134,6 +152,11 @@ class _Scope(nn.Module):
 
     def forward(self, action: Callable[[], Any]) -> Any:
         return action()
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    """Whether it is a matrix, or one with two idle dimensions, as a 1 x 1 convolution is."""
+    return weight.ndim == 2 or (weight.ndim == 4 and weight.shape[2:] == (1, 1))
 
 
 def _edited(model: Model, start: Edit | None) -> Mapping[str, Tensor]:

@@ -164,7 +164,7 @@ def trajectories(
         "scheduler": scheduler.__name__, "base": run.model.fingerprint() if run.folder else "",
     }  # fmt: skip
     path = run.folder / f"{name}.safetensors" if run.folder else None
-    found = _stored(path, digest(wanted)) if path else None
+    found = stored(path, digest(wanted)) if path else None
     if found:
         return Trajectories(**{key: part.to(run.model.device) for key, part in found.items()})
     kept = list(range(steps) if keep is None else keep)
@@ -187,7 +187,7 @@ def trajectories(
     timesteps = scheduler(run.model.pipe.scheduler, steps).timesteps[kept].to(run.model.device)
     made = Trajectories(columns[0], timesteps, *columns[1:])
     if path and run.process == 0:
-        _store(path, made._asdict(), digest(wanted))
+        store(path, made._asdict(), digest(wanted))
     return made
 
 
@@ -221,7 +221,7 @@ def visited(
         "base": run.model.fingerprint() if run.folder else "",
     }  # fmt: skip
     path = run.folder / f"{name}.safetensors" if run.folder else None
-    found = _stored(path, digest(wanted)) if path else None
+    found = stored(path, digest(wanted)) if path else None
     if found:
         return found["latents"].to(run.model.device)
     index = {place: number for number, place in enumerate(sorted(set(places)))}
@@ -240,7 +240,7 @@ def visited(
     whole = run.gathered(own)
     made = torch.stack([whole[index[place]][0] for place in places])
     if path and run.process == 0:
-        _store(path, {"latents": made}, digest(wanted))
+        store(path, {"latents": made}, digest(wanted))
     return made
 
 
@@ -317,7 +317,7 @@ def _noise(model: Model, seed: int) -> Tensor:
     return noise.to(model.device, model.dtype)
 
 
-def _stored(path: Path, wanted: str) -> dict[str, Tensor] | None:
+def stored(path: Path, wanted: str) -> dict[str, Tensor] | None:
     """What a file holds, if it holds that."""
     if not path.exists():
         return None
@@ -327,7 +327,7 @@ def _stored(path: Path, wanted: str) -> dict[str, Tensor] | None:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
-def _store(path: Path, made: Mapping[str, Tensor], wanted: str) -> None:
+def store(path: Path, made: Mapping[str, Tensor], wanted: str) -> None:
     tensors = {key: tensor.cpu().contiguous() for key, tensor in made.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"expunge": wanted})

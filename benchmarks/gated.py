@@ -1,0 +1,275 @@
+"""What residual attention gates cost: to train, to open, and while drawing.
+
+    python benchmarks/gated.py training [--concepts 1] [--shifts 16] [--anchors 32]
+    python benchmarks/gated.py gates [--concepts 100 1000]
+    python benchmarks/gated.py sampling [--gates 100] [--steps 50] [--rounds 5]
+
+``training`` and ``gates`` have the sizes of Stable Diffusion 1.4 (32 keys and values of 768-wide
+rows, 77 tokens) and random weights. ``training`` compares one step, forward and backward, with
+the direct form: every layer computes its own gate, and keys and values of all prompts. ``sampling``
+draws with the bundled model, the two pipelines in turns, so that both see the same machine.
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import expunge
+from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.edit import Edit
+from expunge.edits.gates import Installed
+from expunge.edits.residual_gates import ResidualGates
+from expunge.methods.cpe_losses import Prompts, Surface, erasing
+
+WIDTH, TOKENS, RANK = 768, 77, 16
+OUTPUTS = [320] * 4 + [640] * 4 + [1280] * 4 + [1280] * 2 + [1280] * 6 + [640] * 6 + [320] * 6
+GUIDANCE, PAL = 0.3, 1e5
+
+
+def gates(
+    concepts: int, names: tuple[str, ...], widths: list[int], width: int = WIDTH, seed: int = 0
+) -> ResidualGates:
+    """Random gates; their sizes are those of the published ones."""
+    draws = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int, scale: float = 0.04) -> Tensor:
+        return scale * torch.randn(shape, generator=draws)
+
+    return ResidualGates(
+        names,
+        random(concepts, RANK, width),
+        None,
+        random(concepts, width),
+        random(concepts, len(names), 1, width),
+        random(concepts, 1, sum(widths), scale=0.01),
+        tuple(widths),
+    )
+
+
+def seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+# --- training
+
+
+def direct(surface: Surface, own: ResidualGates, prompts: Prompts, shifts: Tensor) -> Tensor:
+    """The loss of one concept, layer by layer, each with keys, values and a gate of its own."""
+    target, neutral = prompts.target, prompts.neutral
+    shifted = target + shifts[0]
+    total = target.new_zeros(())
+    for layer, (weight, up) in enumerate(zip(surface.weights, own.ups, strict=True)):
+
+        def addition(rows: Tensor, layer: int = layer, up: Tensor = up) -> Tensor:
+            seen = rows @ own.query[0].T
+            edited = torch.softmax(seen @ seen.mT, -1) @ rows
+            opening = torch.sigmoid(edited @ own.gate[0])[..., None]
+            return (opening * edited) @ own.down[0, layer].T @ up[0]
+
+        old, new = target @ weight.T, neutral @ weight.T
+        goal = new + GUIDANCE * (new - old)
+        losses = (
+            (goal - (old + addition(target))).square().mean(),
+            (goal - (shifted @ weight.T + addition(shifted))).square().mean(),
+            # the released program computes the anchors' keys and values twice, and subtracts
+            (prompts.anchors @ weight.T + addition(prompts.anchors) - prompts.anchors @ weight.T)
+            .square()
+            .mean(),
+        )
+        erase, adversarial, anchor = losses
+        kappa = float(surface.kappa[layer])
+        total = total + kappa * (erase + adversarial + PAL * anchor) / len(OUTPUTS)
+    return total
+
+
+def training(concepts: int, count: int, anchors: int) -> None:
+    torch.set_num_threads(1)
+    draws = torch.Generator().manual_seed(0)
+    names = tuple(f"{number}.weight" for number in range(len(OUTPUTS)))
+    weights = tuple(torch.randn(out, WIDTH, generator=draws) / 28 for out in OUTPUTS)
+    surface = Surface(names, weights, torch.rand(len(OUTPUTS), generator=draws).double() + 0.5)
+    rows = torch.randn(2, TOKENS, WIDTH, generator=draws)
+    kept = torch.randn(anchors + 1, TOKENS, WIDTH, generator=draws)
+
+    def step(own: ResidualGates, loss: Callable[[ResidualGates], Tensor]) -> list[Tensor]:
+        leaves = {name: t.clone() for name, t in own.tensors().items()}
+        trained = [t.requires_grad_() for name, t in leaves.items() if name != "widths"]
+        loss(ResidualGates.of(own.names, leaves)).backward()  # type: ignore[no-untyped-call]
+        return [t.grad for t in trained if t.grad is not None]
+
+    def reduced(many: int) -> Callable[[ResidualGates], Tensor]:
+        prompts = Prompts(rows[:1].expand(many, -1, -1), rows[1:].expand(many, -1, -1), kept)
+        shifts = 0.1 * torch.randn(many, count, TOKENS, WIDTH, generator=draws.manual_seed(1))
+        square = surface.squared(shifts)  # once for a stage
+
+        def loss(own: ResidualGates) -> Tensor:
+            found = erasing(own, surface, prompts, GUIDANCE, shifts, square)
+            assert found.adversarial is not None
+            return (found.erase + found.adversarial + PAL * found.anchor).sum()
+
+        return loss
+
+    one = gates(1, names, OUTPUTS)
+    shifts = 0.1 * torch.randn(1, count, TOKENS, WIDTH, generator=draws.manual_seed(1))
+    prompts = Prompts(rows[:1], rows[1:], kept)
+    loss = reduced(1)
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
+    quick = statistics.median(seconds(lambda: ours.extend(step(one, loss))) for _ in range(5))
+    slow = seconds(
+        lambda: theirs.extend(step(one, lambda own: direct(surface, own, prompts, shifts)))
+    )
+    worst = max(
+        float((a - b).norm() / b.norm()) for a, b in zip(ours[: len(theirs)], theirs, strict=True)
+    )
+    print(f"one step, {1 + count + anchors + 1} prompts, one thread, {_memory()}")
+    print(f"  direct  {slow:8.3f} s")
+    print(f"  reduced {quick:8.3f} s, {slow / quick:.0f} times faster, gradients {worst:.0e} apart")
+    if concepts > 1:
+        many, loss = gates(concepts, names, OUTPUTS), reduced(concepts)
+        both = statistics.median(seconds(lambda: step(many, loss)) for _ in range(3))
+        print(f"  {concepts} concepts side by side {both:.3f} s, {both / concepts:.4f} s each")
+
+
+# --- gates
+
+
+def opening(counts: list[int]) -> None:
+    """Open all gates for a prompt and the empty one, and compute what every layer adds."""
+    names = tuple(f"{number}.weight" for number in range(len(OUTPUTS)))
+    for count in counts:
+        own = gates(count, names, OUTPUTS)
+        size = sum(t.numel() * t.element_size() for t in own.tensors().values())
+        before, taken, cached = _resident(), [], []
+        empty = torch.randn(1, TOKENS, WIDTH)
+        with torch.no_grad():
+            for _ in range(6):
+                conditions = torch.cat([empty, torch.randn(1, TOKENS, WIDTH)])
+
+                def run(conditions: Tensor = conditions, own: ResidualGates = own) -> None:
+                    added = own.additions(conditions, [None, None])
+                    for name in names:
+                        added[name](conditions)
+
+                taken.append(seconds(run))
+                cached.append(seconds(run))
+        first, later = taken[0], statistics.median(taken[1:])
+        print(
+            f"{count:5d} gates ({size / 1e6:.0f} MB), {torch.get_num_threads()} threads: first "
+            f"prompt and empty prompt {first * 1e3:.0f} ms, every other {later * 1e3:.0f} ms, "
+            f"the same again {statistics.median(cached) * 1e3:.1f} ms, "
+            f"{_resident() - before:+.0f} MB at the peak"
+        )
+
+
+# --- sampling
+
+
+class _Plain:
+    """Adds nothing: what is left is that keys and values of a prompt are kept."""
+
+    form, reads_tokens = "plain", False
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def additions(self, conditions: Tensor, tokens: object) -> dict[str, object]:
+        return {}
+
+
+def sampling(count: int, steps: int, rounds: int) -> None:
+    torch.set_num_threads(1)
+    model = expunge.load("emoji")
+    names = model.select("cross_attention.kv")
+    widths = [len(model.base_weight(name)) for name in names]
+    made = gates(count, names, widths, model.text_width)
+    base = Base(name=model.name, fingerprint=model.fingerprint(names))
+    record = Provenance(
+        method="cpe", settings={}, concepts=(), keep=(), seed=0, base=base, versions={}
+    )
+    edit = Edit((Component(made, record),))
+    model.pipe.set_progress_bar_config(disable=True)
+
+    def draw(number: int) -> float:
+        generator = torch.Generator().manual_seed(number)
+        prompt = f"a picture of santa claus number {number}"
+        return seconds(
+            lambda: model.pipe(
+                prompt, num_inference_steps=steps, generator=generator, output_type="latent"
+            )
+        )
+
+    def plain(number: int) -> float:
+        return draw(number)
+
+    def gated(number: int) -> float:
+        with edit.applied(model):
+            return draw(number)
+
+    def kept(number: int) -> float:
+        installed = Installed(model, [_Plain(names)])  # type: ignore[list-item]
+        try:
+            return draw(number)
+        finally:
+            installed.remove()
+
+    variants = {"unedited": plain, f"{count} gates": gated, "keys and values kept alone": kept}
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        order = list(variants.items())
+        for name, run in order if number % 2 else order[::-1]:
+            taken = run(number)
+            if number:  # the first round warms up
+                times[name].append(taken)
+    unedited = times["unedited"]
+    print(f"{steps} steps, one picture at a time, one thread, {rounds} rounds in turns")
+    for name, own in times.items():
+        ratios = [one / two for one, two in zip(own, unedited, strict=True)]
+        print(
+            f"  {name:<28} {statistics.median(own):.3f} s, {statistics.median(ratios):.3f} times "
+            f"the unedited pipeline ({min(ratios):.3f} to {max(ratios):.3f})"
+        )
+
+
+def _resident() -> float:
+    """The most megabytes that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _memory() -> str:
+    return f"{_resident() / 1e3:.1f} GB at the peak so far"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parts = parser.add_subparsers(dest="part", required=True)
+    one = parts.add_parser("training")
+    one.add_argument("--concepts", type=int, default=1)
+    one.add_argument("--shifts", type=int, default=16)
+    one.add_argument("--anchors", type=int, default=32)
+    two = parts.add_parser("gates")
+    two.add_argument("--concepts", type=int, nargs="+", default=[100, 1000])
+    three = parts.add_parser("sampling")
+    three.add_argument("--gates", type=int, default=100)
+    three.add_argument("--steps", type=int, default=50)
+    three.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if options.part == "training":
+        training(options.concepts, options.shifts, options.anchors)
+    elif options.part == "gates":
+        opening(options.concepts)
+    else:
+        sampling(options.gates, options.steps, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
