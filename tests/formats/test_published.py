@@ -121,6 +121,24 @@ def test_the_matrix_keeps_as_many_directions_as_stand_out(pico: Model, tmp_path:
     assert (payload.matrix - exact).norm() < 1e-3 * exact.norm()
 
 
+def test_a_published_model_of_sepme_is_an_edit_of_low_rank(pico: Model, tmp_path: Path) -> None:
+    """``models/NAME/NAME.pt``: a flat state dict of the whole UNet, saved by torch in float32.
+
+    A separable change has a rank of its own in each matrix, and no matrix in common.
+    """
+    names = pico.select("cross_attention.kv")
+    up = {n: random(len(pico.base_weight(n)), 3, seed=k) for k, n in enumerate(names)}
+    wanted = after(edit_of(LowRank(up, dict.fromkeys(names, random(3, 32))), pico), pico)
+    path = plain(wanted, tmp_path)
+    edit = published.load(path, pico, [Concept(target="VanGogh", kind="style")])
+    (payload,) = (part.payload for part in edit.components)
+    assert isinstance(payload, LowRank)
+    assert {factor.shape[1] for factor in payload.up.values()} == {3}
+    assert edit.names == names
+    assert relative(pico, edit, {n: wanted[n] for n in names}) < 1e-5
+    assert edit.only("VanGogh").id == edit.id
+
+
 @pytest.mark.parametrize(
     "name", ["uce2023_replace_uncond", "uce2025_expand_art", "trce_word_default"]
 )

@@ -7,9 +7,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from expunge.methods.ac_common import given
 from expunge.methods.mace_batches import encoded
-from expunge.methods.mace_masks import Pictures, tensor
+from expunge.methods.mace_masks import Pictures, fitted, tensor
 from expunge.seeding import derive, generator
 from expunge.training.run import Run
 from expunge.training.trajectories import Place, visited
@@ -99,7 +98,7 @@ def collected(
     """
     erase, model = run.policy.erase, run.model
     own = {
-        words: tensor(given(model, pictures, words))
+        words: tensor(fitted(model, pictures, words))
         for words in dict.fromkeys(concept.replacement for concept in erase)
         if pictures is not None
     }

@@ -1,16 +1,14 @@
 """What Ablating Concepts and its released programs share: prompts, pictures, passes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
 from expunge.methods.mace_batches import noised
-from expunge.methods.mace_masks import Pictures
 from expunge.models import Model
 from expunge.training.student import Student
 
@@ -64,19 +62,6 @@ def asked(
         return (prompt.replace(concept.replacement, words),)
     forms = style if concept.kind == "style" else UNSAFE
     return tuple(form.format(prompt=prompt, words=words) for form in forms)
-
-
-def given(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[Image.Image]:
-    """The user's pictures of these words, cut and scaled to the model's size.
-
-    Raises:
-        ExpungeError: there are none.
-    """
-    if not pictures.get(words):
-        known = ", ".join(pictures)
-        raise ExpungeError(f"pictures: none of {words!r}; there are some of {known or 'nothing'}")
-    height, width = model.image_size
-    return [ImageOps.fit(picture, (width, height)) for picture in pictures[words]]
 
 
 @contextmanager

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from expunge.concepts import TEMPLATES, Concept
 from expunge.generation.sampler import Sampler, SchedulerName
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.methods.ac_common import PREFIX, SUFFIX, anchored, asked, given, predict, regressed
+from expunge.methods.ac_common import PREFIX, SUFFIX, anchored, asked, predict, regressed
 from expunge.methods.base import Batch
 from expunge.methods.mace_batches import encoded, noised
-from expunge.methods.mace_masks import Pictures, tensor
+from expunge.methods.mace_masks import Pictures, fitted, tensor
 from expunge.models import Model
 from expunge.models.roles import ROLES, Rule
 from expunge.seeding import derive, generator
@@ -190,7 +190,7 @@ class Program:
         They are drawn when a batch needs them, so that none is drawn in vain.
         """
         own = {
-            concept.target: given(run.model, self.pictures, self._words(concept))
+            concept.target: fitted(run.model, self.pictures, self._words(concept))
             for concept in run.policy.erase
             if self.pictures is not None
         }

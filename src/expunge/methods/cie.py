@@ -26,7 +26,6 @@ from itertools import accumulate
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from PIL import ImageOps
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -36,8 +35,8 @@ from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
 from expunge.methods.base import Batch, Trained
 from expunge.methods.mace_batches import encoded, noised
-from expunge.methods.mace_closed import moment
-from expunge.methods.mace_masks import PicturesSetting, tensor
+from expunge.methods.mace_closed import mean_moment
+from expunge.methods.mace_masks import PicturesSetting, fitted, tensor
 from expunge.models import Model
 from expunge.seeding import derive, generator
 from expunge.training.run import Run
@@ -105,6 +104,7 @@ class CiE(Trained):
     title: ClassVar[str] = "Concept-irrelevant erasure (SepME)"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2402.05947"
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "preserve_scale", "trajectories")
 
     train_method: Literal["x", "x-strict"] = "x-strict"
     """``x`` trains all of the cross-attention, ``x-strict`` its keys and values."""
@@ -139,13 +139,18 @@ class CiE(Trained):
     def _released_defaults(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("fidelity") != "original":
             return values
-        return {**ORIGINAL, **values}
+        return {**cls.released(values), **values}
+
+    @classmethod
+    def released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the released program does when nothing is said but ``values``."""
+        return ORIGINAL
 
     @model_validator(mode="after")
     def _consistent(self) -> "CiE":
         if self.fidelity == "corrected":
             return self
-        for name in ("contexts", "preserve_scale", "trajectories"):
+        for name in self.corrected_only:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f'{name}: only with fidelity="corrected"')
         if self.batch_size != 1:
@@ -157,7 +162,7 @@ class CiE(Trained):
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """``D + beta R`` for one concept, and how far what is held has moved."""
-        changes = weight_term(student.value(n) - student.before(n) for n in student.names)
+        changes = weight_term(student.change(name) for name in student.names)
         latents, timestep, frozen = batch["latents"], batch["timestep"], batch["representation"]
         concept = batch["concept"]
         if self.fidelity == "original":
@@ -184,13 +189,24 @@ class CiE(Trained):
         directions: dict[int, list[float]] = defaultdict(list)
         for record in history:
             directions[round(record["turn"])].append(record["direction"])
-        return bool(history) and all(settled(d, self.threshold) for d in directions.values())
+        return bool(history) and all(
+            settled(values, self.limit(turn)) for turn, values in directions.items()
+        )
+
+    def limit(self, turn: int) -> float:
+        """The threshold of a concept."""
+        return self.threshold
 
     # --- batches
 
     def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         """Latents of one concept each; all batches of a step are of the same one."""
         concepts, device = run.policy.erase, run.model.device
+        if self.fidelity == "original" and len(concepts) > 1:
+            raise ExpungeError(
+                f"{self.name}: the released program erases one concept in a run; "
+                'use fidelity="corrected" for several'
+            )
         drawn = self.fidelity == "corrected" and self.pictures is None
         draw = self._walked(run) if drawn else self._pictured(run)
         held = {} if self.fidelity == "original" else {"held": self._held(run)}
@@ -264,18 +280,15 @@ class CiE(Trained):
         The released program takes every picture once; without pictures, it draws them.
         """
         model, concepts = run.model, run.policy.erase
-        if self.fidelity == "original" and len(concepts) > 1:
-            raise ExpungeError(
-                "cie: the released program erases one concept in a run; "
-                'use fidelity="corrected" for several'
-            )
         if self.pictures is None:
             return self._drawn(run)
-        given = [encoded(model, self._fitted(model, concept)) for concept in concepts]
+        own = (fitted(model, self.pictures, concept.target) for concept in concepts)
+        given = [encoded(model, tensor(pictures)) for pictures in own]
         once, needed = self.fidelity == "original", self.iterations * self.accumulation
-        if once and needed > len(given[0][0]):
+        fewest = min(len(mean) for mean, _ in given)
+        if once and needed > fewest:
             raise ExpungeError(
-                f"pictures: the released program takes each of the {len(given[0][0])} once, so "
+                f"pictures: the released program takes each of the {fewest} once, so "
                 f"they don't last for {needed} batches; lower iterations or give more"
             )
 
@@ -287,24 +300,15 @@ class CiE(Trained):
 
         return chosen
 
-    def _fitted(self, model: Model, concept: Concept) -> Tensor:
-        """The given pictures of a concept in the model's own size."""
-        known = self.pictures or {}
-        if concept.target not in known:
-            names = ", ".join(known)
-            raise ExpungeError(f"pictures: none of {concept.target!r}; there are some of {names}")
-        height, width = model.image_size
-        return tensor([ImageOps.fit(picture, (width, height)) for picture in known[concept.target]])
-
     def _drawn(self, run: Run) -> "Posterior":
         """Pictures that the model draws, a block at a time, when they are needed."""
-        words = run.policy.erase[0].target
         sampler = Sampler(
             scheduler="lms", steps=self.num_inference_steps, guidance_scale=self.guidance_scale
         )
 
-        @lru_cache(maxsize=1)
-        def block(first: int) -> tuple[Tensor, Tensor]:
+        @lru_cache(maxsize=len(run.policy.erase))
+        def block(first: int, turn: int) -> tuple[Tensor, Tensor]:
+            words = run.policy.erase[turn].target
             requests = [
                 ImageRequest(
                     case_number=str(number),
@@ -318,7 +322,7 @@ class CiE(Trained):
 
         def chosen(number: int, turn: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
             row = number % BLOCK
-            mean, deviation = block(number - row)
+            mean, deviation = block(number - row, turn)
             return mean[row : row + 1], deviation[row : row + 1]
 
         return chosen
@@ -344,7 +348,7 @@ class CiE(Trained):
         erased = {prompt for prompt, _ in pairs}
         prompts = ["", *(empty for _, empty in pairs), *run.policy.kept_prompts(self.contexts)]
         unique = [prompt for prompt in dict.fromkeys(prompts) if prompt not in erased]
-        return (moment(run.model, unique) / len(unique)).float()
+        return mean_moment(run.model, unique)
 
 
 class Rows(NamedTuple):

@@ -23,11 +23,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import gram
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.errors import ExpungeError
 from expunge.methods.base import Trained
 from expunge.methods.esd_programs import DEFAULTS, RULES, Batch, Program, Variant, parameters
+from expunge.methods.mace_closed import mean_moment
 from expunge.models import Model
 from expunge.models.sdxl import SDXL
 from expunge.seeding import derive, generator
@@ -164,9 +164,7 @@ class ESD(Trained):
         prompts = policy.kept_prompts(self.contexts) if self.preserve_scale else ()
         if not prompts:
             return {}
-        blocks = (model.encode(prompts[at : at + 64]) for at in range(0, len(prompts), 64))
-        total = torch.stack([gram(block) for block in blocks]).sum(0)
-        return {"kept_words": (total / len(prompts)).float()}
+        return {"kept_words": mean_moment(model, prompts)}
 
     def _sources(self, policy: Policy) -> list[tuple[Concept, str]]:
         """Each concept with the prompt that it is taken out of, "" for its own."""

@@ -23,12 +23,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import gram
 from expunge.concepts import TEMPLATES, Concept, Context
 from expunge.methods.base import Batch, Trained
-from expunge.methods.forget_me_not_batches import Pooler, Shown, columns, fitted, row
+from expunge.methods.forget_me_not_batches import Pooler, Shown, columns, row
 from expunge.methods.mace_batches import encoded, noised
-from expunge.methods.mace_masks import PicturesSetting, tensor
+from expunge.methods.mace_closed import mean_moment
+from expunge.methods.mace_masks import PicturesSetting, fitted, tensor
 from expunge.methods.textual_inversion import inverted
 from expunge.models import Model
 from expunge.models.attention import Look, cross_attention
@@ -241,9 +241,7 @@ class ForgetMeNot(Trained):
         prompts = run.policy.kept_prompts(self.contexts) if wanted else ()
         if not prompts:
             return {}
-        blocks = (run.model.encode(prompts[at : at + 64]) for at in range(0, len(prompts), 64))
-        total = torch.stack([gram(block) for block in blocks]).sum(0)
-        return {"kept_words": (total / len(prompts)).float()}
+        return {"kept_words": mean_moment(run.model, prompts)}
 
     # --- what it minimises
 

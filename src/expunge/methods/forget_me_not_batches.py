@@ -1,15 +1,12 @@
 """What Forget-Me-Not trains on: noised pictures of a concept, and which columns name it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from expunge.errors import ExpungeError
 from expunge.methods import mace_batches
-from expunge.methods.mace_masks import Pictures
 from expunge.models import Model
 from expunge.seeding import generator
 from expunge.training.run import Run
@@ -45,19 +42,6 @@ def columns(model: Model, prompt: str, words: str, pooler: Pooler) -> Tensor:
     marks[end] = pooler != "none"
     marks[end + 1 :] = pooler == "all" and padded_alike
     return marks
-
-
-def fitted(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[Image.Image]:
-    """The given pictures of a concept, in the model's own size.
-
-    Raises:
-        ExpungeError: there are none.
-    """
-    if not pictures.get(words):
-        known = ", ".join(pictures) or "nothing"
-        raise ExpungeError(f"pictures: none of {words!r}; there are some of {known}")
-    height, width = model.image_size
-    return [ImageOps.fit(picture, (width, height)) for picture in pictures[words]]
 
 
 def row(run: Run, shown: Sequence[Shown], turn: int) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from functools import reduce
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -38,6 +38,7 @@ from expunge.methods.mace_masks import (
     Pictures,
     PicturesSetting,
     SegmenterSetting,
+    fitted,
     located,
     tensor,
     whole,
@@ -228,12 +229,8 @@ class MACE(Method):
         words = concept.target
         if self.pictures is None:
             pictures = self._draw(model, concept, seed)
-        elif words in self.pictures:
-            height, width = model.image_size
-            pictures = [ImageOps.fit(picture, (width, height)) for picture in self.pictures[words]]
         else:
-            known = ", ".join(self.pictures)
-            raise ExpungeError(f"pictures: none of {words!r}; there are some of {known}")
+            pictures = fitted(model, self.pictures, words)
         segmenter = whole if concept.kind == "style" else self.segmenter
         masks = located(segmenter, pictures, words)
         original = self.fidelity == "original"

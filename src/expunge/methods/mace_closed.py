@@ -56,6 +56,11 @@ def moment(model: Model, prompts: Sequence[str]) -> Tensor:
     return reduce(torch.add, (gram(model.encode(block)) for block in blocks))
 
 
+def mean_moment(model: Model, prompts: Sequence[str]) -> Tensor:
+    """The mean of a prompt's ``sum e e^T`` over all its rows, ``[width, width]`` float32."""
+    return (moment(model, prompts) / len(prompts)).float()
+
+
 def fusion(
     refined: SharedMatrix | LowRank,
     adapters: Sequence[LowRank],

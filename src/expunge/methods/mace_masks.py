@@ -15,6 +15,7 @@ from torch import Tensor
 
 from expunge.errors import ExpungeError
 from expunge.files import digest
+from expunge.models import Model
 
 Pictures = Sequence[Image.Image]
 Place = str | os.PathLike[str]
@@ -163,6 +164,19 @@ def opened(folder: Path, mode: str) -> list[Image.Image]:
         return [Image.open(file).convert(mode) for file in files]
     except (UnidentifiedImageError, OSError) as error:
         raise ExpungeError(f"{folder}: {error}") from None
+
+
+def fitted(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[Image.Image]:
+    """The given pictures of these words, cut and scaled to the model's own size.
+
+    Raises:
+        ExpungeError: there are none.
+    """
+    if not pictures.get(words):
+        known = ", ".join(pictures) or "nothing"
+        raise ExpungeError(f"pictures: none of {words!r}; there are some of {known}")
+    height, width = model.image_size
+    return [ImageOps.fit(picture, (width, height)) for picture in pictures[words]]
 
 
 def _segmenter(value: Any) -> Any:

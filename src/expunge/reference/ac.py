@@ -15,8 +15,15 @@ from expunge.methods.ac_programs import LARGE, PAINTING, SMALL, STYLE, Program
 from expunge.methods.base import Batch
 from expunge.methods.mace_batches import noised
 from expunge.models import Model
-from expunge.reference.case import Case, Difference, Tensors, loss_difference, pooled
-from expunge.reference.fmn import sampled
+from expunge.reference.case import (
+    Case,
+    Difference,
+    Tensors,
+    loss_difference,
+    pooled,
+    sampled,
+    under,
+)
 from expunge.training.loop import Trainer
 from expunge.training.student import Student
 
@@ -59,7 +66,7 @@ def diffusers(case: Case) -> Iterator[Difference]:
     )
     model, batches = case.model(), []
     for number in range(_count(inputs)):
-        given = _group(inputs, f"step{number}")
+        given = under(inputs, f"step{number}")
         ids = given["input_ids"], given["anchor_ids"]
         yield Difference(_unknown(model, str(case["prompts"]["concept"]), *ids), 0.0)
         noisy = noised(model, given["latents"], given["noise"], given["timesteps"])
@@ -81,7 +88,7 @@ def diffusers(case: Case) -> Iterator[Difference]:
         )
     student = Student(model, method.parameters(model))
     ours, target = _program(method).predictions(student, batches[0])
-    theirs = _group(expected, "step0")
+    theirs = under(expected, "step0")
     ours = ours.detach()[: len(target)]
     yield _near(case, "instance_prediction", ours, theirs["instance_prediction"])
     yield _near(case, "instance_prediction", target, theirs["instance_target"])
@@ -93,7 +100,7 @@ def compvis(case: Case) -> Iterator[Difference]:
     params, inputs, model = case["params"], case.file("inputs"), case.model()
     weight = params["regularisation_weight"]
     method = _method(variant="compvis", loss_type=params["loss_type"], prior_weight=weight)
-    parts = [_group(inputs, name) for name in ("ablation", "regularisation")]
+    parts = [under(inputs, name) for name in ("ablation", "regularisation")]
     both = {key: torch.cat([part[key] for part in parts]) for key in parts[1]}
     batch = {
         "latents": noised(model, both["x_start"], both["noise"], both["t"]),
@@ -110,7 +117,7 @@ def compvis(case: Case) -> Iterator[Difference]:
     ours = [terms[name].item() for name in names]
     theirs = [case["scalars"][key] for key in names.values()]
     yield loss_difference(ours, theirs, 5e-6)
-    yield _gradient(case, student, _group(case.file("expected"), "grad"))
+    yield _gradient(case, student, under(case.file("expected"), "grad"))
 
 
 def sepme(case: Case) -> Iterator[Difference]:
@@ -138,7 +145,7 @@ def sepme(case: Case) -> Iterator[Difference]:
         for number, step in enumerate(case["schedule"])
     ]
     student = Student(model, method.parameters(model))
-    begin = _group(inputs, "student")
+    begin = under(inputs, "student")
     if set(begin) != set(student.weights):
         raise ExpungeError(f"{len(begin)} parameters train, here {len(student.weights)}")
     with torch.no_grad():
@@ -193,7 +200,7 @@ def _training(
     for number, batch in enumerate(batches):
         trainer.optimizer.zero_grad()
         method.loss(student, batch)["loss"].backward()  # type: ignore[no-untyped-call]
-        if theirs := _group(expected, f"step{number}/grad"):
+        if theirs := under(expected, f"step{number}/grad"):
             yield _gradient(case, student, theirs)
         gradients = [w.grad for w in student.weights.values() if w.grad is not None]
         length = nn.utils.get_total_norm(gradients).item()
@@ -208,7 +215,7 @@ def _training(
         for name in ours:
             if (key := f"step{number}/{name}") in scalars:
                 yield loss_difference([ours[name]], [scalars[key]], _tolerance(case, name))
-        if after := _group(expected, f"weights_after_{number + 1}_steps"):
+        if after := under(expected, f"weights_after_{number + 1}_steps"):
             yield _update(case, student, begin, after)
 
 
@@ -246,9 +253,3 @@ def _tolerance(case: Case, key: str) -> float:
     }
     known = {reported.get(name, name): value for name, value in case["tolerance"].items()}
     return max(SINGLE[key], 2 * float(known.get(key, 0)))
-
-
-def _group(tensors: Tensors, group: str) -> dict[str, Tensor]:
-    """The tensors of a group, by the name that follows it."""
-    start = f"{group}/"
-    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}

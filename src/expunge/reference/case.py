@@ -1,7 +1,7 @@
 """One run of an original program, and how far our numbers are from its numbers."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,25 @@ def _patch(module: nn.Module, values: Tensors) -> None:
         parameters[names[0]].copy_(value)
 
 
+def under(tensors: Tensors, group: str) -> dict[str, Tensor]:
+    """The tensors of a group, by the name that follows it."""
+    start = f"{group}/"
+    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+
+
+def sampled(tensor: Tensor) -> Tensor:
+    """What a case stores of a tensor: all of a small one, else a place in every so many.
+
+    The stride is the smallest prime that leaves no more than 1024 places, and at least 5.
+    """
+    if tensor.numel() <= 1024:
+        return tensor
+    stride = max(5, -(-tensor.numel() // 1024))
+    while any(stride % divisor == 0 for divisor in range(2, int(stride**0.5) + 1)):
+        stride += 1
+    return tensor.reshape(-1)[::stride]
+
+
 def pooled(ours: Tensors, theirs: Tensors) -> float:
     """Relative Frobenius distance over all tensors of ``theirs``."""
     distance = sum((ours[name].double() - theirs[name].double()).square().sum() for name in theirs)
@@ -117,6 +136,12 @@ def weight_changes(case: Case, model: Model, edit: Edit) -> Iterator[Difference]
             raise ExpungeError(f"{file}: {len(theirs)} tensors change, here {len(ours)}")
         change = {name: weight.double() - base[name] for name, weight in theirs.items()}
         yield Difference(pooled(ours, change), tolerance["rel_fro_of_change"])
+
+
+def relative(ours: Sequence[float], theirs: Sequence[float], tolerance: float) -> Difference:
+    """The largest relative difference of two lists; an absolute one where theirs is 0."""
+    pairs = zip(ours, theirs, strict=True)
+    return Difference(max(abs(a - b) / (abs(b) or 1) for a, b in pairs), tolerance)
 
 
 def loss_difference(ours: Iterable[float], theirs: Iterable[float], tolerance: float) -> Difference:

@@ -12,7 +12,15 @@ from expunge.errors import ExpungeError
 from expunge.methods import configured
 from expunge.methods.cie import CiE, momentum, rows_of
 from expunge.models import Model
-from expunge.reference.case import Case, Difference, Tensors, pooled
+from expunge.reference.case import (
+    Case,
+    Difference,
+    Tensors,
+    pooled,
+    relative,
+    sampled,
+    under,
+)
 from expunge.training.loop import Trainer
 from expunge.training.student import Student
 
@@ -30,7 +38,7 @@ def steps(case: Case) -> Iterator[Difference]:
     inputs, expected, scalars = case.file("inputs"), case.file("expected"), case["scalars"]
     method, model = _method(case), case.model()
     student = Student(model, method.parameters(model))
-    _start(student, _group(inputs, "student"))
+    _start(student, under(inputs, "student"))
     trainer, history = Trainer(method, student), History()
     for step, batch in enumerate(_batches(case, student, inputs)):
         before = {name: total.clone() for name, total in trainer.sums.items()}
@@ -38,7 +46,7 @@ def steps(case: Case) -> Iterator[Difference]:
         own = {name: total - before.get(name, 0) for name, total in trainer.sums.items()}
         yield from _sampled(own, expected, f"step{step}/grad", GRADIENTS)
         yield from _sampled(trainer.sums, expected, f"step{step}/grad_seen_by_optimizer", GRADIENTS)
-        if after := _group(expected, f"weights_after_{step + 1}_steps"):
+        if after := under(expected, f"weights_after_{step + 1}_steps"):
             yield from _updates(model, student, expected, f"weights_after_{step + 1}_steps", after)
     yield from _terms(history, expected, scalars)
     yield from _stops(method, history, scalars)
@@ -89,10 +97,10 @@ def _terms(
         if None not in single.values():
             wanted[key] = list(single.values())
     for key, theirs in wanted.items():
-        yield _relative(ours[key][:1], theirs[:1], SCALARS)
-        yield _relative(ours[key], theirs, LATER)
+        yield relative(ours[key][:1], theirs[:1], SCALARS)
+        yield relative(ours[key], theirs, LATER)
     if "final_momentum" in scalars:
-        yield _relative(ours["momentum"][-1:], [scalars["final_momentum"]], LATER)
+        yield relative(ours["momentum"][-1:], [scalars["final_momentum"]], LATER)
 
 
 def _stops(method: CiE, history: History, scalars: Mapping[str, float]) -> Iterator[Difference]:
@@ -119,18 +127,7 @@ def _stops(method: CiE, history: History, scalars: Mapping[str, float]) -> Itera
         yield Difference(abs(ours - theirs), 0.0)
     if "final_momentum_with_threshold" in scalars:
         m = momentum(record["direction"] for record in history)[ended() - 1]
-        yield _relative([m], [scalars["final_momentum_with_threshold"]], LATER)
-
-
-def _relative(ours: list[float], theirs: list[float], tolerance: float) -> Difference:
-    pairs = zip(ours, theirs, strict=True)
-    return Difference(max(abs(a - b) / (abs(b) or 1) for a, b in pairs), tolerance)
-
-
-def _group(tensors: Tensors, group: str) -> dict[str, Tensor]:
-    """The tensors of a group, by the name that follows it."""
-    start = f"{group}/"
-    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+        yield relative([m], [scalars["final_momentum_with_threshold"]], LATER)
 
 
 def _updates(
@@ -138,8 +135,8 @@ def _updates(
 ) -> Iterator[Difference]:
     """The change of the weights, at the places that are stored."""
     base = {name: model.base_weight(name).double() for name in after}
-    ours = {name: sample(student.value(name).detach() - base[name]) for name in after}
-    theirs = {name: weight.double() - sample(base[name]) for name, weight in after.items()}
+    ours = {name: sampled(student.value(name).detach() - base[name]) for name in after}
+    theirs = {name: weight.double() - sampled(base[name]) for name, weight in after.items()}
     yield Difference(pooled(ours, theirs), UPDATES)
     yield from _norms({n: student.value(n).detach() for n in after}, expected, group, SCALARS)
 
@@ -148,28 +145,17 @@ def _sampled(
     ours: Tensors, expected: Tensors, group: str, tolerance: float
 ) -> Iterator[Difference]:
     """Distance to a group at the places that are stored, and of the norms; all names there."""
-    theirs = _group(expected, group)
+    theirs = under(expected, group)
     if not theirs:
         return
     if set(theirs) != set(ours):
         raise ExpungeError(f"{group}: {len(theirs)} tensors, here {len(ours)}")
-    yield Difference(pooled({name: sample(t) for name, t in ours.items()}, theirs), tolerance)
+    yield Difference(pooled({name: sampled(t) for name, t in ours.items()}, theirs), tolerance)
     yield from _norms(ours, expected, group, tolerance)
 
 
 def _norms(ours: Tensors, expected: Tensors, group: str, tolerance: float) -> Iterator[Difference]:
     """Distance of the norms of whole tensors."""
-    if theirs := _group(expected, f"{group}_norm"):
+    if theirs := under(expected, f"{group}_norm"):
         norms = {name: ours[name].double().norm()[None] for name in theirs}
         yield Difference(pooled(norms, theirs), tolerance)
-
-
-def sample(tensor: Tensor) -> Tensor:
-    """The places of a tensor that a case stores: all of a small one, else with a prime stride."""
-    total = tensor.numel()
-    if total <= 1024:
-        return tensor
-    stride = max(5, -(-total // 1024))
-    while any(stride % divisor == 0 for divisor in range(2, int(stride**0.5) + 1)):
-        stride += 1
-    return tensor.reshape(-1)[::stride]

@@ -19,7 +19,15 @@ from expunge.methods.forget_me_not import (
 from expunge.methods.forget_me_not_batches import columns
 from expunge.methods.mace_batches import noised
 from expunge.models import Model
-from expunge.reference.case import Case, Difference, Tensors, loss_difference, pooled
+from expunge.reference.case import (
+    Case,
+    Difference,
+    Tensors,
+    loss_difference,
+    pooled,
+    sampled,
+    under,
+)
 from expunge.training.loop import Trainer
 from expunge.training.student import Student
 
@@ -53,7 +61,7 @@ def steps(case: Case) -> Iterator[Difference]:
     yield _near(case, "embedding", model.encode([prompt]), inputs["embedding"])
     batches = []
     for number, step in enumerate(case["schedule"]):
-        given, timestep = _group(inputs, f"step{number}"), torch.tensor([step["timestep"]])
+        given, timestep = under(inputs, f"step{number}"), torch.tensor([step["timestep"]])
         yield Difference(float((marks != given["concept_positions"]).sum()), 0.0)
         noisy = noised(model, given["latents"], given["noise"], timestep)
         yield _near(case, "noisy", noisy, given["noisy_latents"])
@@ -96,7 +104,7 @@ def logits(case: Case) -> Iterator[Difference]:
     ]
     student = Student(model, method.parameters(model))
     with torch.no_grad():
-        for name, weight in _group(inputs, "student").items():
+        for name, weight in under(inputs, "student").items():
             student.weights[name].copy_(weight)
     distances = logit_distances(student, batches[0])
     yield _near(case, "per_layer", distances.detach(), case.file("expected")["step0/per_layer"])
@@ -123,9 +131,9 @@ def _gradients(case: Case, student: Student) -> Iterator[Difference]:
     ours = {n: w.grad.double() for n, w in student.weights.items() if w.grad is not None}
     missing = student.weights.keys() - ours.keys()
     yield Difference(float(len(missing ^ set(case["no_gradient"]))), 0.0)
-    theirs = _group(expected, "step0/grad")
+    theirs = under(expected, "step0/grad")
     yield _near(case, "grad", {name: sampled(ours[name]) for name in theirs}, theirs)
-    norms = _group(expected, "step0/grad_norm")
+    norms = under(expected, "step0/grad_norm")
     if set(norms) != set(ours):
         raise ExpungeError(f"{len(norms)} parameters have a gradient, here {len(ours)}")
     worst = max(float((ours[name].norm() - norm).abs()) for name, norm in norms.items())
@@ -172,7 +180,7 @@ def _weights(
     case: Case, student: Student, begin: Tensors, group: str, expected: Tensors
 ) -> Iterator[Difference]:
     """The change of the weights since the start, where the case has weights."""
-    if after := _group(expected, group):
+    if after := under(expected, group):
         ours = {n: sampled(student.weights[n].detach().double() - begin[n]) for n in after}
         theirs = {n: weight.double() - sampled(begin[n]) for n, weight in after.items()}
         yield _near(case, "weight_update", ours, theirs)
@@ -186,22 +194,3 @@ def _near(case: Case, key: str, ours: Tensor | Tensors, theirs: Tensor | Tensors
 
 def _tolerance(case: Case, key: str) -> float:
     return max(SINGLE[key], 2 * float(case["tolerance"].get(key, 0)))
-
-
-def _group(tensors: Tensors, group: str) -> dict[str, Tensor]:
-    """The tensors of a group, by the name that follows it."""
-    start = f"{group}/"
-    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
-
-
-def sampled(tensor: Tensor) -> Tensor:
-    """What a case stores of a tensor: all of a small one, else a place in every so many.
-
-    The stride is the smallest prime that leaves no more than 1024 places, and at least 5.
-    """
-    if tensor.numel() <= 1024:
-        return tensor
-    stride = max(5, -(-tensor.numel() // 1024))
-    while any(stride % divisor == 0 for divisor in range(2, int(stride**0.5) + 1)):
-        stride += 1
-    return tensor.reshape(-1)[::stride]

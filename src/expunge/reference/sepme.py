@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from expunge.errors import Unsupported
-from expunge.reference import ac, cie, fmn
+from expunge.reference import ac, cie, fmn, sepce
 from expunge.reference.case import Case, Difference
 
 PROGRAMS: Mapping[str, Callable[[Case], Iterator[Difference]]] = {
+    "basis": sepce.shifts,
     "e_anchor": ac.sepme,
     "e_empty": cie.steps,
     "e_generic": fmn.logits,
+    "protected": sepce.solutions,
 }
 """What to compare, by an input that no other of these programs has."""
 

@@ -12,7 +12,14 @@ from expunge.errors import ExpungeError
 from expunge.methods import configured
 from expunge.methods.trce_steering import TRCESteering, released
 from expunge.models import Model
-from expunge.reference.case import Case, Difference, Tensors, pooled
+from expunge.reference.case import (
+    Case,
+    Difference,
+    Tensors,
+    pooled,
+    sampled,
+    under,
+)
 from expunge.training.loop import Trainer
 from expunge.training.student import Student
 from expunge.training.trajectories import denoise, walked
@@ -30,7 +37,7 @@ def steps(case: Case) -> Iterator[Difference]:
     yield from _embeddings(case, model, inputs)
     yield from _trajectories(case, method, model, inputs)
     student = Student(model, method.parameters(model), start=_stage1(model, inputs))
-    if theirs := _group(inputs, "student"):
+    if theirs := under(inputs, "student"):
         _same_names(theirs, student.weights)
         with torch.no_grad():
             for name, weight in theirs.items():
@@ -55,7 +62,7 @@ def _method(case: Case) -> TRCESteering:
 
 def _stage1(model: Model, inputs: Tensors) -> Edit:
     """The given weights of stage 1 as an edit."""
-    weights = _group(inputs, "stage1")
+    weights = under(inputs, "stage1")
     changes = {name: weight.double() - model.base_weight(name) for name, weight in weights.items()}
     provenance = Provenance(
         method="trce",
@@ -177,21 +184,21 @@ def _terms(
 
 def _compared(case: Case, ours: Tensors, expected: Tensors, group: str) -> Iterator[Difference]:
     """Distance of gradients at the places that are stored, and of their norms."""
-    if theirs := _group(expected, group):
+    if theirs := under(expected, group):
         _same_names(theirs, ours)
         tolerance = max(GRADIENTS, 3 * case["tolerance"].get(group, 0.0))
-        yield Difference(pooled({n: _sampled(t) for n, t in ours.items()}, theirs), tolerance)
+        yield Difference(pooled({n: sampled(t) for n, t in ours.items()}, theirs), tolerance)
         norms = {name: tensor.double().norm()[None] for name, tensor in ours.items()}
-        yield Difference(pooled(norms, _group(expected, f"{group}_norm")), tolerance)
+        yield Difference(pooled(norms, under(expected, f"{group}_norm")), tolerance)
 
 
 def _updates(student: Student, expected: Tensors, group: str) -> Iterator[Difference]:
     """Distance of the changes of the weights at the places that are stored."""
-    if theirs := _group(expected, group):
+    if theirs := under(expected, group):
         _same_names(theirs, student.weights)
         base = {name: student.before(name).double() for name in theirs}
-        ours = {name: _sampled(student.value(name).detach() - base[name]) for name in theirs}
-        changes = {name: weight - _sampled(base[name]) for name, weight in theirs.items()}
+        ours = {name: sampled(student.value(name).detach() - base[name]) for name in theirs}
+        changes = {name: weight - sampled(base[name]) for name, weight in theirs.items()}
         yield Difference(pooled(ours, changes), UPDATES)
 
 
@@ -202,19 +209,3 @@ def _near(ours: Tensor, theirs: Tensor, tolerance: float) -> Difference:
 def _same_names(theirs: Tensors, ours: Tensors) -> None:
     if set(theirs) != set(ours):
         raise ExpungeError(f"{len(theirs)} parameters train, here {len(ours)}")
-
-
-def _group(tensors: Tensors, group: str) -> dict[str, Tensor]:
-    """The tensors of a group, by the name that follows it."""
-    start = f"{group}/"
-    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
-
-
-def _sampled(tensor: Tensor) -> Tensor:
-    """What a case stores of a tensor: all of a small one, else one place in every so many."""
-    if tensor.numel() <= 1024:
-        return tensor
-    stride = max(5, -(-tensor.numel() // 1024))
-    while any(stride % divisor == 0 for divisor in range(2, int(stride**0.5) + 1)):
-        stride += 1
-    return tensor.reshape(-1)[::stride]

@@ -1,0 +1,112 @@
+"""What the changes of SepCE leave alone, and how much of it there is room for.
+
+All rows are those of prompts' embeddings, ``[rows, width]``, float64 on the CPU, as are the spaces
+(see ``expunge.algebra.null_space``).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from expunge.algebra.null_space import fitting, null_space, null_spaces
+from expunge.models import Model
+
+LOOSER = (1e-3, 3e-3, 0.01, 0.03, 0.1)
+"""Tolerances to suggest where an exact protection doesn't fit."""
+
+VISIBLE = 0.01
+"""Part of a concept's rows, by length, that must lie inside of a space: to less, only a huge change
+could do anything."""
+
+
+class Given(NamedTuple):
+    """The rows of everything that matters."""
+
+    own: list[Tensor]
+    """Of each concept's prompts, which its change is there for."""
+    shared: Tensor
+    """What every change leaves alone."""
+    concepts: list[Tensor]
+    """Of each concept, what all other changes leave alone."""
+    kept: list[Tensor]
+    """Of each word to keep, which every change leaves alone."""
+
+    def others(self, turn: int) -> list[Tensor]:
+        """The blocks of all concepts but one."""
+        return [block for index, block in enumerate(self.concepts) if index != turn]
+
+    def seen(self, turn: int) -> list[Tensor]:
+        """All that the change of one concept leaves alone."""
+        return [self.shared, *self.others(turn), *self.kept]
+
+    def spaces(self, tolerance: float) -> list[Tensor]:
+        """For each concept what is orthogonal to all that its change leaves alone."""
+        common = null_space(torch.cat([self.shared, *self.kept]), tolerance=tolerance)
+        return null_spaces(self.concepts, common, tolerance)
+
+    def first_blind(self, spaces: Sequence[Tensor]) -> int | None:
+        """The first concept with no rows inside of its space, where no change would reach it."""
+        blind = (turn for turn, space in enumerate(spaces) if not sees(self.own[turn], space))
+        return next(blind, None)
+
+
+def sees(own: Tensor, space: Tensor) -> bool:
+    """Whether a change along a space can do enough to these rows."""
+    return bool((own @ space.T).norm() > VISIBLE * own.norm())
+
+
+def crowded(
+    given: Given, names: Sequence[str], turn: int, tolerance: float, *, suggest: bool
+) -> str:
+    """What to say of a concept that is left no direction: how much fits, and what helps.
+
+    ``suggest`` names settings.
+    """
+    width, own, blocks = given.shared.shape[1], given.own[turn], given.others(turn)
+    none = f"{names[turn]}: of {width} directions none is left beside"
+    room = null_space(given.shared, tolerance=tolerance)
+    if not sees(own, room):
+        return (
+            f"{none} the empty prompt, the replacements and the beginnings of the sentences; use "
+            "fewer contexts"
+        )
+    count, kept = (
+        fitting(listed, room, lambda space: sees(own, space), tolerance)
+        for listed in (blocks, [*blocks, *given.kept])
+    )
+    if count < len(blocks):
+        what = f"{len(blocks)} other concepts: the first {count} fit; erase fewer at once"
+    else:
+        what = f"{len(given.kept)} kept words: the first {kept - count} fit; keep no more"
+        what += ", or set protect" if suggest else ""
+    looser = (one for one in LOOSER if one > tolerance)
+    enough = (one for one in looser if given.first_blind(given.spaces(one)) is None)
+    if suggest and (one := next(enough, None)):
+        what += f"; or set tolerance={one}, which protects nearly as well"
+    return f"{none} {what}"
+
+
+def rows(model: Model, prompts: Sequence[str]) -> Tensor:
+    """All rows of some prompts."""
+    return model.encode(prompts).flatten(0, 1).double().cpu()
+
+
+def ended(model: Model, prompts: Sequence[str]) -> list[Tensor]:
+    """The rows of each prompt up to the end of its text."""
+    lengths = [len(ids) + 2 for ids in model.tokenized(prompts)]
+    embeddings = model.encode(prompts).double().cpu()
+    return [whole[:length] for whole, length in zip(embeddings, lengths, strict=True)]
+
+
+def named(model: Model, phrases: Sequence[str], sentences: Sequence[str]) -> Tensor:
+    """All rows of the bare phrases, and those of the sentences with them up to their end."""
+    inside = [sentence.format(phrase) for phrase in phrases for sentence in sentences]
+    return torch.cat([rows(model, phrases), *ended(model, inside)])
+
+
+def beginnings(model: Model, sentences: Sequence[str]) -> list[Tensor]:
+    """The rows of what stands before ``{}``, which don't depend on what follows."""
+    before = [sentence.partition("{}")[0].strip() for sentence in sentences]
+    return [whole[:-1] for whole in ended(model, before)]

@@ -1,0 +1,460 @@
+"""SepCE: what is protected, its loss, parts that come out one by one, later ones, both programs."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+import pico as build
+from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
+from expunge.algebra.null_space import null_space, null_spaces, rref
+from expunge.edits import LowRank
+from expunge.edits.edit import edited_weights
+from expunge.methods.base import Batch
+from expunge.methods.cie import FIRST_TEST, momentum
+from expunge.methods.sepce import SepCE
+from expunge.methods.sepce_shifts import JointShifts, Shifts
+from expunge.training import loop
+from expunge.training.loop import Monitor, Trainer, train
+from expunge.training.run import Run
+
+SHORT: dict[str, Any] = {"iterations": 4, "trajectories": 2, "num_inference_steps": 4, "lr": 1e-2}
+TWO = Policy(
+    erase=(
+        Concept(target="ghost", anchor="man"),
+        Concept(target="santa claus", synonyms=["santa"]),
+    ),
+    keep=("cat",),
+)
+
+
+@pytest.fixture(scope="session")
+def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline whose prompts have 16 rows of width 128: room for a few concepts."""
+    torch.manual_seed(1)
+    net = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    folder = tmp_path_factory.mktemp("wide")
+    build.pipeline(folder, net, width=128).save_pretrained(folder / "pipe")
+    return folder / "pipe"
+
+
+@pytest.fixture
+def wide(wide_folder: Path) -> Model:
+    return load(wide_folder, device="cpu")
+
+
+def made(model: Model, policy: Policy = TWO, size: float = 0.02, **values: Any) -> Shifts:
+    """A student with random coefficients."""
+    student = SepCE(**values).student(model, policy, 0, None)
+    draws = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in student.weights.values():
+            weight += size * torch.randn(weight.shape, generator=draws)
+    return student
+
+
+def taken(method: SepCE, student: Shifts, policy: Policy, count: int) -> list[Batch]:
+    return list(islice(method.batches(Run(student, policy, 0), range(count)), count))
+
+
+def moved(model: Model, edit: Edit, prompts: list[str]) -> list[float]:
+    """By how much the keys and values of each prompt change, as a share of what they are."""
+    changes = edited_weights(model, edit.components, edit.names)
+    base = {name: model.base_weight(name).double() for name in edit.names}
+    shares = []
+    for prompt in prompts:
+        rows = model.encode([prompt])[0].double()
+        change = torch.stack([((w - base[n]) @ rows.T).norm() for n, w in changes.items()]).norm()
+        before = torch.stack([(base[n] @ rows.T).norm() for n in changes]).norm()
+        shares.append(float(change / before))
+    return shares
+
+
+# --- what is protected
+
+
+def test_nothing_but_its_own_concept_sees_a_change(wide: Model) -> None:
+    edit = erase(wide, TWO, "sepce", protect=1, **SHORT)
+    ghost, santa = edit.only("ghost"), edit.without("ghost")
+    exact = ["", "cat", "man"]
+    assert max(moved(wide, edit, exact)) < 1e-6
+    assert max(moved(wide, ghost, ["santa claus", "santa"])) < 1e-6
+    assert max(moved(wide, santa, ["ghost"])) < 1e-6
+    assert min(moved(wide, ghost, ["ghost"]) + moved(wide, santa, ["santa claus", "santa"])) > 1e-3
+
+
+def test_sentences_are_protected_up_to_their_end(wide: Model) -> None:
+    """The rows of another concept's sentences, and of one's own before the concept's words."""
+    method = SepCE()
+    ghost, santa = method.bases(wide, TWO)
+    other = wide.encode(["a picture of a santa claus"])[0].double()
+    end = len(wide.tokens("a picture of a santa claus")) + 2
+    assert (ghost @ other[:end].T).abs().max() < 1e-5
+    assert (ghost @ other[end:].T).abs().max() > 1e-2
+    own = wide.encode(["a picture of a ghost"])[0].double()
+    before = len(wide.tokens("a picture of a")) + 1
+    assert (ghost @ own[:before].T).abs().max() < 1e-5
+    assert (ghost @ own[before:].T).norm() > 1.0
+    assert len(santa) <= method.max_base
+
+
+def test_reduced_directions_do_what_all_do_and_are_the_smallest(wide: Model) -> None:
+    """Any change along the whole null space, seen by the concept's prompts, is one along few."""
+    method = SepCE(contexts=("{}",), max_base=0)
+    (few, _), (every, _) = (
+        chosen.bases(wide, TWO)
+        for chosen in (method, method.model_copy(update={"basis": "orthonormal"}))
+    )
+    assert len(few) <= 15 < len(every)
+    assert torch.allclose(few @ every.T @ every, few, atol=1e-9)
+    change = torch.randn(5, len(every), dtype=torch.float64) @ every
+    smaller = change @ few.T @ few
+    rows = wide.encode(["ghost"])[0].double()
+    assert torch.allclose(change @ rows.T, smaller @ rows.T, atol=1e-6)
+    assert smaller.norm() < change.norm()
+
+
+def test_the_original_protects_bare_words_with_vectors_by_hand(wide: Model) -> None:
+    policy = Policy(erase=(Concept(target="ghost", synonyms=["dog"]),), keep=("cat", "man"))
+    method = SepCE(fidelity="original", max_base=40)
+    (basis,) = method.bases(wide, policy)
+    rows = wide.encode(["", "cat", "man"]).flatten(0, 1)
+    assert torch.allclose(basis, rref(rows)[:40], atol=1e-12)
+    with pytest.raises(ExpungeError, match="max_base: ghost has 82 directions, not 691"):
+        SepCE(fidelity="original", max_base=691).bases(wide, policy)
+
+
+def test_kept_words_are_protected_while_half_of_the_width_is_left(wide: Model) -> None:
+    policy = Policy(erase=(Concept(target="ghost"),), keep=("cat", "dog", "man", "noto"))
+
+    def protected(**values: Any) -> list[bool]:
+        (basis,) = SepCE(contexts=("{}",), **values).bases(wide, policy)
+        rows = (wide.encode([word])[0].double() for word in policy.keep)
+        return [bool((basis @ row.T).abs().max() < 1e-5) for row in rows]
+
+    assert protected() == [True, True, False, False]  # 16 + 15 + 2 * 15 of 128
+    assert protected(protect=0) == [False] * 4
+    assert protected(protect=3) == [True, True, True, False]
+
+
+def test_what_does_not_fit_is_an_error_that_says_what_does(wide: Model) -> None:
+    words = [f"{a} {b}" for a in ("cat", "dog", "man") for b in ("noto", "art", "photo")]
+    policy = Policy(erase=(Concept(target="ghost"),), keep=tuple(words))
+    with pytest.raises(ExpungeError, match=r"of 128 directions none.* the first 7 fit.*protect"):
+        SepCE(contexts=("{}",), protect=9).bases(wide, policy)
+    many = Policy.of([*words, "ghost"])
+    with pytest.raises(ExpungeError, match=r"9 other concepts: the first 7 fit") as caught:
+        SepCE(contexts=("{}",)).bases(wide, many)
+    looser = float(str(caught.value).rpartition("tolerance=")[2].partition(",")[0])
+    assert all(map(len, SepCE(contexts=("{}",), tolerance=looser).bases(wide, many)))
+    crowd = tuple(f"{word} {letter} {{}}" for word in words for letter in "abcdefghijklmnop")
+    with pytest.raises(ExpungeError, match="use fewer contexts"):
+        SepCE(contexts=crowd).bases(wide, Policy.of("ghost"))
+    with pytest.raises(ExpungeError, match=r"the first 7 fit; keep no more$"):
+        SepCE(fidelity="original").bases(wide, policy)
+
+
+def test_a_looser_tolerance_leaves_more_room_and_moves_little(wide: Model) -> None:
+    exact, loose = (SepCE(tolerance=t, max_base=0).bases(wide, TWO)[0] for t in (1e-5, 0.05))
+    assert len(loose) > len(exact)
+    rows = wide.encode(["santa claus"])[0].double()
+    assert (loose @ rows.T).norm(dim=0).max() < 0.05 * rows.norm(dim=1).max() * len(rows) ** 0.5
+
+
+# --- training
+
+
+def test_the_corrected_loss_is_cies_with_one_change_at_work(wide: Model) -> None:
+    method = SepCE(**SHORT, reg_beta=0.7, preserve_scale=3.0)
+    student = made(wide, **SHORT)
+    for turn, batch in enumerate(taken(method, student, TWO, 2)):
+        part = student.part(turn)
+        weights = {n: wide.base_weight(n) + (part.up[n] @ part.down[n]) for n in part.names}
+        ours = method.loss(student, batch)
+        at = batch["latents"], batch["timestep"]
+        wide.write({name: weight.detach() for name, weight in weights.items()})
+        with torch.no_grad():
+            left = wide.predict_noise(*at, batch["concept"]) - batch["without"]
+        wide.write(dict.fromkeys(weights))
+        r = batch["representation"]
+        share = (left * r).flatten(1).sum(1) / (r * r).flatten(1).sum(1)
+        change = {n: weight - wide.base_weight(n) for n, weight in weights.items()}
+        moved = sum(float(c.abs().sum()) for c in change.values())
+        moved /= sum(float(wide.base_weight(n).abs().sum()) for n in change)
+        held = [
+            float(((c @ batch["held"]) * c).sum() / ((w @ batch["held"]) * w).sum())
+            for c, w in ((c, wide.base_weight(n)) for n, c in change.items())
+        ]
+        expected = share.clamp(min=0).mean() + 0.7 * moved + 3.0 * sum(held) / len(held)
+        assert ours["loss"].item() == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_only_the_coefficients_of_the_batchs_concept_are_trained(wide: Model) -> None:
+    method = SepCE(**SHORT)
+    student = method.student(wide, TWO, 0, None)
+    trainer = Trainer(method, student)
+    for turn, batch in enumerate(taken(method, student, TWO, 2)):
+        before = {key: weight.detach().clone() for key, weight in student.weights.items()}
+        trainer.step([batch])
+        changed = {key for key, w in student.weights.items() if not torch.equal(w, before[key])}
+        assert changed == {f"{turn}:{name}" for name in student.names}
+
+
+def test_training_takes_the_direction_away(wide: Model) -> None:
+    method = SepCE(**{**SHORT, "lr": 3e-2}, reg_beta=0.0, preserve_scale=0.0)
+    student = method.student(wide, TWO, 0, None)
+    trainer = Trainer(method, student)
+    history = [trainer.step([batch]) for batch in taken(method, student, TWO, 60)]
+    for turn in (0.0, 1.0):
+        own = momentum(r["direction"] for r in history if r["turn"] == turn)
+        assert own[-1] < 0.6 * own[0]
+
+
+def test_a_monitor_sees_all_changes(wide: Model) -> None:
+    seen: list[Tensor] = []
+
+    def score(model: Model) -> dict[str, float]:
+        seen.append(model.unet.get_parameter(model.select("cross_attention.kv")[0]).clone())
+        return {"erased": 1.0}
+
+    edit = erase(wide, TWO, "sepce", monitor=Monitor(every=4, score=score), **SHORT)
+    weight = edited_weights(wide, edit.components, edit.names)[edit.names[0]]
+    assert weight is not None
+    assert torch.allclose(seen[0], weight.float(), atol=1e-7)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_killed_and_resumed_gives_the_same_edit(
+    wide: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    values = {**SHORT, "gradient_checkpointing": checkpointing}
+    whole = erase(wide, TWO, "sepce", **values)
+    real, calls = loop.Trainer.step, 0
+
+    def failing(*arguments: object) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop.Trainer, "step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        erase(wide, TWO, "sepce", checkpoints=tmp_path, **values)
+    monkeypatch.setattr(loop.Trainer, "step", real)
+    assert erase(wide, TWO, "sepce", checkpoints=tmp_path, **values).id == whole.id
+
+
+def test_each_concept_ends_by_its_own_threshold(wide: Model) -> None:
+    method = SepCE(thresholds=(0.5, 2.0))
+    records = [{"turn": float(t), "direction": 1.0} for _ in range(FIRST_TEST) for t in (0, 1)]
+    assert not method.finished(records)
+    for record in records:
+        record["direction"] -= 0.6 * (record["turn"] == 0)
+    assert method.finished(records)
+    with pytest.raises(ExpungeError, match="3 for 2 concepts; give one for each"):
+        erase(wide, TWO, "sepce", thresholds=(0.0, 0.0, 0.0), **SHORT)
+
+
+# --- parts
+
+
+def test_parts_come_out_one_by_one_and_the_base_is_there_again(wide: Model, tmp_path: Path) -> None:
+    three = Policy(erase=(*TWO.erase, Concept(target="dog")))
+    edit = erase(wide, three, "sepce", **SHORT)
+    assert [c.target for c in edit.concepts] == ["ghost", "santa claus", "dog"]
+    assert len(edit.components) == 3
+    assert all(isinstance(part.payload, LowRank) for part in edit.components)
+    base = {name: weight.clone() for name, weight in wide.unet.named_parameters()}
+    edit.save(tmp_path / "edit.safetensors")
+    edit = Edit.load(tmp_path / "edit.safetensors")
+    some = edit.without("dog")
+    assert some.id == (edit - edit.only("dog")).id == edit.only("ghost", "santa claus").id
+    total = {name: base[name].double() for name in edit.names}
+    for part in some.components:
+        for name in total:
+            total[name] = total[name] + part.payload.change(name, base[name])  # type: ignore[union-attr]
+    with some.applied(wide):
+        for name, weight in total.items():
+            assert torch.equal(wide.unet.get_parameter(name), weight.float())
+    edit.apply(wide)
+    for concept in edit.concepts:
+        edit.only(concept.target).revert(wide)
+    assert all(torch.equal(weight, base[n]) for n, weight in wide.unet.named_parameters())
+
+
+def test_directions_that_all_parameters_share_are_stored_once(wide: Model) -> None:
+    edit = erase(wide, "ghost", "sepce", **{**SHORT, "max_base": 4})
+    (part,) = edit.components
+    rows = sum(len(wide.base_weight(name)) for name in edit.names)
+    assert edit.size == 4 * (rows * 4 + 4 * 128)
+    assert set(part.payload.tensors()) == {"down", *(f"up:{name}" for name in edit.names)}
+
+
+def test_a_concept_that_is_added_later_leaves_the_earlier_ones_alone(wide: Model) -> None:
+    old = erase(wide, "ghost", "sepce", **SHORT)
+    later = Policy(erase=(Concept(target="dog"),), keep=("ghost",))
+    both = old + erase(wide, later, "sepce", protect=1, **SHORT)
+    assert max(moved(wide, both.only("dog"), ["", "ghost"])) < 1e-6
+    assert both.without("dog").id == old.id
+
+
+# --- the released programs
+
+
+def test_the_separable_program_protects_what_is_kept(wide: Model) -> None:
+    policy = Policy(erase=(Concept(target="ghost"),), keep=("cat", "dog"))
+    values = {"fidelity": "original", "iterations": 3, "num_inference_steps": 2, "lr": 0.1}
+    edit = erase(wide, policy, "sepce", **values)
+    assert max(moved(wide, edit, ["", "cat", "dog"])) < 1e-6 < moved(wide, edit, ["ghost"])[0]
+    with pytest.raises(ExpungeError, match="sepce: the released program erases one concept"):
+        erase(wide, TWO, "sepce", **values)
+
+
+JOINT: dict[str, Any] = {
+    "fidelity": "original",
+    "variant": "joint",
+    "iterations": 3,
+    "num_inference_steps": 2,
+    "lr": 0.1,
+    "scale_factor": 1.0,
+}
+
+
+def test_the_joint_program_trains_all_concepts_in_each_step(wide: Model) -> None:
+    policy, method = Policy.of(["ghost", "dog"]), SepCE(**JOINT)
+    student = method.student(wide, policy, 0, None)
+    trainer = Trainer(method, student)
+    (batch, *_) = batches = taken(method, student, policy, 3)
+    assert len(batch["latents"]) == 2
+    assert len(set(batch["timestep"].tolist())) == 1
+    assert torch.equal(batch["concept"], wide.encode(["ghost", "dog"]))
+    for one in batches[:2]:
+        trainer.step([one])
+    terms, sizes, changes = [], [], []
+    weights = {name: student.value(name).detach() for name in student.names}
+    ours = method.loss(student, batch)
+    for row in range(2):
+        at = batch["latents"][row : row + 1], batch["timestep"][row : row + 1]
+        pair = batch["concept"][row : row + 1], batch["empty"][row : row + 1]
+        wide.write(weights)
+        with torch.no_grad():
+            own, empty = (wide.predict_noise(*at, embeddings) for embeddings in pair)
+        wide.write(dict.fromkeys(weights))
+        product = (own - empty) * batch["representation"][row]
+        terms.append(product.mean())
+        sizes.append(product.norm())
+        changes.append(
+            sum(float(c.detach().abs().mean()) for c in student.coefficients(row).values())
+        )
+    each = [sizes[0] / sizes[k] * terms[k] + method.reg_beta * changes[k] for k in range(2)]
+    assert ours["loss"].item() == pytest.approx(float(sum(each)) / 2, rel=1e-3)
+    assert ours["direction1"].item() == pytest.approx(float(terms[1]), rel=1e-3)
+
+
+def test_a_joint_change_is_taken_when_its_rule_fires(wide: Model) -> None:
+    """It is trained on, by the sum of all gradients so far, but that shows no more."""
+    policy = Policy.of(["ghost", "dog"])
+    method = SepCE(**{**JOINT, "thresholds": (1e9, -1e9)})
+    student = method.student(wide, policy, 0, None)
+    assert isinstance(student, JointShifts)
+    trainer, batches = Trainer(method, student), taken(method, student, policy, 3)
+    history = []
+    for number in range(FIRST_TEST + 2):
+        history.append(trainer.step([batches[number % 3]]))
+        if number == FIRST_TEST - 1:
+            then = {n: c.detach().clone() for n, c in student.coefficients(0).items()}
+    ghost, dog = (part.payload for part in method.parts(student, policy))
+    assert isinstance(ghost, LowRank)
+    assert isinstance(dog, LowRank)
+    for name in student.names:
+        assert torch.equal(ghost.up[name], then[name])
+        assert not torch.equal(ghost.up[name], student.coefficients(0)[name])
+        assert torch.equal(dog.up[name], student.coefficients(1)[name])
+    assert not method.finished(history)
+    assert method.model_copy(update={"thresholds": (1e9, 1e9)}).finished(history)
+    assert not method.model_copy(update={"thresholds": (1e9, 1e9)}).finished(history[:11])
+
+
+def test_a_killed_joint_run_ends_the_same(
+    wide: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    policy, method = Policy.of(["ghost", "dog"]), SepCE(**{**JOINT, "iterations": 4})
+    whole = erase(wide, policy, method)
+    real, calls = loop.Trainer.step, 0
+
+    def failing(*arguments: object) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop.Trainer, "step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        erase(wide, policy, method, checkpoints=tmp_path)
+    monkeypatch.setattr(loop.Trainer, "step", real)
+    assert erase(wide, policy, method, checkpoints=tmp_path).id == whole.id
+    result = train(method, wide, policy, seed=0)
+    assert [part.concepts[0].target for part in result.parts] == ["ghost", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_method": "x"}, "train_method"),
+        ({"rank": 4}, "set max_base instead"),
+        ({"variant": "joint"}, 'only with fidelity="original"'),
+        ({"fidelity": "original", "variant": "joint", "accumulation": 2}, "one batch a step"),
+        ({"fidelity": "original", "protect": 1}, 'protect: only with fidelity="corrected"'),
+        ({"fidelity": "original", "tolerance": 0.1}, 'tolerance: only with fidelity="corrected"'),
+        ({"basis": "sparse"}, "basis"),
+        ({"tolerance": 0.0}, "tolerance"),
+    ],
+)
+def test_wrong_settings_are_named(wide: Model, values: dict[str, object], message: str) -> None:
+    with pytest.raises(ExpungeError) as caught:
+        erase(wide, "dog", "sepce", **values)
+    assert message in str(caught.value)
+
+
+def test_a_model_without_room_says_so(pico: Model) -> None:
+    """Its prompts have 16 rows of width 32."""
+    with pytest.raises(ExpungeError, match="of 32 directions none is left"):
+        erase(pico, ["ghost", "dog", "cat"], "sepce", contexts=["{}"], **SHORT)
+
+
+def test_released_defaults() -> None:
+    method = SepCE(fidelity="original", lr=0.1)
+    assert (method.basis, method.max_base, method.gradients) == ("rref", 0, "cumulative")
+    assert (method.lr, method.scale_factor, method.threshold) == (0.1, 1e-2, 5e-5)
+    assert SepCE().basis == "reduced"
+
+
+def test_the_bases_of_all_concepts_are_those_of_each(wide: Model) -> None:
+    method = SepCE(basis="orthonormal", max_base=0, protect=0, contexts=("{}",))
+    words = ("ghost", "dog", "cat", "man")
+    bases = method.bases(wide, Policy.of(words))
+    for turn, basis in enumerate(bases):
+        others = [word for index, word in enumerate(words) if index != turn]
+        alone = null_space(wide.encode(["", *others]).flatten(0, 1))
+        assert len(basis) == len(alone) == 128 - 16 - 3 * 15
+        assert torch.allclose(basis.T @ basis, alone.T @ alone, atol=1e-4)
+    assert len(null_spaces([wide.encode(["ghost"])[0]], null_space(wide.encode([""])[0]))) == 1
