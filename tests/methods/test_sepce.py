@@ -445,7 +445,9 @@ def test_released_defaults() -> None:
     method = SepCE(fidelity="original", lr=0.1)
     assert (method.basis, method.max_base, method.gradients) == ("rref", 0, "cumulative")
     assert (method.lr, method.scale_factor, method.threshold) == (0.1, 1e-2, 5e-5)
-    assert SepCE().basis == "reduced"
+    assert (SepCE().basis, SepCE().max_base) == ("reduced", 32)
+    assert SepCE(basis="orthonormal").max_base == 0
+    assert SepCE(basis="orthonormal", max_base=5).max_base == 5
 
 
 def test_the_bases_of_all_concepts_are_those_of_each(wide: Model) -> None:

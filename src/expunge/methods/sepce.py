@@ -31,7 +31,7 @@ from expunge.concepts import TEMPLATES, Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.methods.base import Batch, Part
-from expunge.methods.cie import FIRST_TEST, CiE, direction, momentum, predictions
+from expunge.methods.cie import FIRST_TEST, CiE, Rows, direction, momentum, predictions
 from expunge.methods.sepce_bases import Given, beginnings, crowded, named, rows
 from expunge.methods.sepce_shifts import JointShifts, Shifts
 from expunge.models import Model
@@ -70,7 +70,8 @@ class SepCE(CiE):
     """Directions of a change: those of the null space that the concept's own rows lie in, all of
     them, or all as elimination by hand gives them."""
     max_base: int = Field(32, ge=0)
-    """Directions of each change at most; 0 is all. The reduced ones are those of most."""
+    """Directions of each change at most; 0 is all. Of the reduced ones those of most are taken, of
+    the others the first; these are all unless something is said."""
     scale_factor: float = Field(1.0, gt=0)
     """beta: length of each direction; with Adam only ``lr`` times this counts."""
     protect: int | None = Field(None, ge=0)
@@ -81,6 +82,13 @@ class SepCE(CiE):
     protected. The default is exact in single precision; 0.01 has room for many more words."""
     thresholds: tuple[float, ...] = ()
     """``threshold`` of each concept, if not one for all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_basis(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("basis", "reduced") == "reduced":
+            return values
+        return {"max_base": 0, **values}
 
     @classmethod
     def released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -177,9 +185,11 @@ class SepCE(CiE):
             return
         draw = self._pictured(run)
         for number in numbers:
-            rows = zip(*(draw(number, turn) for turn in range(len(run.policy.erase))), strict=True)
-            columns = [torch.cat(column).to(run.model.device) for column in rows]
-            yield dict(zip(draw(number, 0)._fields, columns, strict=True))
+            drawn = [draw(number, turn) for turn in range(len(run.policy.erase))]
+            columns = [
+                torch.cat(column).to(run.model.device) for column in zip(*drawn, strict=True)
+            ]
+            yield dict(zip(Rows._fields, columns, strict=True))
 
     # --- directions
 
@@ -199,7 +209,9 @@ class SepCE(CiE):
             both = zip(given.own, spaces, strict=True)
             return [leading(own, space, self.max_base) for own, space in both]
         if self.basis == "rref":
-            spaces = [rref(torch.cat(given.seen(turn))) for turn in range(len(spaces))]
+            spaces = [
+                rref(torch.cat(given.seen(turn)), self.tolerance) for turn in range(len(spaces))
+            ]
         for concept, space in zip(policy.erase, spaces, strict=True):
             if self.max_base > len(space):
                 raise ExpungeError(
