@@ -16,7 +16,8 @@ from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.membranes import Membranes
 from expunge.methods import configured
 from expunge.methods.base import Batch
-from expunge.methods.spm import SPM, noise_anchors
+from expunge.methods.spm import SPM
+from expunge.methods.spm_anchors import acting, noise_anchors
 from expunge.methods.spm_student import Apprentice
 from expunge.training import loop
 from expunge.training.loop import Monitor, Trainer
@@ -81,7 +82,7 @@ def test_the_original_loss_is_the_released_one_pass_by_pass(pico: Model, count: 
         "target": target,
         "positive": positive,
         "neutral": neutral,
-        "anchors": method.acting(drawn, pico),
+        "anchors": acting(drawn, empty, method.anchor_split),
     }
     eps = [pico.predict_noise(latents, timestep, e) for e in (positive, neutral)]
     away = eps[1] - 1.5 * (eps[0] - eps[1])

@@ -13,31 +13,30 @@ phrases (``edits/membranes.py``), so that membranes of many concepts, trained ap
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import mse_loss
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Metric, Rule
 from expunge.errors import ExpungeError, Unsupported
 from expunge.methods.base import Batch, Part, Trained
-from expunge.methods.spm_student import Acts, Apprentice
+from expunge.methods.spm_anchors import Split, acting, noise_anchors
+from expunge.methods.spm_student import Acts, Apprentice, distinct
 from expunge.models import Model
 from expunge.models.sdxl import SDXL
 from expunge.seeding import generator
 from expunge.training.run import Run
 from expunge.training.student import Student
-from expunge.training.trajectories import Predict, ddim, denoise
+from expunge.training.trajectories import ddim, denoise
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
-
-Split = Literal["released", "all"]
 
 ORIGINAL: dict[str, Any] = {
     "iterations": 3000,
@@ -180,13 +179,13 @@ class SPM(Trained):
         target, positive, neutral = (
             batch[key].expand(rows, -1, -1) for key in ("target", "positive", "neutral")
         )
-        through = _distinct(
+        through = distinct(
             student.predict,
             torch.cat([latents, latents[of]]),
             torch.cat([timestep, timestep[of]]),
             torch.cat([target, batch["anchors"]]),
         )
-        past = _distinct(
+        past = distinct(
             student.teach,
             torch.cat([latents, latents, latents[of]]),
             torch.cat([timestep, timestep, timestep[of]]),
@@ -303,23 +302,14 @@ class SPM(Trained):
         if not self.la_strength:
             return target[:0]
         if self.fidelity == "original":
-            return self.acting(noise_anchors(draws, target[0], self.anchors), run.model)
+            drawn = noise_anchors(draws, target[0], self.anchors)
+            return acting(drawn, run.model.unconditional(), self.anchor_split)
         pool = ("", *run.policy.kept_prompts(self.contexts))
         prompts = [
             pool[_draw(draws, 0, len(pool))] for _ in range(round(self.anchors * self.keep_share))
         ]
         noise = noise_anchors(draws, target[0], self.anchors - len(prompts))
         return torch.cat([run.model.condition(prompts), noise]) if prompts else noise
-
-    def acting(self, anchors: Tensor, model: Model) -> Tensor:
-        """Those of the drawn anchors, ``[anchors, rows, width]``, that the original's loss sees.
-
-        It puts an empty prompt before each and takes the second half of that for the anchors.
-        """
-        if self.anchor_split == "all":
-            return anchors
-        empty = model.unconditional().expand_as(anchors)
-        return torch.stack([empty, anchors], 1).flatten(0, 1)[len(anchors) :]
 
     def _positives(self, policy: Policy) -> Sequence[str]:
         """For each concept what leads away from it, "" for its own prompt."""
@@ -342,37 +332,6 @@ class Predictions(NamedTuple):
     anchors: Tensor
     """Through the membrane."""
     frozen_anchors: Tensor
-
-
-def noise_anchors(draws: torch.Generator, target: Tensor, count: int) -> Tensor:
-    """Embeddings ``[count, rows, width]`` in all directions, away from ``target`` rather than near.
-
-    A direction is taken with a probability of 1 less its cosine with the target; its length is
-    0.8 to 1.2 times the target's.
-    """
-    goal = target.detach().float().flatten().cpu()
-    taken: list[Tensor] = []
-    while len(taken) < count:
-        direction = normalize(torch.randn(len(goal), generator=draws), dim=0)
-        chance = 1 - direction @ normalize(goal, dim=0)
-        if float(torch.rand((), generator=draws)) < chance:
-            taken.append(direction)
-    lengths = (0.8 + 0.4 * torch.rand(count, 1, generator=draws)) * goal.norm()
-    found: Tensor = lengths * (torch.stack(taken) if taken else goal.new_zeros(0, len(goal)))
-    return found.reshape(count, *target.shape).to(target)
-
-
-def _distinct(predict: Predict, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-    """Predictions of all rows; those that are the same are computed once."""
-    rows = list(zip(latents, timestep, embeddings, strict=True))
-    places = [next(at for at, one in enumerate(rows) if _same(one, row)) for row in rows]
-    first = sorted(set(places))
-    made = predict(latents[first], timestep[first], embeddings[first])
-    return made[[first.index(place) for place in places]]
-
-
-def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return all(map(torch.equal, one, other))
 
 
 def _draw(draws: torch.Generator, low: int, high: int) -> int:

@@ -14,6 +14,7 @@ from expunge.edits.payloads import LowRank
 from expunge.models import Model
 from expunge.seeding import generator
 from expunge.training.student import Student
+from expunge.training.trajectories import Predict
 
 Result = TypeVar("Result")
 
@@ -137,6 +138,19 @@ class Apprentice(Student):
             yield self.model
         finally:
             installed.remove()
+
+
+def distinct(predict: Predict, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+    """Predictions of all rows; those that are the same are computed once."""
+    rows = list(zip(latents, timestep, embeddings, strict=True))
+    places = [next(at for at, one in enumerate(rows) if _same(one, row)) for row in rows]
+    first = sorted(set(places))
+    made = predict(latents[first], timestep[first], embeddings[first])
+    return made[[first.index(place) for place in places]]
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
 
 
 def _key(side: str, concept: int, name: str) -> str:

@@ -15,6 +15,7 @@ from expunge.formats import spm
 from expunge.methods import configured
 from expunge.methods.base import Batch
 from expunge.methods.spm import SPM
+from expunge.methods.spm_anchors import acting
 from expunge.methods.spm_student import Apprentice
 from expunge.models import Model
 from expunge.reference.case import Case, Difference, Tensors, loss_difference, pooled
@@ -116,7 +117,7 @@ def training(case: Case) -> Iterator[Difference]:
         anchors = target[:0]
         if method.la_strength:
             drawn = given[f"step{number}/anchor_batch"][1::2]
-            anchors = method.acting(drawn, model)
+            anchors = acting(drawn, model.unconditional(), method.anchor_split)
         batch = {
             "turn": torch.tensor(0.0),
             "latents": latents,
