@@ -3,19 +3,24 @@
     python benchmarks/gated.py training [--concepts 1] [--shifts 16] [--anchors 32]
     python benchmarks/gated.py gates [--concepts 100 1000]
     python benchmarks/gated.py sampling [--gates 100] [--steps 50] [--rounds 5]
+    python benchmarks/gated.py passes [--gates 100] [--steps 50] [--rounds 5]
 
 ``training`` and ``gates`` have the sizes of Stable Diffusion 1.4 (32 keys and values of 768-wide
 rows, 77 tokens) and random weights. ``training`` compares one step, forward and backward, with
 the direct form: every layer computes its own gate, and keys and values of all prompts. ``sampling``
 draws with the bundled model, the two pipelines in turns, so that both see the same machine.
+``passes`` times single passes of a UNet of Stable Diffusion 1.4's size (random weights, latents of
+32 x 32, a prompt and the empty one) in the same way, and adds them up to a picture's ``--steps``.
 """
 
 import argparse
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +31,7 @@ from expunge.edits.edit import Edit
 from expunge.edits.gates import Installed
 from expunge.edits.residual_gates import ResidualGates
 from expunge.methods.cpe_losses import Prompts, Surface, erasing
+from trained import sd14
 
 WIDTH, TOKENS, RANK = 768, 77, 16
 OUTPUTS = [320] * 4 + [640] * 4 + [1280] * 4 + [1280] * 2 + [1280] * 6 + [640] * 6 + [320] * 6
@@ -185,9 +191,8 @@ class _Plain:
         return {}
 
 
-def sampling(count: int, steps: int, rounds: int) -> None:
-    torch.set_num_threads(1)
-    model = expunge.load("emoji")
+def gating(model: expunge.Model, count: int) -> Edit:
+    """An edit of so many gates."""
     names = model.select("cross_attention.kv")
     widths = [len(model.base_weight(name)) for name in names]
     made = gates(count, names, widths, model.text_width)
@@ -195,7 +200,14 @@ def sampling(count: int, steps: int, rounds: int) -> None:
     record = Provenance(
         method="cpe", settings={}, concepts=(), keep=(), seed=0, base=base, versions={}
     )
-    edit = Edit((Component(made, record),))
+    return Edit((Component(made, record),))
+
+
+def sampling(count: int, steps: int, rounds: int) -> None:
+    torch.set_num_threads(1)
+    model = expunge.load("emoji")
+    names = model.select("cross_attention.kv")
+    edit = gating(model, count)
     model.pipe.set_progress_bar_config(disable=True)
 
     def draw(number: int) -> float:
@@ -239,6 +251,33 @@ def sampling(count: int, steps: int, rounds: int) -> None:
         )
 
 
+@torch.no_grad()
+def passes(count: int, steps: int, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        model = sd14(Path(place))
+    edit = gating(model, count)
+    latents = torch.randn(2, *model.latent_shape)
+    times: dict[str, list[float]] = {"plain": [], "first": [], "later": []}
+    for number in range(rounds + 1):
+        conditions = torch.randn(2, TOKENS, WIDTH)
+        plain = seconds(lambda: model.predict_noise(latents, 500, conditions))  # noqa: B023
+        with edit.applied(model):
+            first, later = (
+                seconds(lambda: model.predict_noise(latents, 500, conditions))  # noqa: B023
+                for _ in range(2)
+            )
+        if number:
+            for name, taken in (("plain", plain), ("first", first), ("later", later)):
+                times[name].append(taken)
+    plain, first, later = (statistics.median(own) for own in times.values())
+    ratio = (first + (steps - 1) * later) / (steps * plain)
+    print(
+        f"SD 1.4's size, {count} gates, {torch.get_num_threads()} threads: a pass takes "
+        f"{plain:.2f} s without, {first:.2f} s when a prompt is new, {later:.2f} s after that; "
+        f"{steps} steps {ratio:.3f} times the unedited ones"
+    )
+
+
 def _resident() -> float:
     """The most megabytes that this process has had."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -259,14 +298,18 @@ def main() -> None:
     two = parts.add_parser("gates")
     two.add_argument("--concepts", type=int, nargs="+", default=[100, 1000])
     three = parts.add_parser("sampling")
-    three.add_argument("--gates", type=int, default=100)
-    three.add_argument("--steps", type=int, default=50)
-    three.add_argument("--rounds", type=int, default=5)
+    four = parts.add_parser("passes")
+    for part in (three, four):
+        part.add_argument("--gates", type=int, default=100)
+        part.add_argument("--steps", type=int, default=50)
+        part.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.part == "training":
         training(options.concepts, options.shifts, options.anchors)
     elif options.part == "gates":
         opening(options.concepts)
+    elif options.part == "passes":
+        passes(options.gates, options.steps, options.rounds)
     else:
         sampling(options.gates, options.steps, options.rounds)
 

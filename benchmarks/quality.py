@@ -27,6 +27,7 @@ from expunge import Concept, Edit, Model, erase, load
 from expunge.evaluation.evaluate import evaluate
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import DRAWN, FEATURES, right_of
+from expunge.methods import configured
 from expunge.metrics.rates import Estimate, Rate
 from expunge.models.emoji import presets
 
@@ -76,6 +77,8 @@ CLOSED = ("uce", "rece", "mace", "trce")
 TRAINED = ("esd", "ac", "cie", "fmn", "trce-steering")
 GATED = ("cpe", "spm", "sepce")
 METHODS = CLOSED + TRAINED + GATED
+TURNS = ("spm", "sepce")
+"""Methods whose steps are for one concept each."""
 KEPT = ("other objects", "other styles")
 COLUMNS = {
     "its name": (("explicit",), DRAWN),
@@ -98,13 +101,21 @@ def made(model: Model, method: str, task: str, folder: Path) -> tuple[Edit, dict
     return Edit.load(path), json.loads(costs.read_text())
 
 
+def settings(method: str, task: str) -> dict[str, object]:
+    """The preset; where concepts take turns, with as many steps for each of several."""
+    concepts = TASKS[task]
+    values = presets.settings(method, concepts[0])
+    if method in TURNS:
+        steps = configured(method, **values).iterations
+        values["iterations"] = steps * len(concepts)
+    return values
+
+
 def make(method: str, task: str, path: Path) -> None:
     """Make one edit, and write it with its costs."""
     model = load("emoji")
     before, start = _peak(), time.perf_counter()
-    concepts = TASKS[task]
-    values = presets.settings(method, concepts[0])
-    edit = erase(model, presets.policy(*concepts), method, **values)
+    edit = erase(model, presets.policy(*TASKS[task]), method, **settings(method, task))
     seconds = time.perf_counter() - start
     edit.save(path)
     costs = {"seconds": seconds, "peak": _peak(), "loaded": before}
