@@ -4,6 +4,7 @@
     python benchmarks/gated.py gates [--concepts 100 1000]
     python benchmarks/gated.py sampling [--gates 100] [--steps 50] [--rounds 5]
     python benchmarks/gated.py passes [--gates 100] [--steps 50] [--rounds 5]
+    python benchmarks/gated.py many [--concepts 50]
 
 ``training`` and ``gates`` have the sizes of Stable Diffusion 1.4 (32 keys and values of 768-wide
 rows, 77 tokens) and random weights. ``training`` compares one step, forward and backward, with
@@ -11,6 +12,8 @@ the direct form: every layer computes its own gate, and keys and values of all p
 draws with the bundled model, the two pipelines in turns, so that both see the same machine.
 ``passes`` times single passes of a UNet of Stable Diffusion 1.4's size (random weights, latents of
 32 x 32, a prompt and the empty one) in the same way, and adds them up to a picture's ``--steps``.
+``many`` trains gates for every second thing that the bundled model draws, each towards the one that
+follows it, and draws all of them and all others once.
 """
 
 import argparse
@@ -30,7 +33,12 @@ from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.gates import Installed
 from expunge.edits.residual_gates import ResidualGates
+from expunge.generation import ImageRequest, Sampler
+from expunge.generation.sampling import sample
 from expunge.methods.cpe_losses import Prompts, Surface, erasing
+from expunge.metrics.rates import Rate
+from expunge.models.emoji import catalog, presets
+from expunge.models.emoji.judges import load_judges
 from trained import sd14
 
 WIDTH, TOKENS, RANK = 768, 77, 16
@@ -278,6 +286,43 @@ def passes(count: int, steps: int, rounds: int) -> None:
     )
 
 
+def many(count: int) -> None:
+    model, known = expunge.load("emoji"), catalog().objects
+    concepts = [
+        expunge.Concept(target=one.name, anchor=other.name)
+        for one, other in zip(known[: 2 * count : 2], known[1 : 2 * count : 2], strict=True)
+    ]
+    policy = presets.policy(*concepts)
+    values = presets.settings("cpe", concepts[0])
+    began = time.perf_counter()
+    edit = expunge.erase(model, policy, "cpe", **values)
+    taken = time.perf_counter() - began
+    judges = load_judges()
+
+    def right(things: list[str]) -> Rate:
+        requests = [
+            ImageRequest(case_number=str(number), prompt=f"{thing}, noto style", seed=number)
+            for number, thing in enumerate(things)
+        ]
+        drawn = torch.stack([picture for _, picture in sample(model, requests, Sampler())])
+        seen = judges.classify(drawn.permute(0, 3, 1, 2)).objects.tolist()
+        names = [judges.objects[at] if at >= 0 else "" for at in seen]
+        return Rate.of([name == thing for name, thing in zip(names, things, strict=True)])
+
+    erased = [one.target for one in concepts]
+    kept = [one.name for one in known if one.name not in erased]
+    before = right(erased), right(kept)
+    with edit.applied(model):
+        after = right(erased), right(kept)
+    print(
+        f"{count} concepts, {torch.get_num_threads()} threads: trained in {taken:.0f} s, "
+        f"{edit.size / 1e6:.1f} MB"
+    )
+    for label, one, two in zip(("erased", "others"), before, after, strict=True):
+        low, high = (100 * bound for bound in two.interval)
+        print(f"  {label}: {one.successes} -> {two.successes} of {two.n} ({low:.0f}-{high:.0f} %)")
+
+
 def _resident() -> float:
     """The most megabytes that this process has had."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -303,11 +348,15 @@ def main() -> None:
         part.add_argument("--gates", type=int, default=100)
         part.add_argument("--steps", type=int, default=50)
         part.add_argument("--rounds", type=int, default=5)
+    five = parts.add_parser("many")
+    five.add_argument("--concepts", type=int, default=50)
     options = parser.parse_args()
     if options.part == "training":
         training(options.concepts, options.shifts, options.anchors)
     elif options.part == "gates":
         opening(options.concepts)
+    elif options.part == "many":
+        many(options.concepts)
     elif options.part == "passes":
         passes(options.gates, options.steps, options.rounds)
     else:

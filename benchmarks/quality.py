@@ -148,7 +148,7 @@ class Row(NamedTuple):
             self.task,
             self.method,
             *(self._counts(column) for column in COLUMNS),
-            f"{self.drift.value:.3f} ({low:.3f}–{high:.3f})",
+            f"{self.drift.value:.4f} ({low:.4f}–{high:.4f})",
             f"{self.seconds:.0f} s",
             f"{self.memory / 1e6:.0f} MB",
             f"{self.size / 1e6:.1f} MB",

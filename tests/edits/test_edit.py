@@ -271,7 +271,7 @@ def test_sd14_size_is_under_a_megabyte_under_a_second_and_exact(tmp_path: Path) 
     edit.save(tmp_path / "edit.safetensors")
     assert (tmp_path / "edit.safetensors").stat().st_size < 1_000_000
     times = []
-    for _ in range(3):
+    for _ in range(5):  # other programs may be at work
         start = time.perf_counter()
         edit.apply(model)
         times.append(time.perf_counter() - start)
