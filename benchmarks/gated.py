@@ -268,15 +268,18 @@ def passes(count: int, steps: int, rounds: int) -> None:
     times: dict[str, list[float]] = {"plain": [], "first": [], "later": []}
     for number in range(rounds + 1):
         conditions = torch.randn(2, TOKENS, WIDTH)
-        plain = seconds(lambda: model.predict_noise(latents, 500, conditions))  # noqa: B023
+
+        def run(conditions: Tensor = conditions) -> float:
+            return seconds(lambda: model.predict_noise(latents, 500, conditions))
+
+        before = run()
         with edit.applied(model):
-            first, later = (
-                seconds(lambda: model.predict_noise(latents, 500, conditions))  # noqa: B023
-                for _ in range(2)
-            )
+            first, later, again = run(), run(), run()
+        after = run()
         if number:
-            for name, taken in (("plain", plain), ("first", first), ("later", later)):
-                times[name].append(taken)
+            times["plain"] += [before, after]
+            times["first"].append(first)
+            times["later"] += [later, again]
     plain, first, later = (statistics.median(own) for own in times.values())
     ratio = (first + (steps - 1) * later) / (steps * plain)
     print(

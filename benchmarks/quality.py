@@ -79,6 +79,8 @@ GATED = ("cpe", "spm", "sepce")
 METHODS = CLOSED + TRAINED + GATED
 TURNS = ("spm", "sepce")
 """Methods whose steps are for one concept each."""
+MOST_STEPS = 1000
+"""Of such a method, for all concepts together."""
 KEPT = ("other objects", "other styles")
 COLUMNS = {
     "its name": (("explicit",), DRAWN),
@@ -107,7 +109,7 @@ def settings(method: str, task: str) -> dict[str, object]:
     values = presets.settings(method, concepts[0])
     if method in TURNS:
         steps = configured(method, **values).iterations
-        values["iterations"] = steps * len(concepts)
+        values["iterations"] = min(steps * len(concepts), MOST_STEPS)
     return values
 
 

@@ -373,6 +373,7 @@ def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     values = {**SHORT, "iterations": 4, "accumulation": 2, "batch_size": 2, **values}
     whole = erase(pico, GHOST, "ac", **values)
     real, calls = loop.Trainer.step, 0

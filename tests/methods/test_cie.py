@@ -176,6 +176,7 @@ def test_a_killed_run_stops_at_the_same_step(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     values = {**SHORT, "iterations": 40, "lr": 1e-3, "threshold": 0.75, "reg_beta": 0.0}
     whole = erase(pico, TWO, "cie", **values)
     assert 2 * FIRST_TEST <= (whole.provenance[0].steps or 0) < 40

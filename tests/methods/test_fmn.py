@@ -255,6 +255,7 @@ def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     policy = Policy(erase=(Concept(target="ghost", synonyms=["noto"]), SANTA))
     settings = {**SHORT, "iterations": 3, "lr": 1e-4, **values}
     whole = erase(pico, policy, "fmn", seed=4, **settings)

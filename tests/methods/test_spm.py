@@ -287,6 +287,7 @@ def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fidelity: str
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     settings = {"iterations": 5, "num_inference_steps": 3, "fidelity": fidelity, "lr_warmup": 1}
     whole = erase(pico, TWO, "spm", lr=1e-2, **settings)
     real, calls = loop.Trainer.step, 0

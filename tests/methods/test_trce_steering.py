@@ -269,6 +269,7 @@ def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     settings = {**values, "iterations": 4, "lr": 1e-3}
     whole = erase(pico, GHOST, "trce-steering", **settings)
     real, calls = loop.Trainer.step, 0

@@ -18,6 +18,7 @@ import sys
 from expunge import erase, load
 from expunge.training import loop
 loop.SAVE_EVERY = 3
+loop.SAVE_SHARE = 1.0
 edit = erase(load(sys.argv[1], device="cpu"), "ghost", "esd", checkpoints=sys.argv[2],
              iterations=40, trajectories=2, num_inference_steps=4)
 edit.save(sys.argv[3])
@@ -52,6 +53,7 @@ def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str | None
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     settings = {"iterations": 4, "num_inference_steps": 4}
     if variant:
         settings |= {"fidelity": "original", "variant": variant}
@@ -77,6 +79,7 @@ def test_a_checkpoint_of_other_settings_is_refused(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
     with pytest.raises(ExpungeError, match="other settings"):
         erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=3, **SHORT)
@@ -98,6 +101,7 @@ def test_a_checkpoint_without_its_log_is_refused(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
     log = tmp_path / checkpoint.LOG
     lines = log.read_text().splitlines(keepends=True)
@@ -131,5 +135,6 @@ def test_saving_takes_a_small_share_of_the_time(
     monkeypatch.setattr(loop.Trainer, "step", step)
     monkeypatch.setattr(loop.Trainer, "save", save)
     monkeypatch.setattr(loop, "SAVE_EVERY", 3)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=50, **SHORT)
     assert saved == [3, 41, 50]

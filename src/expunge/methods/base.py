@@ -82,6 +82,8 @@ class Trained(Method):
     """Name of a schedule of ``diffusers.optimization``, e.g. cosine."""
     lr_warmup: int = Field(0, ge=0)
     """Steps until the learning rate is reached, in the schedules that warm up."""
+    lr_cycles: int = Field(1, ge=1)
+    """Cycles of a schedule that restarts."""
     accumulation: int = Field(1, ge=1)
     """Batches whose gradients are averaged in one step; several processes share them."""
     gradients: Literal["reset", "cumulative"] = "reset"
@@ -138,6 +140,7 @@ class Trained(Method):
                 optimizer,
                 num_warmup_steps=self.lr_warmup,
                 num_training_steps=self.iterations,
+                num_cycles=self.lr_cycles,
             )
             return made
         except ValueError as error:

@@ -63,6 +63,7 @@ UNUSED = {
     "gradient_checkpointing": "no UNet takes part",
     "gradients": "they are reset in each step",
     "lr_schedule": "it is cosine_with_restarts, with cycles",
+    "lr_cycles": "stages have first_cycles, cycles and attack_cycles",
 }
 """Settings of other trainings that would be ignored."""
 

@@ -13,7 +13,7 @@ phrases (``edits/membranes.py``), so that membranes of many concepts, trained ap
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -33,10 +33,6 @@ from expunge.seeding import generator
 from expunge.training.run import Run
 from expunge.training.student import Student
 from expunge.training.trajectories import ddim, denoise
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LambdaLR
 
 ORIGINAL: dict[str, Any] = {
     "iterations": 3000,
@@ -140,21 +136,6 @@ class SPM(Trained):
         """One membrane for each concept."""
         assert isinstance(student, Apprentice)
         return [Part((one,), student.gate(number)) for number, one in enumerate(policy.erase)]
-
-    def pace(self, optimizer: "Optimizer") -> "LambdaLR":
-        from diffusers.optimization import get_scheduler
-
-        try:
-            made: LambdaLR = get_scheduler(
-                self.lr_schedule,
-                optimizer,
-                num_warmup_steps=self.lr_warmup,
-                num_training_steps=self.iterations,
-                num_cycles=self.lr_cycles,
-            )
-            return made
-        except ValueError as error:
-            raise ExpungeError(f"lr_schedule: {error}") from None
 
     # --- the loss
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
     from expunge.edits.component import Component
-    from expunge.edits.gates import Installed
+
+
+class Removable(Protocol):
+    """Something at work in a model until it is removed."""
+
+    def remove(self) -> None: ...
 
 
 class Model:
@@ -36,7 +41,7 @@ class Model:
         self._base: dict[str, Tensor] = {}
         self.embeddings: dict[str, Tensor] = {}
         """What ``remember`` was given, by prompt; each ``[tokens, width]``."""
-        self.gates: Installed | None = None
+        self.gates: Removable | None = None
         """What the edits applied now add to the outputs of modules."""
 
     @property
