@@ -7,7 +7,7 @@ Erases a character, an object, a style, five things and twenty at once with each
 settings of ``expunge.models.emoji.presets``, measures them with the emoji suite, and prints a table
 with counts and 95 % intervals. Each edit is made in a process of its own, whose time (after loading
 the model) and memory are reported. Stopped, it continues with the same command. ``--plot`` draws
-what is left of the erased against what is right of everything else (it needs matplotlib).
+what is left of the erased beside what is right of everything else (it needs matplotlib).
 """
 
 import argparse
@@ -205,7 +205,10 @@ def drift(evaluation: Evaluation) -> Estimate:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """What is left of the erased against what is right of the rest, a panel a task."""
+    """What is left of the erased beside what is right of the rest: a panel a task, a line a method.
+
+    Many methods share a point, so one axis for each would hide most of them.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -214,42 +217,39 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     tasks: dict[str, list[Row]] = defaultdict(list)
     for one in rows:
         tasks[one.task].append(one)
+    methods = [name for name in METHODS if any(one.method == name for one in rows)]
     figure, panels = pyplot.subplots(
-        1, len(tasks), figsize=(3.2 * len(tasks), 3.9), sharey=True, squeeze=False
+        1,
+        len(tasks),
+        figsize=(2.2 * len(tasks) + 0.8, 0.28 * len(methods) + 1.3),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
-    colours = pyplot.get_cmap("tab20").colors
     for panel, (task, found) in zip(panels[0], tasks.items(), strict=True):
         for one in found:
-            index = METHODS.index(one.method)
-            kept = [one.after[column] for column in ("other objects", "other styles")]
-            right, left = _together(kept), one.after["its name"]
-            assert right
-            assert left
-            panel.errorbar(
-                100 * right.value,
-                100 * left.value,
-                xerr=_whiskers(right),
-                yerr=_whiskers(left),
-                fmt="osD^vP*X"[index % 8],
-                color=colours[index],
-                elinewidth=0.5,
-                alpha=0.9,
-                label=one.method,
-            )
+            line = methods.index(one.method)
+            kept = _together([one.after[column] for column in ("other objects", "other styles")])
+            for rate, colour in ((one.after["its name"], "tab:red"), (kept, "tab:blue")):
+                assert rate
+                panel.errorbar(
+                    100 * rate.value, line, xerr=_whiskers(rate), fmt="o", color=colour, ms=5
+                )
         panel.set_title(task, fontsize=10)
-        panel.set_xlabel("others still right, %", fontsize=9)
-        panel.set_ylim(-3, 103)
+        panel.set_xlabel("% of pictures", fontsize=8)
+        panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("still drawn when named, %", fontsize=9)
-    handles = {
-        label: handle
-        for panel in panels[0]
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles, loc="lower center", ncols=len(handles), fontsize=8, frameon=False
-    )
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    panels[0][0].set(yticks=range(len(methods)), yticklabels=methods, xlim=(-4, 104))
+    panels[0][0].invert_yaxis()
+    handles = [
+        pyplot.Line2D([], [], marker="o", ls="", color=colour, label=label)
+        for label, colour in (
+            ("erased, and still drawn when named", "tab:red"),
+            ("everything else, still right", "tab:blue"),
+        )
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path)
 
 
