@@ -135,6 +135,5 @@ def test_saving_takes_a_small_share_of_the_time(
     monkeypatch.setattr(loop.Trainer, "step", step)
     monkeypatch.setattr(loop.Trainer, "save", save)
     monkeypatch.setattr(loop, "SAVE_EVERY", 3)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
     erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=50, **SHORT)
     assert saved == [3, 41, 50]
