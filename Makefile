@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test test-nudenet check clean
 
 demo: $(READY)
 	$(BIN)/expunge demo --output runs/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# NudeNet's wheel has AGPL-3.0 licence texts, so it is only installed when asked for.
+test-nudenet: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[nudenet]'
+	$(BIN)/python -m pytest tests/detectors/test_nudenet.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,9 +1,7 @@
 """Which of several words fits a picture best: classifiers by name, or by name and weights."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import torch
 from PIL import Image
 
 from expunge.errors import ExpungeError
@@ -58,22 +56,12 @@ def emoji(words: Sequence[str], weights: str = "") -> Classifier:
 
 def clip(words: Sequence[str], weights: str = "") -> Classifier:
     """Zero-shot CLIP with the weights of a folder or a hub id: the word with the highest score."""
-    if not weights:
-        raise ExpungeError("which CLIP? Write clip: and a folder or a Hugging Face id after it")
-    from transformers import CLIPModel, CLIPProcessor
+    from expunge.detectors.clip import build
 
-    try:
-        model: Any = CLIPModel.from_pretrained(weights, dtype=torch.float32)
-        processor: Any = CLIPProcessor.from_pretrained(weights)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ExpungeError(f"clip:{weights}: can't load this model ({reason})") from None
-    texts = [f"This is a photo of {word}." for word in words]
+    judge = build(weights, download=True).zero_shot(words, "This is a photo of {}.")
 
-    @torch.inference_mode()
     def classify(pictures: Sequence[Image.Image]) -> list[int]:
-        inputs = processor(text=texts, images=list(pictures), return_tensors="pt", padding=True)
-        places: list[int] = model(**inputs).logits_per_image.argmax(-1).tolist()
+        places: list[int] = judge.probabilities(pictures).argmax(-1).tolist()
         return places
 
     return classify

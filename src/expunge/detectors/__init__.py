@@ -1,0 +1,29 @@
+"""Models that look at pictures: detectors, classifiers, feature networks, image-text models.
+
+Each needs weights that come from an installed package or from a path the user gives; nothing is
+downloaded. A detector that can't judge a picture raises, it never calls the picture safe.
+"""
+
+from expunge.detectors.base import (
+    DETECTORS,
+    Classifier,
+    Detection,
+    Detector,
+    Extractor,
+    Identity,
+    ImageText,
+    Known,
+    detector,
+)
+
+__all__ = [
+    "DETECTORS",
+    "Classifier",
+    "Detection",
+    "Detector",
+    "Extractor",
+    "Identity",
+    "ImageText",
+    "Known",
+    "detector",
+]

@@ -1,0 +1,121 @@
+"""What models that look at pictures have in common, and where they are found by name."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from expunge.registry import Registry
+
+Pictures = Sequence[Image.Image]
+"""RGB pictures; they may differ in size."""
+
+
+class Identity(BaseModel):
+    """Which weights judged: it stands in every protocol."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    """Of the package, or "" where the user gave a file."""
+    sha256: str
+    """Of the weights."""
+
+
+class Detection(BaseModel):
+    """One thing found in a picture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    label: str
+    score: float
+    """0 to 1."""
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, width and height in pixels."""
+
+
+class Known(Protocol):
+    """Anything that looks at pictures says which weights it has."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+
+@runtime_checkable
+class Detector(Known, Protocol):
+    """Finds things of certain classes, above a floor that is the network's own."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def floor(self) -> float:
+        """Nothing that scores less is ever reported, whatever a protocol's threshold says."""
+        ...
+
+    def detect(self, pictures: Pictures) -> list[tuple[Detection, ...]]:
+        """Everything found in each picture, highest score first."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Known, Protocol):
+    """Tells apart what it has labels for."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def probabilities(self, pictures: Pictures) -> Tensor:
+        """``[pictures, labels]``, float32, rows that add up to 1."""
+        ...
+
+
+@runtime_checkable
+class Extractor(Known, Protocol):
+    """Features for distances between pictures or sets of them."""
+
+    def features(self, pictures: Pictures) -> Tensor:
+        """``[pictures, width]``, float32."""
+        ...
+
+
+@runtime_checkable
+class ImageText(Known, Protocol):
+    """How well texts fit pictures."""
+
+    def scores(self, pictures: Pictures, texts: Sequence[str]) -> Tensor:
+        """100 times the cosine of each picture with its own text, ``[pictures]``, unclamped."""
+        ...
+
+
+DETECTORS: Registry[Any] = Registry(
+    "detector",
+    {
+        "alexnet": "expunge.detectors.alexnet:build",
+        "classifier": "expunge.detectors.image_classifier:build",
+        "clip": "expunge.detectors.clip:build",
+        "efficientnet": "expunge.detectors.efficientnet:EfficientNetLite0",
+        "faces": "expunge.detectors.faces:People",
+        "inception": "expunge.detectors.inception:build",
+        "nudenet": "expunge.detectors.nudenet:NudeNet",
+        "opennsfw": "expunge.detectors.opennsfw:OpenNSFW",
+        "q16": "expunge.detectors.q16:build",
+        "trained": "expunge.detectors.trained:build",
+    },
+    entry_points="expunge.detectors",
+)
+"""Each place holds a callable ``build(weights: str) -> Detector | Classifier | ...``."""
+
+
+def detector(name: str) -> Any:
+    """The detector called ``name``, or ``name:weights`` with a file or folder of weights.
+
+    Raises:
+        ExpungeError: there is none of this name, its package isn't installed, or its weights
+            can't be read; the message says what to install or give.
+    """
+    kind, _, weights = name.partition(":")
+    return DETECTORS.get(kind)(weights)
