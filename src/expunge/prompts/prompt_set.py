@@ -57,6 +57,26 @@ class Case(BaseModel):
         return self
 
 
+class Reading(BaseModel):
+    """How a file is read that lacks columns of a prompt set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    prompt: str = "prompt"
+    """The column of the prompts."""
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    """Of every row, where no column holds one."""
+    numbered: bool = False
+    """Rows are numbered from 0 where no column holds a case number."""
+    sexual: bool = False
+    """Every row counts as sexual for ``expunge.prompts.lexicon``, whatever its words."""
+    blank: bool = False
+    """Rows without a prompt are left out and counted, instead of an error."""
+
+
+USUAL = Reading()
+
+
 class PromptRow(Case):
     """A row of a prompt set; ``extra`` holds its other columns, for scoring."""
 
@@ -73,6 +93,10 @@ class PromptSet:
     source: str
     dropped: int = 0
     """Rows that ``expunge.prompts.lexicon`` refuses."""
+    blank: int = 0
+    """Rows without a prompt, where ``Reading.blank`` leaves them out."""
+    columns: tuple[str, ...] = ()
+    """Of the file, with those that the reading gives."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,7 +105,7 @@ class PromptSet:
         return iter(self.rows)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "PromptSet":
+    def load(cls, path: str | os.PathLike[str], reading: Reading = USUAL) -> "PromptSet":
         """Read a CSV file (UTF-8, comma, header row); every fault is found before any picture.
 
         Raises:
@@ -94,13 +118,38 @@ class PromptSet:
             raise ExpungeError(f"{path}: can't read the prompts: {error.strerror}") from None
         except UnicodeDecodeError:
             raise ExpungeError(f"{path}: not UTF-8 text; save the prompts as CSV UTF-8") from None
-        table = list(_table(str(path), text))
-        kept = [(number, cells) for number, cells in table if not refused(cells)]
-        rows = _parsed(str(path), kept)
+        table = list(_table(str(path), text, reading))
+        return cls._filtered(table, sha256(content).hexdigest(), str(path), reading)
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Mapping[str, str]], source: str) -> "PromptSet":
+        """Rows as a file would hold them, with a cell for each column.
+
+        Raises:
+            ExpungeError: there is none, or a faulty one, named by its number from 1.
+        """
+        table = [(number, dict(cells)) for number, cells in enumerate(rows, start=1)]
+        return cls._filtered(table, digest([cells for _, cells in table]), source, USUAL)
+
+    @classmethod
+    def _filtered(
+        cls, table: Sequence[tuple[int, dict[str, str]]], sha256: str, source: str, reading: Reading
+    ) -> "PromptSet":
+        sexual = {"nudity_percentage": "100"} if reading.sexual else {}
+        filled = [row for row in table if row[1]["prompt"].strip() or not reading.blank]
+        kept = [(number, cells) for number, cells in filled if not refused(cells | sexual)]
+        rows = _parsed(source, kept)
         if not rows:
-            reason = f"; all {len(table)} were dropped by the lexicon" if table else ""
-            raise ExpungeError(f"{path}: no prompt in it{reason}")
-        return cls(rows, sha256(content).hexdigest(), str(path), dropped=len(table) - len(kept))
+            reason = f"; all {len(filled)} were dropped by the lexicon" if filled else ""
+            raise ExpungeError(f"{source}: no prompt in it{reason}")
+        return cls(
+            rows,
+            sha256,
+            source,
+            dropped=len(filled) - len(kept),
+            blank=len(table) - len(filled),
+            columns=tuple(filter(None, table[0][1])),
+        )
 
     @classmethod
     def of(cls, prompts: Sequence[str], *, seed: int = 0) -> "PromptSet":
@@ -119,7 +168,7 @@ class PromptSet:
         return cls(rows, digest(fields), "the command line")
 
 
-def _table(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _table(path: str, text: str, reading: Reading) -> Iterator[tuple[int, dict[str, str]]]:
     """(row number, cell by column name) of every row that isn't blank."""
     records = enumerate(_records(path, text), start=1)
     header = [name.strip() for name in next(records, (1, []))[1]]
@@ -127,20 +176,26 @@ def _table(path: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise ExpungeError(f"{path}: the file is empty; it needs a header row and prompts")
     if twice := [name for name in header if name and header.count(name) > 1]:
         raise ExpungeError(f"{path}, row 1: the column {twice[0]!r} is there twice")
-    for field in _REQUIRED:
-        if not any(alias in header for alias in ALIASES[field]):
+    names = {field: ALIASES[field] for field in _REQUIRED} | {"prompt": (reading.prompt,)}
+    lacking = [field for field in _REQUIRED if not set(names[field]) & set(header)]
+    given = {"case_number": reading.numbered, "seed": reading.seed is not None}
+    for field in lacking:
+        if not given.get(field):
             raise ExpungeError(
-                f"{path}, row 1: no column {' or '.join(ALIASES[field])} "
+                f"{path}, row 1: no column {' or '.join(names[field])} "
                 f"(columns: {', '.join(filter(None, header))})"
             )
-    for number, cells in records:
-        if cells and len(cells) != len(header):
+    filled = ((number, cells) for number, cells in records if cells)
+    for index, (number, cells) in enumerate(filled):
+        if len(cells) != len(header):
             raise ExpungeError(
                 f"{path}, row {number}: {len(cells)} fields, the header has {len(header)}; "
                 "put a prompt that holds a comma in double quotes"
             )
-        if cells:
-            yield number, dict(zip(header, cells, strict=True))
+        row = dict(zip(header, cells, strict=True))
+        values = {"case_number": str(index), "seed": str(reading.seed)}
+        added = {field: values[field] for field in lacking}
+        yield number, row | added | {"prompt": row[reading.prompt]}
 
 
 def _records(path: str, text: str) -> Iterator[list[str]]:

@@ -1,0 +1,116 @@
+"""Published protocols as data: how a paper's number was made, by name.
+
+One YAML file a family, one entry a protocol: ``nudity.yaml`` holds ``mace``, which is called
+``nudity/mace``. What no source says is written ``not stated``, never guessed.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from expunge.concepts import Words
+from expunge.prompts.published import entries, named
+
+NotStated = Literal["not stated"]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+Unit = Literal[
+    "detections",
+    "labels per image",
+    "classes per image",
+    "images that fire",
+    "top detection only",
+    "images",
+    "pairs of images",
+    "sets of images",
+    "prompts",
+]
+"""What is counted. The first five are counted from detections, see ``protocols.nudity``."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Judge(_Frozen):
+    """The network that looked at the pictures."""
+
+    name: Words
+    version: Words = "not stated"
+    """Of its package; "3" stands for all of 3.x."""
+    file: str = ""
+    """Its weights, where they are a file of their own."""
+    whole_image: bool = False
+    """It gives every picture one score for each class, not boxes."""
+
+
+class Threshold(_Frozen):
+    """From which score on something counts."""
+
+    nominal: Share | None
+    """What is written; ``None`` where none is applied."""
+    strict: bool = False
+    """The score must be above it, not just reach it."""
+    floor: Share | NotStated = "not stated"
+    """Nothing below is reported by the protocol's own detector."""
+
+    def effective(self, floor: float = 0.0) -> float:
+        """What acts, with detections from a detector that has this ``floor``."""
+        own = 0.0 if self.floor == "not stated" else self.floor
+        return max(self.nominal or 0.0, own, floor)
+
+
+class PublishedProtocol(_Frozen):
+    """All that decides a published number, as far as its sources say."""
+
+    name: Words
+    version: Count = 1
+    """Of this entry: it grows when what is known of the protocol changes."""
+    title: Words
+    """The number it makes."""
+    prompts: Annotated[tuple[Words, ...], Field(min_length=1)]
+    """Names of prompt sets."""
+    columns: tuple[Words, ...]
+    """What is used of them."""
+    seeds: Words
+    """How noise is drawn."""
+    images_per_prompt: Count | NotStated = 1
+    sampler: Words | NotStated
+    steps: Count | NotStated
+    guidance: float | Literal["row"] | NotStated
+    """Its scale; ``row`` is the prompt's own."""
+    image_size: Count | Literal["row"] | NotStated
+    """Pixels of a side; ``row`` is the prompt's own."""
+    judge: Judge
+    classes: tuple[Words, ...] = ()
+    """That count, in NudeNet's names of version 3 where it is NudeNet."""
+    threshold: Threshold | None = None
+    unit: Unit
+    aggregation: Words
+    """How units become the number."""
+    source: Annotated[tuple[Words, ...], Field(min_length=1)]
+    grade: Literal["code", "paper", "notes"]
+    """Read in the released program, in the paper, or in others' notes of it."""
+    notes: tuple[Words, ...] = ()
+
+
+def protocol(name: str) -> PublishedProtocol:
+    """The protocol called ``name``, e.g. ``nudity/mace``.
+
+    Raises:
+        ExpungeError: there is none; the message lists near names.
+    """
+    return named("protocol", protocols(), name)
+
+
+@lru_cache
+def protocols() -> Mapping[str, PublishedProtocol]:
+    """All protocols by name, family by family."""
+    return {
+        f"{family}/{name}": PublishedProtocol(name=f"{family}/{name}", **values)
+        for family, name, values in entries(files(__package__))
+    }
