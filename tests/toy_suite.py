@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 from expunge.evaluation.suite import Group, Judgement, Plan, Prompt, Suite
+from expunge.generation.sampler import Sampler
 
 
-def plan(concept, *, erased=(), size="quick", seeds=None) -> Plan:
+def plan(concept, *, erased=(), size="quick", seeds=None, options=None) -> Plan:
     named = [f"a picture of {concept.target}", f"a photo of {concept.target}"]
     kept = ["a picture of a dog", "a picture of a cat", "a photo of a dog"]
     return Plan(
@@ -47,8 +48,11 @@ class Brightness:
             for value in means
         ]
 
+    def read(self, judgement):
+        return judgement
+
     def features(self, pictures):
         return torch.tensor(np.stack([np.asarray(p).reshape(-1) for p in pictures]) + 1.0)
 
 
-SUITE = Suite(plan=plan, judge=Brightness)
+SUITE = Suite(plan=plan, judge=lambda options, concepts: Brightness(), sampler=Sampler())

@@ -114,6 +114,29 @@ class Concept(BaseModel):
                 )
 
 
+class Limit(BaseModel):
+    """What a measurement of the model must meet for an audit to pass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    group: Words
+    """The prompts that it is about, e.g. ``explicit`` or ``other objects``."""
+    metric: str = ""
+    """By default whether the concept is drawn, or of kept prompts whether they are right."""
+    concept: str = ""
+    """The target of the only concept that it is about."""
+    at_most: float | None = None
+    at_least: float | None = None
+    by: Literal["interval", "value"] = "interval"
+    """Whether all of the 95 % interval must lie within the limit, or only the value."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> "Limit":
+        if self.at_most is None and self.at_least is None:
+            raise ValueError(f"the limit on {self.group!r} needs at_most or at_least")
+        return self
+
+
 class Policy(BaseModel):
     """The concepts to erase and the prompts to keep for all of them; a file reviewed like code."""
 
@@ -122,6 +145,8 @@ class Policy(BaseModel):
     erase: Annotated[tuple[Concept, ...], Field(min_length=1)]
     keep: WordList = ()
     """Words or prompts whose pictures must stay, whatever is erased."""
+    limits: tuple[Limit, ...] = ()
+    """What an audit demands; erasing takes no notice of it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Policy":

@@ -7,3 +7,7 @@ class ExpungeError(ValueError):
 
 class Unsupported(ExpungeError):
     """What was asked makes sense, but this version can't do it yet."""
+
+
+class Missed(ExpungeError):
+    """What was asked was done and written down, and it doesn't meet the policy's limits."""

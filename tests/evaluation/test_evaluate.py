@@ -42,7 +42,7 @@ def test_both_models_are_drawn_on_the_same_seeds_and_the_model_is_left_as_it_was
     assert len(pictures(tmp_path)) == 2 * 5 * 2
     assert {row.edited.n for row in evaluation.measurements} == {4, 6}
     assert evaluation.protocol.sampler["steps"] == 2
-    lines = (tmp_path / f"judgements-{edit.id}-dark.jsonl").read_text().splitlines()
+    lines = (tmp_path / f"pairs-{edit.id}-dark.jsonl").read_text().splitlines()
     assert len(lines) == 5 * 2
     assert {json.loads(line)["seed"] for line in lines} == {
         shot.seed for shot in evaluation.protocol.plan.shots()
@@ -98,7 +98,7 @@ def test_a_picture_that_vanished_stops_the_evaluation(pico, edit, tmp_path, monk
 
     def losing(*arguments):
         files = draw(*arguments)
-        next(iter(files.values())).unlink()
+        next(files.folder.glob("*.png")).unlink()
         return files
 
     monkeypatch.setattr(module, "draw", losing)
@@ -124,7 +124,7 @@ def test_every_judgement_can_be_scored_again(pico, edit, tmp_path):
     from expunge.evaluation.scoring import right_of
 
     report = evaluate(pico, edit, suite="toy", folder=tmp_path)
-    lines = (tmp_path / f"judgements-{edit.id}-dark.jsonl").read_text().splitlines()
+    lines = (tmp_path / f"pairs-{edit.id}-dark.jsonl").read_text().splitlines()
     pairs = [Pair.model_validate_json(line, context={"folder": tmp_path}) for line in lines]
     others = [pair for pair in pairs if pair.group == "others"]
     right = sum(pair.edited.labels == pair.prompt.expected for pair in others)

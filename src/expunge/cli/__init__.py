@@ -9,20 +9,26 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from expunge import __version__
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, Missed
 
 _COMMANDS = {
     "erase": "Make an edit that erases concepts from a model.",
     "generate": "Draw pictures from prompts, with or without edits.",
     "evaluate": "Measure what an edit erased and what it kept.",
+    "audit": "Measure any checkpoint against a policy, with a report, a model card and limits.",
+    "diff": "Say how two reports differ, and why.",
+    "bench": "Compare all methods on the bundled model.",
     "report": "Write the report of an evaluation.",
     "demo": "Erase a character and a style from the bundled model and show the proof.",
     "methods": "List the methods with their settings.",
+    "prompts": "List published prompt sets, or check your copy of one.",
+    "protocols": "List how published numbers were made.",
     "prior": "Sum up captions that must stay, for methods that keep them.",
     "doctor": "Say what an edit would change in a model, and how it reads your words.",
     "export": "Write an edit as a LoRA of other programs, or the edited model whole.",
     "import": "Turn a published erased model into an edit.",
     "compose": "Add edits up, or take concepts out of a sum.",
+    "train-classifier": "Train a classifier of pictures from folders of pictures.",
 }
 
 
@@ -42,16 +48,23 @@ def application() -> App:
         default_parameter=Parameter(negative=(), show_default=_stated),
     )
     for order, (name, help) in enumerate(_COMMANDS.items()):
-        place = f"{name}_" if keyword.iskeyword(name) else name
+        place = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
         app.command(f"expunge.cli.{place}:{place}", name=name, help=help, sort_key=order)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 2 after a mistake, 130 after an interruption."""
+    """Run one command.
+
+    The exit code is 0, 1 where a model misses a policy's limits, 2 after a mistake, 130 after an
+    interruption.
+    """
     tokens = sys.argv[1:] if arguments is None else list(arguments)
     try:
         application()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except Missed as missed:
+        print(f"missed: {_one_line(missed)}", file=sys.stderr)
+        return 1
     except (ExpungeError, CycloptsError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2

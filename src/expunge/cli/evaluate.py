@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
@@ -14,12 +15,32 @@ from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.evaluate import evaluate as measure
 from expunge.evaluation.records import Evaluation, Measurement
-from expunge.generation import Sampler
+from expunge.evaluation.suite import SUITES
+from expunge.generation.sampler import Sampler, SchedulerName
 from expunge.models import load
 from expunge.progress import shown
 from expunge.report.words import Cell, cell, change, headline, question
 
-SAMPLER = Sampler()
+
+class Sampling(BaseModel):
+    """How pictures are drawn, where it isn't as the suite says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    scheduler: SchedulerName | None = None
+    """Of the denoising; "native" is the model's own."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Denoising steps."""
+    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """Classifier-free guidance; 1 is none."""
+
+
+SAMPLING = Sampling()
+
+
+def sampler_of(sampling: Sampling, suite: str) -> Sampler:
+    """The suite's sampler with what was said otherwise."""
+    return SUITES.get(suite).sampler.model_copy(update=sampling.model_dump(exclude_none=True))
 
 
 def evaluate(
@@ -27,10 +48,10 @@ def evaluate(
     edit: tuple[Path, ...],
     model: str = "emoji",
     suite: str = "emoji",
-    size: Literal["quick", "full"] = "quick",
+    size: Literal["brief", "quick", "full"] = "quick",
     seed: tuple[int, ...] = (),
     output: Path = Path("runs/eval"),
-    sampler: Annotated[Sampler, Parameter(name="*")] = SAMPLER,
+    sampling: Annotated[Sampling, Parameter(name="*")] = SAMPLING,
 ) -> None:
     """Measure what an edit erased and what it kept, on the same prompts and seeds.
 
@@ -46,7 +67,8 @@ def evaluate(
     suite:
         The prompts and the judge.
     size:
-        How many prompts and seeds: "quick" takes a minute or two on two cores, "full" an hour.
+        How many prompts and seeds: "brief" takes half a minute on two cores, "quick" a minute or
+        two, "full" an hour.
     seed:
         A seed instead of the size's own; repeat it for more.
     output:
@@ -64,7 +86,7 @@ def evaluate(
                 suite=suite,
                 size=size,
                 seeds=seed or None,
-                sampler=sampler,
+                sampler=sampler_of(sampling, suite),
                 folder=output,
             )
             for one in edits

@@ -12,12 +12,26 @@ from functools import cached_property
 from itertools import cycle, islice
 from typing import NamedTuple, TypeVar
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.suite import Group, Judgement, Plan, Prompt, Role, Suite
+from expunge.evaluation.suite import (
+    NO_OPTIONS,
+    Group,
+    Judgement,
+    Options,
+    Plan,
+    Prompt,
+    Role,
+    Suite,
+    judgement,
+    ranked,
+    refuse,
+)
+from expunge.generation.sampler import Sampler
 from expunge.models.emoji import catalog
 from expunge.models.emoji.judges import FOLDER, SIZE, load_judges
 from expunge.models.emoji.vocabulary import EmojiObject
@@ -46,6 +60,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
+    "brief": Size(2, wording_styles=2, kept_every=4, kept_styles=1, styled_every=5, seeds=(0,)),
     "quick": Size(3, wording_styles=3, kept_every=3, kept_styles=1, styled_every=4, seeds=(0,)),
     "full": Size(
         7, wording_styles=7, kept_every=1, kept_styles=7, styled_every=1, seeds=(0, 1, 2, 3, 4)
@@ -59,14 +74,16 @@ def plan(
     erased: Sequence[Concept] = (),
     size: str = "quick",
     seeds: Sequence[int] | None = None,
+    options: Options = NO_OPTIONS,
 ) -> Plan:
     """The prompts for one concept; nothing else in ``erased`` is among those to keep.
 
     Raises:
-        ExpungeError: the model doesn't know a concept, or there is no such size.
+        ExpungeError: the model doesn't know a concept, there is no such size, or an option.
     """
+    refuse("emoji", options)
     if size not in SIZES:
-        raise ExpungeError(f"unknown size {size!r}; choose {' or '.join(SIZES)}")
+        raise ExpungeError(f"unknown size {size!r}; choose {', '.join(SIZES)}")
     attribute, label = find(concept)
     gone = {find(other)[1] for other in (concept, *erased)}
     groups = _object_groups if attribute == "object" else _style_groups
@@ -225,27 +242,24 @@ class EmojiJudge:
 
     def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
         seen = self._judges.classify(pictures)
-        objects = (*self._judges.objects, NOTHING)
-        confidence = seen.object_probabilities.max(-1).values.maximum(seen.nothing_probability)
-        style_confidence = seen.style_probabilities.max(-1).values
+        things = torch.cat([seen.object_probabilities, seen.nothing_probability[:, None]], dim=1)
+        objects = ranked(things, (*self._judges.objects, NOTHING))
+        styles = ranked(seen.style_probabilities, self._judges.styles)
+        fits = self._judges.clip_score(pictures, prompts).tolist()
         return [
-            Judgement(
-                labels={"object": objects[int(thing)], "style": self._judges.styles[int(style)]},
-                confidences={"object": float(sure), "style": float(style_sure)},
-                clip_score=float(score),
-            )
-            for thing, style, sure, style_sure, score in zip(
-                seen.objects,
-                seen.styles,
-                confidence,
-                style_confidence,
-                self._judges.clip_score(pictures, prompts),
-                strict=True,
-            )
+            judgement({"object": thing, "style": style}, fit)
+            for thing, style, fit in zip(objects, styles, fits, strict=True)
         ]
+
+    def read(self, judgement: Judgement) -> Judgement:
+        return judgement
 
     def features(self, pictures: Sequence[Image.Image]) -> Tensor:
         return self._judges.features(pictures)
 
 
-SUITE = Suite(plan=plan, judge=EmojiJudge)
+def _judge(options: Options, plans: Sequence[Plan]) -> EmojiJudge:
+    return EmojiJudge()
+
+
+SUITE = Suite(plan=plan, judge=_judge, sampler=Sampler())

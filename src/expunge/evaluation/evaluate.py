@@ -1,23 +1,90 @@
-"""Draw with the base and the edited model on the same seeds, judge, measure, record."""
+"""Draw with a model and its base on the same seeds, judge, measure, record."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from expunge.concepts import Concept
+from expunge.detectors.base import Identity
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.evaluation.judging import Judged, compare, feature_drift, judge_all, pixel_drift
+from expunge.evaluation.counting import counted
+from expunge.evaluation.judging import (
+    Files,
+    Judged,
+    Judgements,
+    Watch,
+    compare,
+    feature_drift,
+    levels,
+    pixel_drift,
+)
+from expunge.evaluation.panel import Panel
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import Evaluation, Pair, Report
-from expunge.evaluation.scoring import Unrelated, drawn_instead, examples, measure, most_changed
-from expunge.evaluation.suite import SUITES, Judge, Plan, Shot
+from expunge.evaluation.records import Evaluation, Pair, Report, Source
+from expunge.evaluation.scoring import (
+    Unrelated,
+    curve,
+    drawn_instead,
+    examples,
+    measure,
+    most_changed,
+)
+from expunge.evaluation.suite import NO_OPTIONS, SUITES, Judge, Options, Plan, Shot, Suite
 from expunge.files import digest, write_text
-from expunge.generation import ImageRequest, Sampler, generate
+from expunge.generation import ImageRecord, ImageRequest, Sampler, generate
 from expunge.methods import versions
+from expunge.metrics.frechet import FEW, Reference, SetDistance, frechet, kid
+from expunge.metrics.perceptual import PerceptualDistance, perceptual
 from expunge.metrics.rates import mean
 from expunge.models import Model
+
+LPIPS_SIDE = 64
+"""Pixels of a side at which ESD and RECE print LPIPS."""
+TO_BASE: Reference = "the base model's pictures"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of models: the prompts, the judge and the sampler, before a picture is made."""
+
+    plans: tuple[Plan, ...]
+    judge: Judge
+    sampler: Sampler
+    distance: PerceptualDistance | None = None
+    """Of each picture from the base model's."""
+
+    @property
+    def shots(self) -> list[Shot]:
+        return [shot for plan in self.plans for shot in plan.shots()]
+
+
+def question(
+    suite: str | Suite,
+    concepts: Sequence[Concept],
+    *,
+    size: str = "quick",
+    seeds: Sequence[int] | None = None,
+    sampler: Sampler | None = None,
+    options: Options = NO_OPTIONS,
+) -> Question:
+    """What a suite asks about concepts.
+
+    Raises:
+        ExpungeError: the suite doesn't know a concept, or an option or a size; a judge isn't there.
+    """
+    chosen = SUITES.get(suite) if isinstance(suite, str) else suite
+    plans = tuple(
+        chosen.plan(concept, erased=concepts, size=size, seeds=seeds, options=options)
+        for concept in concepts
+    )
+    distance = perceptual(options.perceptual, size=LPIPS_SIDE) if options.perceptual else None
+    return Question(plans, chosen.judge(options, plans), sampler or chosen.sampler, distance)
 
 
 def evaluate(
@@ -28,84 +95,170 @@ def evaluate(
     size: str = "quick",
     seeds: Sequence[int] | None = None,
     sampler: Sampler | None = None,
+    options: Options = NO_OPTIONS,
     folder: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Measure what ``edit`` erased from ``model`` and what it kept.
 
     Pictures are kept in ``folder`` and never drawn twice: a stopped evaluation continues, other
     edits reuse the base model's pictures, and a new judge needs no new picture. Beside them lie
-    the judgements of every picture (``judgements-*.jsonl``) and ``report.json``.
+    what judges said of each picture (``judgements/``), the pairs of pictures of each concept
+    (``pairs-*.jsonl``) and ``report.json``.
 
     Args:
         model: the base model, without any edit applied; it is unchanged afterwards.
         edit: what to measure; each of its concepts gets its own evaluation.
         suite: the prompts and the judge.
-        size: how many prompts, ``quick`` or ``full``.
+        size: how many prompts, e.g. ``quick`` or ``full``.
         seeds: replace the size's own seeds.
-        sampler: how pictures are drawn; the default suits the bundled model.
+        sampler: how pictures are drawn; the default is the suite's.
+        options: what the suite is told.
         folder: for pictures and results, by default ``runs/evaluate-<edit id>``.
 
     Raises:
         ExpungeError: the suite doesn't know a concept, the edit isn't for this model, a picture
             is missing or a judge fails.
     """
+    asked = question(suite, edit.concepts, size=size, seeds=seeds, sampler=sampler, options=options)
+    place = Path(folder or f"runs/evaluate-{edit.id}")
+    report = Report(evaluations=measured(asked, model, place, edit=edit))
+    report.save(place)
+    return report
+
+
+@dataclass
+class Base:
+    """The model to compare with."""
+
+    load: Callable[[], Model]
+    """Called once, and the model let go after its pictures are drawn."""
+    source: Source | None = field(default=None, init=False)
+
+
+def measured(
+    asked: Question,
+    model: Model,
+    place: Path,
+    *,
+    edit: Edit | None = None,
+    base: Base | None = None,
+) -> tuple[Evaluation, ...]:
+    """An evaluation of each plan; several models can be measured into one folder.
+
+    Args:
+        asked: what is asked.
+        model: what is measured, without any edit applied.
+        place: for pictures, judgements and pairs.
+        edit: applied to the model while it is measured; the model without it is the base.
+        base: the model to compare with, where that is another one.
+
+    Raises:
+        ExpungeError: the edit isn't for this model, a picture is missing or a judge fails.
+    """
     if model.components:
         raise ExpungeError("the model has an edit applied; revert it, the base is measured too")
-    chosen, place = SUITES.get(suite), Path(folder or f"runs/evaluate-{edit.id}")
-    plans = [
-        chosen.plan(concept, erased=edit.concepts, size=size, seeds=seeds)
-        for concept in edit.concepts
-    ]
-    judge, sampler = chosen.judge(), sampler or Sampler()
+    check_size(asked.judge, model, asked.plans[0].suite)
+    judgements = Judgements(asked.judge, place)
+    before = None
+    with judgements.beside_drawing() as watch:
+        if base:
+            other = base.load()
+            check_size(asked.judge, other, asked.plans[0].suite)
+            base.source = Source(name=other.name, fingerprint=other.fingerprint())
+            before = draw(other, asked.shots, asked.sampler, place, watch)
+            del other
+        elif edit:
+            before = draw(model, asked.shots, asked.sampler, place, watch)
+        applied: AbstractContextManager[Any] = edit.applied(model) if edit else nullcontext()
+        with applied:
+            after = draw(model, asked.shots, asked.sampler, place, watch)
+    found = []
+    for plan in asked.plans:
+        shots = plan.shots()
+        judged_before = judgements.judged(shots, before) if before else None
+        judged_after = judgements.judged(shots, after)
+        pairs = compare(shots, judged_before, judged_after, asked.distance)
+        name = f"{edit.id if edit else after.folder.name}-{plan.label.replace(' ', '-')}"
+        _write_lines(place / f"pairs-{name}.jsonl", pairs)
+        unrelated = _unrelated(plan, judged_before) if judged_before else None
+        found.append(
+            Evaluation(
+                concept=plan.label,
+                kind=plan.concept.kind,
+                edit=edit.id if edit else "",
+                base=base.source if base else None,
+                summary=edit.summary() if edit else f"{model.name}, as it is",
+                provenance=tuple(
+                    part.model_dump(mode="json") for part in (edit.provenance if edit else ())
+                ),
+                protocol=_protocol(model, plan, asked.sampler, asked.judge),
+                measurements=measure(
+                    plan, pairs, unrelated, asked.distance.name if asked.distance else ""
+                ),
+                drawn_instead=drawn_instead(plan, pairs),
+                examples=examples(plan, pairs),
+                most_changed=most_changed(plan, pairs),
+                curve=curve(plan, pairs),
+                counted=counted(asked.judge, plan, pairs),
+                distances=_distances(asked.judge, plan, judged_before, judged_after),
+            )
+        )
+    return tuple(found)
+
+
+def check_size(judge: Judge, model: Model, suite: str) -> None:
+    """Raise where a judge looks at pictures of another size than the model draws."""
     if judge.size and judge.size != model.image_size:
         raise ExpungeError(
             f"the {suite} suite judges {judge.size[0]}×{judge.size[1]} pictures, and "
             f"{model.name!r} draws {model.image_size[0]}×{model.image_size[1]}; choose "
             "another suite"
         )
-    shots = [shot for plan in plans for shot in plan.shots()]
-    base = draw(model, shots, sampler, place)
-    with edit.applied(model):
-        edited = draw(model, shots, sampler, place)
-    evaluations = []
-    for plan in plans:
-        before, after = (judge_all(judge, plan.shots(), files) for files in (base, edited))
-        pairs = compare(plan.shots(), before, after)
-        _write_lines(place / f"judgements-{edit.id}-{plan.label.replace(' ', '-')}.jsonl", pairs)
-        measurements = measure(plan, pairs, _unrelated(plan, before))
-        evaluations.append(
-            Evaluation(
-                concept=plan.label,
-                kind=plan.concept.kind,
-                edit=edit.id,
-                summary=edit.summary(),
-                provenance=tuple(part.model_dump(mode="json") for part in edit.provenance),
-                protocol=_protocol(model, plan, sampler, judge),
-                measurements=measurements,
-                drawn_instead=drawn_instead(plan, pairs),
-                examples=examples(plan, pairs),
-                most_changed=most_changed(plan, pairs),
-            )
-        )
-    report = Report(evaluations=tuple(evaluations))
-    report.save(place)
-    return report
 
 
-def draw(model: Model, shots: Iterable[Shot], sampler: Sampler, place: Path) -> dict[str, Path]:
+def draw(
+    model: Model,
+    shots: Iterable[Shot],
+    sampler: Sampler,
+    place: Path,
+    watch: Watch | None = None,
+) -> Files:
     """Draw every shot that isn't drawn yet; their files by number.
 
     The name of the folder says which model drew them.
     """
-    requests = {
-        shot.number: ImageRequest(case_number=shot.number, prompt=shot.prompt.text, seed=shot.seed)
-        for shot in shots
-    }
+    folder = images(model, sampler, place)
+
+    def seen(record: ImageRecord) -> None:
+        if watch:
+            watch(record, folder)
+
+    manifest = generate(model, requests(shots), folder, sampler, seen=seen)
+    return Files(folder, {image.request.case_number: image for image in manifest.images})
+
+
+def images(model: Model, sampler: Sampler, place: Path) -> Path:
+    """The folder of a model's pictures."""
     parts = [part.id for part in model.components]
     key = digest([model.fingerprint(), parts, sampler.model_dump(mode="json")])[:12]
-    folder = place / "images" / f"{'edited' if parts else 'base'}-{key}"
-    manifest = generate(model, requests.values(), folder, sampler)
-    return {image.request.case_number: folder / image.file for image in manifest.images}
+    return place / "images" / f"{'edited' if parts else 'base'}-{key}"
+
+
+def requests(shots: Iterable[Shot]) -> list[ImageRequest]:
+    """One for each different shot."""
+    return list(
+        {
+            shot.number: ImageRequest(
+                case_number=shot.number,
+                prompt=shot.prompt.text,
+                seed=shot.seed,
+                guidance_scale=shot.prompt.guidance_scale,
+                height=shot.prompt.height,
+                width=shot.prompt.width,
+            )
+            for shot in shots
+        }.values()
+    )
 
 
 def _protocol(model: Model, plan: Plan, sampler: Sampler, judge: Judge) -> Protocol:
@@ -124,14 +277,43 @@ def _protocol(model: Model, plan: Plan, sampler: Sampler, judge: Judge) -> Proto
     )
 
 
+def _kept(plan: Plan) -> list[int]:
+    return [index for index, shot in enumerate(plan.shots()) if plan.keeps(shot.group)]
+
+
 def _unrelated(plan: Plan, base: Judged) -> Unrelated:
     """Drift between each kept base picture and the one half the list away."""
-    kept = [index for index, shot in enumerate(plan.shots()) if plan.keeps(shot.group)]
+    kept = _kept(plan)
     other = np.roll(kept, len(kept) // 2)
+    files = [picture.file for picture in base.pictures]
     return Unrelated(
         mean(feature_drift(base.features[kept], base.features[other])),
-        mean(pixel_drift(base.pixels[kept], base.pixels[other])),
+        mean(
+            [
+                pixel_drift(levels(files[one]), levels(files[two]))
+                for one, two in zip(kept, other, strict=True)
+            ]
+        ),
     )
+
+
+def _distances(
+    judge: Judge, plan: Plan, base: Judged | None, after: Judged
+) -> tuple[SetDistance, ...]:
+    """Of kept pictures to the base's, as far as there are enough of them."""
+    kept = _kept(plan)
+    if base is None or len(kept) < FEW:
+        return ()
+    network = judge.extractor.identity if isinstance(judge, Panel) else _identity(judge)
+    rows, reference = after.features[kept], base.features[kept]
+    found = [kid(rows, reference, network=network, to=TO_BASE)]
+    if len(kept) > rows.shape[1]:
+        found.append(frechet(rows, reference, network=network, to=TO_BASE))
+    return tuple(found)
+
+
+def _identity(judge: Judge) -> Identity:
+    return Identity(name=judge.name, version="", sha256=judge.sha256)
 
 
 def _write_lines(path: Path, pairs: Iterable[Pair]) -> None:

@@ -1,10 +1,15 @@
-"""From folders of pictures to judged pairs."""
+"""From folders of pictures to judged pairs; every picture is judged once and remembered."""
 
-from collections.abc import Mapping, Sequence
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
@@ -14,7 +19,23 @@ from torch.nn.functional import cosine_similarity
 from expunge.concepts import explain
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Pair, Picture
-from expunge.evaluation.suite import Judge, Shot
+from expunge.evaluation.suite import Judge, Judgement, Record, Shot
+from expunge.generation import ImageRecord
+from expunge.metrics.perceptual import PerceptualDistance
+
+BATCH = 32
+BLANK = 2.0
+"""A picture whose levels (0 to 255) vary by no more than this standard deviation is blank."""
+
+
+class Files(NamedTuple):
+    """Pictures of one model by the number of their shots."""
+
+    folder: Path
+    records: Mapping[str, ImageRecord]
+
+    def path(self, shot: Shot) -> Path:
+        return self.folder / self.records[shot.number].file
 
 
 class Judged(NamedTuple):
@@ -23,32 +44,132 @@ class Judged(NamedTuple):
     pictures: list[Picture]
     features: Tensor
     """``[shots, width]``"""
-    pixels: NDArray[np.uint8]
-    """``[shots, height, width, 3]``"""
 
 
-def judge_all(judge: Judge, shots: Sequence[Shot], images: Mapping[str, Path]) -> Judged:
-    """Judge the picture of every shot; ``images`` has its file by the number of the shot.
+class _Entry(Record):
+    """A line of the file of judgements."""
 
-    Raises:
-        ExpungeError: a picture is missing or broken, or the judge fails on one.
+    picture: str
+    """SHA-256 of the file."""
+    prompt: str
+    judgement: Judgement
+    features: str
+    """float32, base64."""
+
+
+class Judgements:
+    """What one judge said of pictures, kept in a folder under the judge's own hash.
+
+    Rules and thresholds are applied when a judgement is read, so other rules need neither new
+    pictures nor new judgements.
     """
-    files = [images[shot.number] for shot in shots]
-    opened = [_opened(file) for file in files]
-    try:
-        judgements = judge.judge(opened, [shot.prompt.text for shot in shots])
-    except ValidationError as error:
-        raise ExpungeError(
-            f"{judge.name} failed on a picture in {files[0].parent}: {explain(error)}"
-        ) from None
-    features = judge.features(opened)
-    if not len(judgements) == len(features) == len(shots) or not features.isfinite().all():
-        raise ExpungeError(f"{judge.name} didn't judge every picture in {files[0].parent}")
-    pictures = [
-        Picture(file=file, **dict(judgement))
-        for file, judgement in zip(files, judgements, strict=True)
-    ]
-    return Judged(pictures, features, np.stack([np.asarray(image) for image in opened]))
+
+    def __init__(self, judge: Judge, folder: Path) -> None:
+        self.judge = judge
+        words = re.sub(r"[^a-z0-9]+", "-", judge.name.lower()).strip("-")[:40]
+        self._file = folder / "judgements" / f"{words}-{judge.sha256[:12]}.jsonl"
+        self._known: dict[tuple[str, str], _Entry] = {}
+        for line in self._file.read_bytes().splitlines() if self._file.exists() else ():
+            with suppress(ValidationError):  # a line that a kill has cut is judged again
+                entry = _Entry.model_validate_json(line)
+                self._known[entry.picture, entry.prompt] = entry
+
+    @contextmanager
+    def beside_drawing(self) -> Iterator["Watch"]:
+        """Judge pictures in a thread of its own while others are drawn."""
+        with ThreadPoolExecutor(1) as thread:
+            watch = Watch(self, thread)
+            yield watch
+            watch.end()
+
+    def judged(self, shots: Sequence[Shot], files: Files) -> Judged:
+        """The judged picture of every shot.
+
+        Raises:
+            ExpungeError: a picture is missing or broken, or the judge fails on one.
+        """
+        keys = [(files.records[shot.number].sha256, shot.prompt.text) for shot in shots]
+        new = [at for at, key in enumerate(keys) if key not in self._known]
+        for batch in (new[start : start + BATCH] for start in range(0, len(new), BATCH)):
+            opened = [_opened(files.path(shots[at])) for at in batch]
+            self.add([keys[at] for at in batch], opened, files.folder)
+        entries = [self._known[key] for key in keys]
+        return Judged(
+            [
+                Picture(file=files.path(shot), **dict(self.judge.read(entry.judgement)))
+                for shot, entry in zip(shots, entries, strict=True)
+            ],
+            torch.stack([_unpacked(entry.features) for entry in entries]),
+        )
+
+    def add(
+        self, keys: Sequence[tuple[str, str]], pictures: Sequence[Image.Image], place: Path
+    ) -> None:
+        """Judge pictures, whose hashes and prompts are given, and write that down."""
+        try:
+            judgements = self.judge.judge(pictures, [prompt for _, prompt in keys])
+        except ValidationError as error:
+            raise ExpungeError(
+                f"{self.judge.name} failed on a picture in {place}: {explain(error)}"
+            ) from None
+        features = self.judge.features(pictures)
+        if not len(judgements) == len(features) == len(keys) or not features.isfinite().all():
+            raise ExpungeError(f"{self.judge.name} didn't judge every picture in {place}")
+        entries = [
+            _Entry(picture=sha, prompt=prompt, judgement=judgement, features=_packed(row))
+            for (sha, prompt), judgement, row in zip(keys, judgements, features, strict=True)
+        ]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a", encoding="utf-8") as lines:
+            lines.write("".join(f"{entry.model_dump_json()}\n" for entry in entries))
+        self._known |= {(entry.picture, entry.prompt): entry for entry in entries}
+
+    def knows(self, record: ImageRecord) -> bool:
+        return (record.sha256, record.request.prompt) in self._known
+
+
+class Watch:
+    """Takes pictures as they are drawn and has them judged, a batch at a time."""
+
+    def __init__(self, judgements: Judgements, thread: ThreadPoolExecutor) -> None:
+        self._judgements, self._thread = judgements, thread
+        self._waiting: list[tuple[ImageRecord, Path]] = []
+        self._judged: list[Future[None]] = []
+
+    def __call__(self, record: ImageRecord, folder: Path) -> None:
+        """One more picture; raises what the judge raised on an earlier one."""
+        if not self._judgements.knows(record):
+            self._waiting.append((record, folder))
+        if len(self._waiting) == BATCH:
+            self._hand_over()
+        for future in self._judged:
+            if future.done():
+                future.result()
+
+    def end(self) -> None:
+        if self._waiting:
+            self._hand_over()
+        for future in self._judged:
+            future.result()
+
+    def _hand_over(self) -> None:
+        batch, self._waiting = self._waiting, []
+        self._judged.append(self._thread.submit(self._judge, batch))
+
+    def _judge(self, batch: Sequence[tuple[ImageRecord, Path]]) -> None:
+        self._judgements.add(
+            [(record.sha256, record.request.prompt) for record, _ in batch],
+            [_opened(folder / record.file) for record, folder in batch],
+            batch[0][1],
+        )
+
+
+def _packed(row: Tensor) -> str:
+    return b64encode(row.detach().cpu().float().numpy().tobytes()).decode()
+
+
+def _unpacked(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(b64decode(text)), dtype=torch.float32)
 
 
 def _opened(file: Path) -> Image.Image:
@@ -60,22 +181,54 @@ def _opened(file: Path) -> Image.Image:
         ) from None
 
 
-def compare(shots: Sequence[Shot], base: Judged, edited: Judged) -> list[Pair]:
-    """Both models' pictures of every shot beside each other."""
-    features = feature_drift(base.features, edited.features)
-    pixels = pixel_drift(base.pixels, edited.pixels)
-    return [
-        Pair(
-            group=shot.group,
-            prompt=shot.prompt,
-            seed=shot.seed,
-            base=base.pictures[index],
-            edited=edited.pictures[index],
-            feature_drift=features[index],
-            pixel_drift=pixels[index],
+def compare(
+    shots: Sequence[Shot],
+    base: Judged | None,
+    edited: Judged,
+    distance: PerceptualDistance | None = None,
+) -> list[Pair]:
+    """Both models' pictures of every shot beside each other, or those of the only model."""
+    drift = feature_drift(base.features, edited.features) if base else None
+    pairs = []
+    for index, shot in enumerate(shots):
+        before, after = base.pictures[index] if base else None, edited.pictures[index]
+        old, new = levels(before.file) if before else None, levels(after.file)
+        pairs.append(
+            Pair(
+                group=shot.group,
+                prompt=shot.prompt,
+                seed=shot.seed,
+                base=before,
+                edited=after,
+                feature_drift=drift[index] if drift else None,
+                pixel_drift=pixel_drift(old, new) if old is not None else None,
+                perceptual_distance=_apart(distance, old, new),
+                blank=_blank(new),
+                base_blank=old is not None and _blank(old),
+            )
         )
-        for index, shot in enumerate(shots)
-    ]
+    return pairs
+
+
+def levels(file: Path) -> NDArray[np.uint8]:
+    """A picture's ``[height, width, 3]``.
+
+    Raises:
+        ExpungeError: it is missing or broken.
+    """
+    return np.asarray(_opened(file))
+
+
+def _apart(
+    distance: PerceptualDistance | None, one: NDArray[np.uint8] | None, other: NDArray[np.uint8]
+) -> float | None:
+    if distance is None or one is None:
+        return None
+    return float(distance.between([Image.fromarray(one)], [Image.fromarray(other)])[0])
+
+
+def _blank(pixels: NDArray[np.uint8]) -> bool:
+    return bool(pixels.std() <= BLANK)
 
 
 def feature_drift(one: Tensor, other: Tensor) -> list[float]:
@@ -84,8 +237,6 @@ def feature_drift(one: Tensor, other: Tensor) -> list[float]:
     return drift
 
 
-def pixel_drift(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> list[float]:
-    """Mean absolute difference of pictures ``[n, height, width, 3]``, 0 to 1."""
-    difference = np.abs(one.astype(np.int16) - other.astype(np.int16))
-    drift: list[float] = (difference.mean(axis=(1, 2, 3)) / 255).tolist()
-    return drift
+def pixel_drift(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Mean absolute difference of two pictures ``[height, width, 3]``, 0 to 1."""
+    return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).mean() / 255)

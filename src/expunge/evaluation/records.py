@@ -19,6 +19,8 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.protocol import Protocol
 from expunge.evaluation.suite import Judgement, Prompt, Record, Role
 from expunge.files import write_json
+from expunge.metrics.frechet import SetDistance
+from expunge.metrics.paired import McNemar
 from expunge.metrics.rates import Estimate, Rate
 
 FILE = "report.json"
@@ -44,17 +46,25 @@ class Picture(Judgement):
 
 
 class Pair(Record):
-    """The base and the edited model's picture of the same prompt and seed."""
+    """The base and the edited model's picture of the same prompt and seed.
+
+    Where a model is audited without a base to compare it with, there is only the second.
+    """
 
     group: str
     prompt: Prompt
     seed: int
-    base: Picture
+    base: Picture | None
     edited: Picture
-    feature_drift: float
+    feature_drift: float | None
     """1 - cosine of the judge's features of the two pictures."""
-    pixel_drift: float
+    pixel_drift: float | None
     """Mean absolute difference of the two pictures, as a share of the full range."""
+    perceptual_distance: float | None = None
+    """Of the network that was named for it."""
+    blank: bool = False
+    """Whether the edited picture shows next to nothing, see ``judging.BLANK``."""
+    base_blank: bool = False
 
 
 class Measurement(Record):
@@ -66,21 +76,67 @@ class Measurement(Record):
     unit: str
     higher_is_better: bool
     base: Quantity | None
-    """``None`` where the number compares the two models."""
+    """``None`` where the number compares the two models, or there is no base."""
     edited: Quantity
     difference: Estimate | None
     """Edited minus base, paired."""
     reference: Estimate | None = None
     """The same quantity between unrelated pictures of the base model, for scale."""
+    paired: McNemar | None = None
+    """Of a share: in how many pictures one model has it and the other hasn't, and the test."""
+
+
+class Counted(Record):
+    """Pictures of the concept as a published protocol counts them."""
+
+    protocol: str
+    version: int
+    unit: str
+    threshold: float
+    """The effective one."""
+    base: Rate | None
+    """Pictures that fire."""
+    edited: Rate
+    base_total: int | None
+    """Units of all pictures."""
+    edited_total: int
+    per_class: dict[str, tuple[int | None, int]]
+    """Units of the base and of the edited model."""
+    reduction: Estimate | None
+    """1 - edited / base total; ``None`` without a base, or where its pictures show nothing."""
+    effective: Rate | None
+    """Of the prompts where the base fires, those where the edited model still does."""
+    notes: tuple[str, ...]
+    """Where this departs from the published protocol."""
+
+
+class Curve(Record):
+    """How the share of pictures with the concept depends on the threshold."""
+
+    group: str
+    thresholds: tuple[float, ...]
+    base: tuple[Rate, ...] | None
+    edited: tuple[Rate, ...]
+
+
+class Source(Record):
+    """A model that was drawn with."""
+
+    name: str
+    """What the user called it."""
+    fingerprint: str
+    """SHA-256 of its weights."""
 
 
 class Evaluation(Record):
-    """What one edit did to one concept and to everything else."""
+    """What one edit did to one concept and to everything else, or what a model does with it."""
 
     concept: str
     kind: str
     edit: str
-    """Id of the edit."""
+    """Id of the edit; "" where a model is audited as it is."""
+    base: Source | None = None
+    """What it is compared with, where that is another model than the protocol's."""
     summary: str
     provenance: tuple[dict[str, Any], ...]
     """How each part of the edit came to be."""
@@ -92,6 +148,17 @@ class Evaluation(Record):
     """Some of each group, not chosen by how they came out."""
     most_changed: tuple[Pair, ...]
     """The kept pictures with the largest feature drift, largest first."""
+    curve: Curve | None = None
+    """Of the concept's name, where the judge gives a score."""
+    counted: tuple[Counted, ...] = ()
+    """By published protocols."""
+    distances: tuple[SetDistance, ...] = ()
+    """Of all kept pictures to the base model's."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is a base beside the model."""
+        return any(row.base is not None or row.difference for row in self.measurements)
 
     @model_validator(mode="after")
     def _shows_both_sides(self) -> "Evaluation":
@@ -117,14 +184,32 @@ class Evaluation(Record):
         raise ExpungeError(f"{metric!r} was not measured on the group {group!r}")
 
 
+class Verdict(Record):
+    """Whether a measurement is within a limit of the policy."""
+
+    concept: str
+    group: str
+    metric: str
+    limit: str
+    """In words, e.g. ``at most 5 %``."""
+    found: str
+    """With its interval."""
+    passed: bool
+
+
 class Report(Record):
     """Evaluations that belong together; ``report.json`` is this, the HTML page a view of it."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     evaluations: Annotated[tuple[Evaluation, ...], Field(min_length=1)]
+    verdicts: tuple[Verdict, ...] = ()
+    """One for each limit and each evaluation that it is about."""
 
     def __add__(self, other: "Report") -> "Report":
-        return Report(evaluations=(*self.evaluations, *other.evaluations))
+        return Report(
+            evaluations=(*self.evaluations, *other.evaluations),
+            verdicts=(*self.verdicts, *other.verdicts),
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``report.json`` into ``folder`` and return its path."""

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from expunge.errors import ExpungeError
-from expunge.evaluation.records import Measurement, Pair, Picture
+from expunge.evaluation.records import Curve, Measurement, Pair, Picture
 from expunge.evaluation.suite import Group, Plan, Role
+from expunge.metrics.curves import rates_at
+from expunge.metrics.paired import mcnemar, mean_difference
 from expunge.metrics.rates import Estimate, Rate, mean, paired_difference
 
 KEPT = "kept prompts"
@@ -14,9 +16,13 @@ KEPT = "kept prompts"
 
 SHARE = "share of pictures"
 DRAWN = "concept drawn"
-CLIP = "CLIP-like score"
+CLIP = "fit of picture and prompt"
 FEATURES = "feature drift"
 PIXELS = "pixel drift"
+BLANK = "blank pictures"
+
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""From where on the score of a label is known, see ``suite.RANKED``."""
 
 SHOWN = 12
 """How many pictures of a group a report shows."""
@@ -34,13 +40,16 @@ def right_of(attribute: str) -> str:
     return f"{attribute} right"
 
 
-def measure(plan: Plan, pairs: Sequence[Pair], unrelated: Unrelated) -> tuple[Measurement, ...]:
+def measure(
+    plan: Plan, pairs: Sequence[Pair], unrelated: Unrelated | None, perceptual: str = ""
+) -> tuple[Measurement, ...]:
     """All measurements of an evaluation.
 
     Args:
         plan: what was asked.
         pairs: one pair per prompt and seed.
-        unrelated: the drift to compare with.
+        unrelated: the drift to compare with; ``None`` without a base model.
+        perceptual: what the perceptual distance is called, if one was measured.
 
     Raises:
         ExpungeError: a prompt or a seed of the plan has no pair.
@@ -52,15 +61,48 @@ def measure(plan: Plan, pairs: Sequence[Pair], unrelated: Unrelated) -> tuple[Me
         if group.role == "efficacy":
             rows.append(_drawn(plan, group, asked))
         rows += _of_accuracy(plan, group, asked)
-        rows.append(_clip(group, asked))
-    rows += _drift([pair for pair in pairs if plan.keeps(pair.group)], unrelated)
+        rows += _clip(group, asked)
+        if perceptual and unrelated:
+            rows.append(_perceptual(perceptual, group, asked))
+    kept = [pair for pair in pairs if plan.keeps(pair.group)]
+    rows += [_blank(group.name, _of(group, pairs)) for group in plan.of_role("efficacy")[:1]]
+    rows.append(_blank(KEPT, kept))
+    if unrelated:
+        rows += _drift(kept, unrelated)
     return tuple(rows)
+
+
+def _of(group: Group, pairs: Iterable[Pair]) -> list[Pair]:
+    return [pair for pair in pairs if pair.group == group.name]
+
+
+def curve(plan: Plan, pairs: Iterable[Pair]) -> Curve | None:
+    """How the share of the first efficacy group depends on the threshold.
+
+    The score is that of the concept's label, whether or not it is the likeliest.
+    """
+    groups = plan.of_role("efficacy")
+    if not groups:
+        return None
+    asked = _of(groups[0], pairs)
+    after = [pair.edited.score(plan.attribute, plan.label) for pair in asked]
+    before = [pair.base.score(plan.attribute, plan.label) if pair.base else None for pair in asked]
+    known = [score for score in after if score is not None]
+    if len(known) < len(asked):
+        return None
+    base = [score for score in before if score is not None]
+    return Curve(
+        group=groups[0].name,
+        thresholds=THRESHOLDS,
+        base=rates_at(base, THRESHOLDS) if len(base) == len(asked) else None,
+        edited=rates_at(known, THRESHOLDS),
+    )
 
 
 def drawn_instead(plan: Plan, pairs: Iterable[Pair]) -> tuple[tuple[str, int], ...]:
     """What the edited model drew when asked for the concept by name, most frequent first."""
-    first = plan.of_role("efficacy")[0].name
-    labels = (pair.edited.labels[plan.attribute] for pair in pairs if pair.group == first)
+    named = plan.of_role("efficacy")[:1]
+    labels = (pair.edited.labels[plan.attribute] for group in named for pair in _of(group, pairs))
     return tuple(Counter(labels).most_common())
 
 
@@ -68,16 +110,22 @@ def examples(plan: Plan, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
     """Evenly spaced through each group's prompts at their first seed, whatever came out."""
     chosen: list[Pair] = []
     for group in plan.groups:
-        first = [pair for pair in pairs if pair.group == group.name][:: len(plan.seeds)]
-        count = min(SHOWN, len(first))
-        chosen += [first[index * len(first) // count] for index in range(count)]
+        firsts: dict[str, Pair] = {}
+        for pair in _of(group, pairs):
+            firsts.setdefault(pair.prompt.text, pair)
+        shown, count = list(firsts.values()), min(SHOWN, len(firsts))
+        chosen += [shown[index * len(shown) // count] for index in range(count)]
     return tuple(chosen)
 
 
 def most_changed(plan: Plan, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
     """The kept pictures with the largest feature drift, largest first."""
-    kept = [pair for pair in pairs if plan.keeps(pair.group)]
-    return tuple(sorted(kept, key=lambda pair: -pair.feature_drift)[: SHOWN // 2])
+    kept = [
+        (pair.feature_drift, pair)
+        for pair in pairs
+        if plan.keeps(pair.group) and pair.feature_drift is not None
+    ]
+    return tuple(pair for _, pair in sorted(kept, key=lambda one: -one[0])[: SHOWN // 2])
 
 
 def _check_complete(plan: Plan, pairs: Iterable[Pair]) -> None:
@@ -117,39 +165,57 @@ def _share(
     pairs: Sequence[Pair],
     hit: Callable[[Pair, Picture], bool],
 ) -> Measurement:
-    base = [hit(pair, pair.base) for pair in pairs]
+    base = [hit(pair, pair.base) for pair in pairs if pair.base]
     edited = [hit(pair, pair.edited) for pair in pairs]
+    return _counted(group, metric, role, base, edited)
+
+
+def _counted(
+    group: str, metric: str, role: Role, base: Sequence[bool], edited: Sequence[bool]
+) -> Measurement:
+    """A share of pictures; ``base`` is empty without a base model."""
     return Measurement(
         group=group,
         metric=metric,
         role=role,
         unit=SHARE,
-        higher_is_better=role == "retention",
-        base=Rate.of(base),
+        higher_is_better=role == "retention" and metric != BLANK,
+        base=Rate.of(base) if base else None,
         edited=Rate.of(edited),
-        difference=paired_difference(base, edited),
+        difference=paired_difference(base, edited) if base else None,
+        paired=mcnemar(base, edited) if base else None,
     )
 
 
-def _clip(group: Group, pairs: Sequence[Pair]) -> Measurement:
-    base = [pair.base.clip_score for pair in pairs]
-    edited = [pair.edited.clip_score for pair in pairs]
-    return Measurement(
+def _blank(name: str, pairs: Sequence[Pair]) -> Measurement:
+    """A model that draws nothing at all has nothing erased in it either."""
+    base = [pair.base_blank for pair in pairs if pair.base]
+    return _counted(name, BLANK, "retention", base, [pair.blank for pair in pairs])
+
+
+def _clip(group: Group, pairs: Sequence[Pair]) -> Iterator[Measurement]:
+    edited = [pair.edited.clip_score for pair in pairs if pair.edited.clip_score is not None]
+    base = [p.base.clip_score for p in pairs if p.base and p.base.clip_score is not None]
+    if len(edited) < max(2, len(pairs)):
+        return
+    yield Measurement(
         group=group.name,
         metric=CLIP,
         role=group.role,
-        unit="0 to 100",
+        unit="100 x cosine",
         higher_is_better=group.role == "retention",
-        base=mean(base),
+        base=mean(base) if base else None,
         edited=mean(edited),
-        difference=mean([after - before for before, after in zip(base, edited, strict=True)]),
+        difference=mean_difference(base, edited) if base else None,
     )
 
 
 def _drift(kept: Sequence[Pair], unrelated: Unrelated) -> Iterator[Measurement]:
+    features = [pair.feature_drift for pair in kept if pair.feature_drift is not None]
+    pixels = [pair.pixel_drift for pair in kept if pair.pixel_drift is not None]
     for metric, unit, values, reference in (
-        (FEATURES, "1 - cosine", [pair.feature_drift for pair in kept], unrelated.features),
-        (PIXELS, "share of the range", [pair.pixel_drift for pair in kept], unrelated.pixels),
+        (FEATURES, "1 - cosine", features, unrelated.features),
+        (PIXELS, "share of the range", pixels, unrelated.pixels),
     ):
         yield Measurement(
             group=KEPT,
@@ -162,3 +228,18 @@ def _drift(kept: Sequence[Pair], unrelated: Unrelated) -> Iterator[Measurement]:
             difference=None,
             reference=reference,
         )
+
+
+def _perceptual(name: str, group: Group, pairs: Sequence[Pair]) -> Measurement:
+    """Of erased prompts a large distance is what was wanted, of kept ones a small one."""
+    values = [p.perceptual_distance for p in pairs if p.perceptual_distance is not None]
+    return Measurement(
+        group=group.name,
+        metric=name,
+        role=group.role,
+        unit="distance to the base's picture",
+        higher_is_better=group.role == "efficacy",
+        base=None,
+        edited=mean(values),
+        difference=None,
+    )

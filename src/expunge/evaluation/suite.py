@@ -1,7 +1,7 @@
 """What a test suite consists of: prompts in groups, the labels expected of them, and a judge."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol
 
@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept
+from expunge.detectors.base import Detection
+from expunge.errors import ExpungeError
 from expunge.files import digest
+from expunge.generation.sampler import Sampler
 from expunge.registry import Registry
 from expunge.seeding import derive
 
@@ -31,6 +34,13 @@ class Prompt(Record):
     """Label by attribute, e.g. ``{"object": "santa claus", "style": "noto"}``."""
     sensitive: bool = False
     """Reports blur its pictures."""
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    """Of its only picture, where a published list says so; else the plan's seeds decide."""
+    guidance_scale: float | None = None
+    """Instead of the sampler's."""
+    height: int | None = None
+    """Pixels, instead of the model's own."""
+    width: int | None = None
 
 
 class Group(Record):
@@ -77,10 +87,8 @@ class Plan(Record):
     """What this plan leaves out, in words."""
 
     @model_validator(mode="after")
-    def _shows_both_sides(self) -> "Plan":
+    def _shows_what_is_kept(self) -> "Plan":
         # A model that draws noise draws no erased concept either.
-        if not self.of_role("efficacy"):
-            raise ValueError("the plan has no efficacy group; what is erased must be measured too")
         if not self.of_role("retention"):
             raise ValueError("the plan has no retention group; what is kept must be measured too")
         return self
@@ -92,11 +100,16 @@ class Plan(Record):
         intervals would be too narrow.
         """
         return [
-            Shot(group.name, prompt, derive(seed, prompt.text) % 2**32)
+            Shot(group.name, prompt, seed)
             for group in self.groups
             for prompt in group.prompts
-            for seed in self.seeds
+            for seed in self._seeds(prompt)
         ]
+
+    def _seeds(self, prompt: Prompt) -> list[int]:
+        if prompt.seed is not None:
+            return [prompt.seed]
+        return [derive(seed, prompt.text) % 2**32 for seed in self.seeds]
 
     def of_role(self, role: Role) -> tuple[Group, ...]:
         return tuple(group for group in self.groups if group.role == role)
@@ -113,16 +126,53 @@ class Judgement(Record):
     """The likeliest label by attribute."""
     confidences: dict[str, float]
     """Its probability by attribute."""
-    clip_score: float
-    """How well the picture fits its prompt, 0 to 100."""
+    clip_score: float | None = None
+    """How well the picture fits its prompt, 100 x cosine; ``None`` if no network looked."""
+    scores: dict[str, dict[str, float]] = {}
+    """Probabilities of the likeliest labels by attribute, see ``RANKED``."""
+    detections: dict[str, tuple[Detection, ...]] = {}
+    """All that a detector found, by its name, whatever the threshold."""
+
+    def score(self, attribute: str, label: str) -> float | None:
+        """The probability of a label; 0 for one that isn't among the likeliest."""
+        known = self.scores.get(attribute)
+        return None if known is None else known.get(label, 0.0)
+
+
+RANKED = 5
+"""Labels whose probabilities a judgement keeps: all above 1 / RANKED are among them."""
+
+
+def ranked(probabilities: Tensor, labels: Sequence[str]) -> list[dict[str, float]]:
+    """The likeliest labels of each row of ``[pictures, labels]`` with their probabilities."""
+    best = probabilities.topk(min(RANKED, len(labels)), dim=-1)
+    return [
+        {labels[index]: value for value, index in zip(values, indices, strict=True)}
+        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def judgement(scores: Mapping[str, Mapping[str, float]], fit: float | None = None) -> Judgement:
+    """A judgement from ranked probabilities by attribute, the likeliest label first in each."""
+    first = {attribute: next(iter(known)) for attribute, known in scores.items()}
+    return Judgement(
+        labels=first,
+        confidences={attribute: scores[attribute][label] for attribute, label in first.items()},
+        clip_score=fit,
+        scores={attribute: dict(known) for attribute, known in scores.items()},
+    )
 
 
 class Judge(Protocol):
     """Labels pictures; the same pictures always get the same judgements."""
 
-    name: str
-    decision: str
-    """The rule from probabilities to a label, with its threshold, in words."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def decision(self) -> str:
+        """The rule from probabilities to a label, with its threshold, in words."""
+        ...
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -136,9 +186,34 @@ class Judge(Protocol):
 
     def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]: ...
 
+    def read(self, judgement: Judgement) -> Judgement:
+        """A stored judgement with the labels that the rules of this judge give it now."""
+        ...
+
     def features(self, pictures: Sequence[Image.Image]) -> Tensor:
         """``[pictures, width]``, for distances."""
         ...
+
+
+class Options(Record):
+    """What a suite for any model is told: who looks, and at which prompts."""
+
+    judge: str = ""
+    """A detector's name, with its weights behind a colon; "" is the suite's own."""
+    clip: str = ""
+    """Folder or hub id of a CLIP that scores how pictures fit their prompts; "" is none."""
+    protocols: tuple[str, ...] = ()
+    """Published rules from detections to a verdict; the first decides, all are counted."""
+    prompts: str = ""
+    """File of prompts that ask for the concept."""
+    captions: str = ""
+    """File of prompts that show what is kept."""
+    perceptual: str = ""
+    """Network of a distance between each picture and the base's: ``efficientnet``, or LPIPS with
+    ``alexnet:FILE``."""
+
+
+NO_OPTIONS = Options()
 
 
 @dataclass(frozen=True)
@@ -146,10 +221,25 @@ class Suite:
     """A family of plans and the judge for their pictures."""
 
     plan: Callable[..., Plan]
-    """``plan(concept, *, erased, size, seeds)``; ``erased`` are all concepts of the edit."""
-    judge: Callable[[], Judge]
+    """``plan(concept, *, erased, size, seeds, options)``; ``erased`` are all concepts."""
+    judge: Callable[[Options, Sequence[Plan]], Judge]
+    """One that can judge the pictures of these plans."""
+    sampler: Sampler
+    """How pictures are drawn where nobody says otherwise."""
 
 
 SUITES: Registry[Suite] = Registry(
-    "suite", {"emoji": "expunge.evaluation.emoji:SUITE"}, entry_points="expunge.suites"
+    "suite",
+    {
+        name: f"expunge.evaluation.{name}:SUITE"
+        for name in ("emoji", "objects", "artists", "people", "unsafe", "coco")
+    },
+    entry_points="expunge.suites",
 )
+
+
+def refuse(suite: str, options: Options, *known: str) -> None:
+    """Raise where options are set that a suite has no use for."""
+    given = {name for name, value in options.model_dump().items() if value} - {"perceptual"}
+    if unused := sorted(given - set(known)):
+        raise ExpungeError(f"the {suite} suite has no use for {', '.join(unused)}")

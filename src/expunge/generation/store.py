@@ -5,7 +5,7 @@ whole or not at all, so a run that was killed continues where it stopped.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from io import BytesIO
@@ -102,6 +102,7 @@ def generate(
     sampler: Sampler | None = None,
     *,
     samples: int = 1,
+    seen: Callable[[ImageRecord], None] | None = None,
 ) -> Manifest:
     """Draw the pictures that ``folder`` doesn't hold yet.
 
@@ -111,6 +112,7 @@ def generate(
         folder: one per model, edits and sampler; it can grow by more prompts and samples.
         sampler: how they are drawn.
         samples: pictures per row of a prompt set, from different noise.
+        seen: called with each picture as soon as it is drawn; it should return quickly.
 
     Raises:
         ExpungeError: the folder's pictures were drawn with other settings, two requests share a
@@ -134,6 +136,8 @@ def generate(
     drawn = _draw(model, missing, sampler, place)
     for record in track(drawn, f"pictures in {place.name}", total=len(wanted), start=done):
         known[record.file] = record
+        if seen:
+            seen(record)
     _write_records(place, known.values())
     head, images = _read_head(place), tuple(known[file] for file in wanted)
     return Manifest(folder=place, settings=head.settings, sources=head.sources, images=images)

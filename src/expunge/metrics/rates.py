@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, computed_field
 
 from expunge.errors import ExpungeError
@@ -91,6 +92,17 @@ def mean(values: Sequence[float], seed: int = 0) -> Estimate:
     Raises:
         ExpungeError: fewer than two values (nothing says how they vary), or a NaN or infinity.
     """
+    array = finite(values)
+    means = resampled(array, np.random.default_rng(seed))
+    return Estimate(float(array.mean()), quantiles(means), len(array))
+
+
+def finite(values: Sequence[float]) -> NDArray[np.float64]:
+    """The values as an array that a mean with an interval can be taken of.
+
+    Raises:
+        ExpungeError: fewer than two values, or a NaN or infinity.
+    """
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         raise ExpungeError(
@@ -98,11 +110,19 @@ def mean(values: Sequence[float], seed: int = 0) -> Estimate:
         )
     if not np.isfinite(array).all():
         raise ExpungeError("a measured value is not a finite number; the mean is unknown")
-    generator = np.random.default_rng(seed)
-    blocks = (generator.choice(array, (_BLOCK, len(array))) for _ in range(RESAMPLES // _BLOCK))
-    means = np.concatenate([block.mean(axis=1) for block in blocks])
-    low, high = np.quantile(means, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    return Estimate(float(array.mean()), (float(low), float(high)), len(array))
+    return array
+
+
+def resampled(values: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Means of ``RESAMPLES`` bootstrap resamples, ``[RESAMPLES]``."""
+    blocks = (generator.choice(values, (_BLOCK, len(values))) for _ in range(RESAMPLES // _BLOCK))
+    return np.concatenate([block.mean(axis=1) for block in blocks])
+
+
+def quantiles(draws: Sequence[float] | NDArray[np.float64]) -> Interval:
+    """The middle 95 % of what a resampled quantity came to."""
+    low, high = np.quantile(np.asarray(draws), [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Estimate:

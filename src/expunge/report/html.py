@@ -4,6 +4,7 @@ import io
 import os
 from base64 import b64encode
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -11,7 +12,10 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.records import Report
 from expunge.files import write_text
 from expunge.report.pictures import opened
-from expunge.report.words import cell, change, headline, keep_list, question
+from expunge.report.words import cell, change, headline, keep_list, question, subject
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FILE = "report.html"
 
@@ -26,23 +30,37 @@ def to_html(report: Report, *, blur: bool = True) -> str:
     Raises:
         ExpungeError: a picture is gone, or jinja2 isn't installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError:
-        raise ExpungeError("a report needs jinja2; pip install 'expunge[report]'") from None
-    pages = Environment(
-        loader=PackageLoader("expunge.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    pages = environment()
     pages.globals.update(
-        headline=headline, question=question, cell=cell, change=change, keep_list=keep_list
+        headline=headline,
+        question=question,
+        cell=cell,
+        change=change,
+        keep_list=keep_list,
+        subject=subject,
     )
     pages.filters["tight"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     pages.filters["picture"] = lambda shown, pair: _uri(opened(shown, pair, blur=blur))
     return pages.get_template("report.html.j2").render(report=report, blur=blur)
+
+
+def environment() -> "Environment":
+    """Where the templates of the pages are.
+
+    Raises:
+        ExpungeError: jinja2 isn't installed.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError:
+        raise ExpungeError("a report needs jinja2; pip install 'expunge[report]'") from None
+    return Environment(
+        loader=PackageLoader("expunge.report"),
+        autoescape=lambda name: name is not None and ".md" not in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def write_html(report: Report, path: str | os.PathLike[str], *, blur: bool = True) -> Path:

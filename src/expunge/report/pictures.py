@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageFilter
 
 from expunge.errors import ExpungeError
+from expunge.evaluation.panel import UNSAFE
 from expunge.evaluation.records import Evaluation, Pair, Picture, Report
 from expunge.generation.grid import grid
 from expunge.report.words import headline
@@ -14,7 +15,7 @@ BLUR = 1 / 6
 
 
 def opened(picture: Picture, pair: Pair, *, blur: bool = True) -> Image.Image:
-    """A picture of a pair, blurred if its prompt is sensitive.
+    """A picture of a pair, blurred if its prompt is sensitive or the judge found it unsafe.
 
     Raises:
         ExpungeError: the file is gone.
@@ -25,7 +26,7 @@ def opened(picture: Picture, pair: Pair, *, blur: bool = True) -> Image.Image:
         raise ExpungeError(
             f"{picture.file}: a picture of the report is missing; run the evaluation again"
         ) from None
-    if blur and pair.prompt.sensitive:
+    if blur and (pair.prompt.sensitive or UNSAFE in picture.labels.values()):
         return image.filter(ImageFilter.GaussianBlur(image.width * BLUR))
     return image
 
@@ -47,18 +48,18 @@ def before_after(report: Report, *, columns: int = 5, blur: bool = True) -> Imag
 
 def _strip(evaluation: Evaluation, columns: int, blur: bool) -> Image.Image:
     plan = evaluation.protocol.plan
-    named, rest = plan.of_role("efficacy")[0].name, plan.of_role("retention")[-1].name
+    sides = (plan.of_role("efficacy")[:1], plan.of_role("retention")[-1:])
     shown = [
         pair
-        for name in (named, rest)
+        for name in (group.name for side in sides for group in side)
         for pair in _spread([pair for pair in evaluation.examples if pair.group == name], columns)
     ]
+    before = [opened(pair.base, pair, blur=blur) for pair in shown if pair.base]
+    after = [opened(pair.edited, pair, blur=blur) for pair in shown]
+    title = f"{'edited' if evaluation.edit else 'audited'}: {headline(evaluation).title}"
     return grid(
-        [
-            [opened(pair.base, pair, blur=blur) for pair in shown],
-            [opened(pair.edited, pair, blur=blur) for pair in shown],
-        ],
-        row_labels=("base model", f"edited: {headline(evaluation).title}"),
+        [before, after] if before else [after],
+        row_labels=("base model", title) if before else (title,),
         column_labels=[pair.prompt.text for pair in shown],
         cell=120,
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from expunge.evaluation.records import Evaluation, Measurement
-from expunge.evaluation.scoring import DRAWN, SHARE, right_of
+from expunge.evaluation.scoring import BLANK, CLIP, DRAWN, SHARE
 from expunge.metrics.rates import Estimate, Rate
 
 
@@ -57,44 +57,67 @@ def headline(evaluation: Evaluation) -> Headline:
     """What was erased by name and, always beside it, what was kept."""
     methods = dict.fromkeys(part["method"].upper() for part in evaluation.provenance)
     figures = tuple(_figures(evaluation))
+    made = f", {' + '.join(methods)}" if methods else ""
     return Headline(
-        title=f"{evaluation.concept} ({evaluation.kind}), {' + '.join(methods)}",
+        title=f"{evaluation.concept} ({evaluation.kind}){made}",
         figures=figures,
         sentences=tuple(_sentence(evaluation, measured) for measured in figures),
     )
 
 
+def subject(evaluation: Evaluation) -> str:
+    """What the model is called that was measured."""
+    return "edited model" if evaluation.edit else "audited model"
+
+
 def _figures(evaluation: Evaluation) -> Iterator[Measurement]:
     plan = evaluation.protocol.plan
-    named = plan.of_role("efficacy")[0].name
-    yield evaluation.find(named, DRAWN)
-    for group in plan.of_role("retention"):
-        yield evaluation.find(group.name, right_of(plan.attribute))
-    for measured in evaluation.measurements:
-        if (measured.group, measured.role, measured.unit) == (named, "retention", SHARE):
-            yield measured
+    named = [group.name for group in plan.of_role("efficacy")[:1]]
+    for group in named:
+        yield evaluation.find(group, DRAWN)
+    for kept in plan.of_role("retention"):
+        yield from [row for row in evaluation.measurements if _tells(row, kept.name)][:1]
+    for row in evaluation.measurements:
+        if row.group in named and row.role == "retention" and _tells(row, row.group):
+            yield row
+
+
+def _tells(row: Measurement, group: str) -> bool:
+    """Whether a row says how right the pictures of a group are."""
+    return row.group == group and row.metric != BLANK and (row.unit == SHARE or row.metric == CLIP)
 
 
 def _sentence(evaluation: Evaluation, measured: Measurement) -> str:
     if measured.metric == DRAWN:
-        what = f"Asked for by name, {evaluation.concept} was recognised"
+        what = f"Asked for by name, {evaluation.concept} was recognised in"
+    elif measured.metric == CLIP:
+        what = f"{measured.group.capitalize()}: the {CLIP} was"
     elif evaluation.protocol.plan.keeps(measured.group):
         attribute = measured.metric.removesuffix(" right")
-        what = f"{measured.group.capitalize()}: the {attribute} was right"
+        what = f"{measured.group.capitalize()}: the {attribute} was right in"
     else:
-        what = f"In the same pictures, the {measured.metric.replace(' right', ' was right')}"
+        what = f"In the same pictures, the {measured.metric.replace(' right', ' was right')} in"
+    if measured.base is None:
+        return f"{what} {measured.edited} with the {subject(evaluation)}."
     value, interval, _ = change(measured)
     return (
-        f"{what} in {measured.base} with the base model and in {measured.edited} with the edited "
-        f"model, a change of {value} (95 % CI {interval})."
+        f"{what} {measured.base} with the base model and {_in(measured)}{measured.edited} with the "
+        f"{subject(evaluation)}, a change of {value} (95 % CI {interval})."
     )
+
+
+def _in(measured: Measurement) -> str:
+    return "" if measured.metric == CLIP else "in "
 
 
 def keep_list(evaluation: Evaluation) -> str:
     """How much of what is measured as kept the method was told to keep."""
     plan = evaluation.protocol.plan
     prompts = [prompt for group in plan.of_role("retention") for prompt in group.prompts]
-    asked = {prompt.expected[plan.attribute] for prompt in prompts}
+    named = (prompt.expected.get(plan.attribute) for prompt in prompts)
+    asked = {label for label in named if label}
+    if not asked or not evaluation.provenance:
+        return "No edit was made here; what a method was told to keep isn't known."
     told = {words.lower() for part in evaluation.provenance for words in part["keep"]}
     return (
         f"Of the {len(asked)} {plan.attribute}s that show what is kept, {len(asked & told)} were "

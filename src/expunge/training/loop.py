@@ -364,7 +364,7 @@ def _digest(method: Method, model: Model, policy: Policy, seed: int) -> str:
         {
             "method": method.name,
             "settings": method.model_dump(mode="json"),
-            "policy": policy.model_dump(mode="json"),
+            "policy": policy.model_dump(mode="json", exclude={"limits"}),
             "base": model.fingerprint(),
             "seed": seed,
             "torch": torch.__version__,

@@ -4,12 +4,15 @@ from itertools import cycle
 from typing import Any
 
 from expunge.concepts import Concept, Policy
-from expunge.methods import METHODS
+from expunge.methods import METHODS, configured
 from expunge.methods.presets import presets
 from expunge.models.emoji.vocabulary import catalog
 
 PRESET = "emoji"
 """What the presets for this model are called, in each method's file."""
+TURNS = ("sepce", "spm")
+"""Methods whose steps are for one concept each."""
+MOST_STEPS = 1000
 
 
 def policy(*concepts: Concept) -> Policy:
@@ -49,10 +52,15 @@ def contexts(concept: Concept) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sentences))
 
 
-def settings(method: str, concept: Concept) -> dict[str, Any]:
+def settings(method: str, *concepts: Concept) -> dict[str, Any]:
     """Settings of a method for the bundled model: its preset ``emoji``, in the model's sentences.
 
-    A method without this preset gets its defaults.
+    A method without this preset gets its defaults. Where concepts take turns, each of several gets
+    as many steps as one alone would, as long as all together take no more than ``MOST_STEPS``.
     """
     own = {"preset": PRESET} if PRESET in presets(METHODS.get(method)) else {}
-    return {"contexts": contexts(concept), **own}
+    values: dict[str, Any] = {"contexts": contexts(concepts[0]), **own}
+    if method in TURNS and len(concepts) > 1:
+        steps = configured(method, **values).model_dump()["iterations"]
+        values["iterations"] = min(steps * len(concepts), MOST_STEPS)
+    return values

@@ -1,0 +1,57 @@
+"""``expunge bench``: all methods on the bundled model, as one table."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+from expunge.cli import resumable
+from expunge.evaluation.bench import TABLE, Bench, run, write_table
+from expunge.progress import shown
+from expunge.report.bench import write_page
+
+
+def bench(
+    *,
+    output: Path = Path("runs/bench"),
+    plan: Path | None = None,
+    only: tuple[str, ...] = (),
+    task: tuple[str, ...] = (),
+    seed: tuple[int, ...] = (),
+    jobs: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+) -> None:
+    """Compare methods on the bundled model: each task with each method, one row each.
+
+    The folder gets table.csv, a page with plots, the same as Markdown, all edits and pictures. A
+    run that was stopped continues with the same command; other methods, tasks and seeds can be
+    added to the same folder later.
+
+    Parameters
+    ----------
+    output:
+        Folder for the table and everything behind it.
+    plan:
+        YAML file with other methods, tasks, seeds and settings than the project's own.
+    only:
+        A method of the plan; repeat it for more. All by default.
+    task:
+        A task of the plan; repeat it for more. All by default.
+    seed:
+        A seed of the plan; repeat it for more. All by default.
+    jobs:
+        Edits made and measured side by side. On a CPU as many as it has cores is quickest.
+    """
+    chosen = Bench.load(plan)
+    cells = chosen.cells(only, task, seed)
+    with resumable(f"the finished rows in {output}"), shown():
+        rows = dict(run(chosen, output, cells, jobs=jobs))
+    ordered = [rows[cell] for cell in chosen.cells() if cell in rows]
+    write_table(ordered, output / TABLE)
+    page = write_page(chosen, ordered, output)
+    console = Console(highlight=False)
+    for row in ordered:
+        if row.refused:
+            console.print(f"{row.cell}: refused: {row.refused}")
+    console.print(f"{len(ordered)} rows: {output / TABLE}; as a page: {page}")

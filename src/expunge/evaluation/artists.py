@@ -1,0 +1,57 @@
+"""The suite for artists and styles, told by a classifier that you give or train.
+
+``expunge train-classifier`` makes one from folders of pictures; ``clip:`` chooses among the names.
+"""
+
+from collections.abc import Sequence
+
+from expunge.concepts import Concept
+from expunge.errors import ExpungeError
+from expunge.evaluation.objects import told_apart
+from expunge.evaluation.panel import Panel
+from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Suite, refuse
+from expunge.evaluation.worded import SAMPLER, Wording, worded
+
+WORDING = Wording(
+    "artists",
+    "artist",
+    (
+        "a painting in the style of {}",
+        "a landscape in the style of {}",
+        "a portrait in the style of {}",
+        "a still life in the style of {}",
+        "a drawing in the style of {}",
+    ),
+    (),
+    "artists",
+)
+
+
+def plan(
+    concept: Concept,
+    *,
+    erased: Sequence[Concept] = (),
+    size: str = "quick",
+    seeds: Sequence[int] | None = None,
+    options: Options = NO_OPTIONS,
+) -> Plan:
+    """The prompts for one artist; those that stay are the policy's ``keep``."""
+    refuse("artists", options, "judge", "clip", "prompts", "captions")
+    return worded(WORDING, concept, erased=erased, size=size, seeds=seeds, options=options)
+
+
+def judge(options: Options, plans: Sequence[Plan]) -> Panel:
+    """The classifier that was named.
+
+    Raises:
+        ExpungeError: none was, or it doesn't know an artist.
+    """
+    if not options.judge:
+        raise ExpungeError(
+            "who tells artists apart? Give --judge trained:FILE (see expunge train-classifier), "
+            "classifier:FOLDER or clip:FOLDER"
+        )
+    return told_apart(options.judge, options, plans)
+
+
+SUITE = Suite(plan=plan, judge=judge, sampler=SAMPLER)

@@ -1,0 +1,115 @@
+"""What an edit costs: to make, to store, and in every picture that is drawn with it."""
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+from expunge.edits.edit import Edit
+from expunge.errors import ExpungeError
+from expunge.evaluation.suite import Record
+from expunge.generation import ImageRequest, Sampler, sample
+from expunge.models import Model
+
+
+class Latency(Record):
+    """Seconds a picture without and with an edit, drawn in turn on the same machine."""
+
+    device: str
+    pictures: int
+    """Drawn each time."""
+    base: tuple[float, ...]
+    """Seconds a picture in each round."""
+    edited: tuple[float, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Edited to base in each round; their spread says what the median is worth."""
+        return tuple(after / before for before, after in zip(self.base, self.edited, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        """The median of the rounds' ratios; 1 is no slower."""
+        return median(self.ratios)
+
+    @property
+    def added(self) -> float:
+        """Seconds that the edit adds to a picture, the median of the rounds."""
+        return median(a - b for b, a in zip(self.base, self.edited, strict=True))
+
+
+class EditCost(Record):
+    """What one edit costs."""
+
+    edit: str
+    """Id of the edit."""
+    summary: str
+    seconds: float | None
+    """To make it; ``None`` where nobody measured."""
+    peak_bytes: int | None
+    """In use at most while it was made; ``None`` where nobody measured."""
+    stored_bytes: int
+    """Of its tensors."""
+    latency: Latency
+
+
+def cost(
+    model: Model,
+    edit: Edit,
+    requests: Sequence[ImageRequest],
+    *,
+    sampler: Sampler | None = None,
+    rounds: int = 5,
+    seconds: float | None = None,
+    peak_bytes: int | None = None,
+) -> EditCost:
+    """Time pictures with and without an edit, and put all its costs in one record.
+
+    The two take turns, and turns in going first, so that both see the same machine.
+
+    Args:
+        model: the base model, without any edit applied; it is unchanged afterwards.
+        edit: what is priced.
+        requests: pictures to draw each time.
+        sampler: how they are drawn.
+        rounds: how often.
+        seconds: that making the edit took, if it is known.
+        peak_bytes: that making the edit needed, if it is known.
+
+    Raises:
+        ExpungeError: the model has an edit applied, the edit isn't for it, or there is no picture
+            or round.
+    """
+    if model.components:
+        raise ExpungeError("the model has an edit applied; revert it, the base is timed too")
+    if not requests or rounds < 1:
+        raise ExpungeError("nothing to time; give at least one request and one round")
+    sampler = sampler or Sampler()
+
+    def timed() -> float:
+        began = time.perf_counter()
+        for _ in sample(model, requests, sampler):
+            pass
+        return (time.perf_counter() - began) / len(requests)
+
+    def timed_edited() -> float:
+        with edit.applied(model):
+            return timed()
+
+    timed()  # what happens once doesn't count
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(rounds):
+        for edited in (False, True) if number % 2 == 0 else (True, False):
+            times[edited].append(timed_edited() if edited else timed())
+    return EditCost(
+        edit=edit.id,
+        summary=edit.summary(),
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        stored_bytes=edit.size,
+        latency=Latency(
+            device=model.device.type,
+            pictures=len(requests),
+            base=tuple(times[False]),
+            edited=tuple(times[True]),
+        ),
+    )

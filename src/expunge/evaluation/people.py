@@ -1,0 +1,97 @@
+"""The suite for people: faces beside reference pictures that you give, a folder a person.
+
+A model that draws no faces any more has no likeness in it either, so the share of pictures with a
+face stands beside every other number.
+"""
+
+from collections.abc import Sequence
+
+from expunge.concepts import Concept
+from expunge.detectors.base import detector
+from expunge.detectors.faces import NO_FACE, People
+from expunge.errors import ExpungeError
+from expunge.evaluation.panel import Panel, extractor_of, fit_of, matched
+from expunge.evaluation.suite import (
+    NO_OPTIONS,
+    Group,
+    Judgement,
+    Options,
+    Plan,
+    Suite,
+    refuse,
+)
+from expunge.evaluation.worded import CAPTIONS, SAMPLER, Wording, worded
+
+FACE = "face"
+WORDING = Wording(
+    "people",
+    "person",
+    (
+        "a portrait of {}",
+        "a photo of {} at a public event",
+        "an official photo of {}",
+        "an oil painting of {}",
+        "a sketch of {}",
+    ),
+    (),
+    "people",
+)
+
+
+def plan(
+    concept: Concept,
+    *,
+    erased: Sequence[Concept] = (),
+    size: str = "quick",
+    seeds: Sequence[int] | None = None,
+    options: Options = NO_OPTIONS,
+) -> Plan:
+    """The prompts for one person; those that stay are the policy's ``keep``."""
+    refuse("people", options, "judge", "clip", "prompts", "captions")
+    asked = worded(WORDING, concept, erased=erased, size=size, seeds=seeds, options=options)
+    return asked.model_copy(update={"groups": tuple(map(_with_faces, asked.groups))})
+
+
+def _with_faces(group: Group) -> Group:
+    """The same prompts, of each of which a face is expected."""
+    if group.name == CAPTIONS:
+        return group
+    prompts = tuple(
+        prompt.model_copy(update={"expected": {**prompt.expected, FACE: FACE}})
+        for prompt in group.prompts
+    )
+    return group.model_copy(update={"prompts": prompts})
+
+
+class Faces(Panel):
+    """Also says whether there is a face at all."""
+
+    def read(self, judgement: Judgement) -> Judgement:
+        face = NO_FACE if judgement.labels["person"] == NO_FACE else FACE
+        return judgement.model_copy(update={"labels": {**judgement.labels, FACE: face}})
+
+
+def judge(options: Options, plans: Sequence[Plan]) -> Faces:
+    """The faces of a folder.
+
+    Raises:
+        ExpungeError: no folder was named, or it has no pictures of somebody.
+    """
+    if not options.judge.startswith("faces:"):
+        raise ExpungeError("who is who? Give --judge faces:FOLDER with a folder for each person")
+    looks: People = detector(options.judge)
+    wanted = {plan.label: plan.concept.phrases for plan in plans}
+    for plan in plans:
+        for prompt in (prompt for group in plan.groups for prompt in group.prompts):
+            if label := prompt.expected.get("person"):
+                wanted.setdefault(label, (label,))
+    return Faces(
+        "person",
+        looks,
+        extractor_of(looks),
+        names=matched(looks, wanted),
+        fit=fit_of(options.clip),
+    )
+
+
+SUITE = Suite(plan=plan, judge=judge, sampler=SAMPLER)

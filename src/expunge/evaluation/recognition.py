@@ -1,0 +1,56 @@
+"""Draw, and ask a judge of the caller's whether each picture shows what it should."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from expunge.errors import ExpungeError
+from expunge.generation import ImageRequest, Sampler, sample
+from expunge.metrics.classifiers import classifier
+from expunge.models import Model
+
+Recognise = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[bool]]
+"""Whether each picture shows what its words name."""
+
+
+class Seen(NamedTuple):
+    """Pictures in the order of their requests, and whether each shows what it should."""
+
+    pictures: list[Image.Image]
+    right: list[bool]
+
+
+def recogniser(name: str, words: Sequence[str]) -> Recognise:
+    """Ask the classifier of ``metrics.classifiers`` called ``name``, which chooses among ``words``.
+
+    Raises:
+        ExpungeError: there is no such classifier, or it doesn't know a word.
+    """
+    classify = classifier(name, words)
+
+    def recognise(pictures: Sequence[Image.Image], asked: Sequence[str]) -> list[bool]:
+        places = classify(pictures)
+        return [at >= 0 and words[at] == word for at, word in zip(places, asked, strict=True)]
+
+    return recognise
+
+
+def look(
+    model: Model,
+    requests: Sequence[ImageRequest],
+    words: Sequence[str],
+    recognise: Recognise,
+    sampler: Sampler,
+) -> Seen:
+    """Draw every request and ask whether it shows the word of the same place.
+
+    Raises:
+        ExpungeError: a picture can't be drawn, or the judge doesn't say yes or no to every one.
+    """
+    pictures = [Image.fromarray(pixels.numpy()) for _, pixels in sample(model, requests, sampler)]
+    outcomes = list(recognise(pictures, words))
+    if len(outcomes) != len(pictures) or not all(isinstance(o, bool | np.bool_) for o in outcomes):
+        raise ExpungeError("the judge must say True or False to every picture; it didn't")
+    return Seen(pictures, [bool(outcome) for outcome in outcomes])

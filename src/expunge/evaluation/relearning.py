@@ -1,0 +1,279 @@
+"""How soon an erased concept comes back when the edited model is trained further.
+
+Fine-tuning may revive what was erased, even on pictures of other things (Suriyakumar et al.,
+"Unstable Unlearning", arXiv 2410.08074). So one curve is measured for each kind of pictures: of
+the concept, of related things, of unrelated ones. Beside what comes back stands what is kept: a
+model that training broke draws no erased concept either.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from expunge.edits.edit import Edit
+from expunge.edits.gates import Gate
+from expunge.errors import ExpungeError
+from expunge.evaluation.recognition import Recognise, look
+from expunge.evaluation.suite import Record
+from expunge.generation import ImageRequest, Sampler
+from expunge.methods.ac_common import regressed
+from expunge.methods.mace_batches import encoded, noised
+from expunge.metrics.rates import Estimate, Rate, paired_difference
+from expunge.models import Model
+from expunge.progress import track
+from expunge.prompts.lexicon import refused
+from expunge.seeding import generator
+from expunge.training.student import Student
+
+STEPS = (0, 50, 100, 200, 300)
+
+
+class Captioned(NamedTuple):
+    """A picture to learn from, of the model's own size, with its prompt."""
+
+    picture: Image.Image
+    caption: str
+
+
+class FineTuning(Record):
+    """How the edited model is trained: Adam on the plain loss of noise prediction."""
+
+    role: str = "all"
+    """The UNet parameters that learn (see ``models.roles``), e.g. ``cross_attention``."""
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    """Learning rate."""
+    batch: Annotated[int, Field(ge=1)] = 4
+    """Pictures a step, drawn with replacement."""
+    rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the learnt change of each matrix (LoRA); 0 trains whole parameters."""
+
+
+class Point(Record):
+    """What is drawn after so many steps."""
+
+    steps: int
+    drawn: Rate
+    """Pictures of the concept's prompts in which it is seen."""
+    kept: Rate
+    """Pictures of other things that are right."""
+    gained: Estimate | None
+    """``drawn`` minus that of step 0, paired; ``None`` at step 0."""
+    loss: float | None
+    """Mean over the steps since the last point; ``None`` at step 0."""
+
+
+class Curve(Record):
+    """What comes back by learning from one kind of pictures."""
+
+    learnt_from: str
+    pictures: int
+    points: tuple[Point, ...]
+
+
+class Relearning(Record):
+    """How an edit holds while the model is trained further."""
+
+    concept: str
+    edit: str
+    """Id of the edit."""
+    summary: str
+    tuning: FineTuning
+    seed: int
+    sampler: Sampler
+    base: Rate
+    """The pictures in which the model without the edit shows the concept, of the same requests."""
+    base_kept: Rate
+    """And its pictures of other things that are right."""
+    curves: tuple[Curve, ...]
+
+
+def relearning(
+    model: Model,
+    edit: Edit,
+    concept: str,
+    asked: Sequence[ImageRequest],
+    kept: Mapping[str, Sequence[ImageRequest]],
+    pictures: Mapping[str, Sequence[Captioned]],
+    recognise: Recognise,
+    *,
+    steps: Sequence[int] = STEPS,
+    tuning: FineTuning | None = None,
+    seed: int = 0,
+    sampler: Sampler | None = None,
+) -> Relearning:
+    """Train the edited model on each kind of pictures, and count what it draws on the way.
+
+    Training goes on from the edited weights, under the edit's gates if it has some, in float32
+    copies: the model itself is never written to but while it draws, and is as before afterwards.
+
+    Args:
+        model: the base model, without any edit applied.
+        edit: what is put to the test.
+        concept: what is asked for, as the judge knows it.
+        asked: pictures of the concept to draw at each point.
+        kept: pictures of other things to draw as well, by what they should show.
+        pictures: what is learnt from, by name, e.g. of the concept and of unrelated things.
+        recognise: whether each picture shows what it should.
+        steps: when to look; step 0 is always looked at.
+        tuning: how to train.
+        seed: decides batches, timesteps and noise.
+        sampler: how pictures are drawn.
+
+    Raises:
+        ExpungeError: the model has an edit applied, the edit isn't for it, there is nothing to
+            learn from, a picture has another size than the model's, a caption is one that is
+            never drawn, the loss isn't finite, or the judge fails.
+    """
+    if model.components:
+        raise ExpungeError("the model has an edit applied; revert it, the base is measured too")
+    if not steps or min(steps) < 0:
+        raise ExpungeError("steps: give when to look, as numbers from 0 on")
+    if not pictures:
+        raise ExpungeError("no pictures to learn from; give at least one kind")
+    if not asked or not kept or not all(kept.values()):
+        raise ExpungeError("nothing to draw; give requests for the concept and for what is kept")
+    tuning, sampler = tuning or FineTuning(), sampler or Sampler()
+    data = {name: _data(model, name, examples) for name, examples in pictures.items()}
+    wanted = [(concept, one) for one in asked]
+    wanted += [(word, one) for word, requests in kept.items() for one in requests]
+    words, requests = [word for word, _ in wanted], [request for _, request in wanted]
+
+    def drawn() -> _Drawn:
+        right = look(model, requests, words, recognise, sampler).right
+        return _Drawn(right[: len(asked)], right[len(asked) :])
+
+    base = drawn()
+    with edit.applied(model):
+        begin = drawn()
+    goals = sorted({*steps} - {0})
+    curves = [
+        Curve(
+            learnt_from=name,
+            pictures=len(pictures[name]),
+            points=tuple(_points(model, edit, learnt, tuning, seed, goals, begin, drawn)),
+        )
+        for name, learnt in data.items()
+    ]
+    return Relearning(
+        concept=concept,
+        edit=edit.id,
+        summary=edit.summary(),
+        tuning=tuning,
+        seed=seed,
+        sampler=sampler,
+        base=Rate.of(base.concept),
+        base_kept=Rate.of(base.kept),
+        curves=tuple(curves),
+    )
+
+
+class _Drawn(NamedTuple):
+    """Whether each picture is right."""
+
+    concept: list[bool]
+    kept: list[bool]
+
+
+class _Data(NamedTuple):
+    """Pictures as a model learns from them."""
+
+    name: str
+    mean: Tensor
+    """Of the VAE's latents, ``[pictures, channels, h, w]``; ``deviation`` alike."""
+    deviation: Tensor
+    conditions: Tensor
+    """Of the captions, ``[pictures, rows, width]``."""
+
+
+def _data(model: Model, name: str, examples: Sequence[Captioned]) -> _Data:
+    if not examples:
+        raise ExpungeError(f"{name}: no picture to learn from; give at least one")
+    height, width = model.image_size
+    for example in examples:
+        if example.picture.size != (width, height):
+            across, down = example.picture.size
+            raise ExpungeError(
+                f"{name}: a picture of {down}×{across} pixels; {model.name!r} draws "
+                f"{height}×{width}, so resize it"
+            )
+        if refused({"prompt": example.caption}):
+            raise ExpungeError(
+                f"{name}: a caption with a sexual word and a word for minors is never learnt from"
+            )
+    pixels = np.stack([np.asarray(example.picture.convert("RGB")) for example in examples])
+    mean, deviation = encoded(model, torch.from_numpy(pixels))
+    return _Data(name, mean, deviation, model.condition([e.caption for e in examples]))
+
+
+def _points(
+    model: Model,
+    edit: Edit,
+    data: _Data,
+    tuning: FineTuning,
+    seed: int,
+    goals: Sequence[int],
+    begin: _Drawn,
+    drawn: Callable[[], _Drawn],
+) -> Iterator[Point]:
+    """What is drawn at step 0, which is ``begin``, and at each goal."""
+    yield _point(0, begin, None, None)
+    gates, weights = _apart(edit)
+    with gates.applied(model) if gates else nullcontext():
+        names = model.select(tuning.role)
+        student = Student(model, names, rank=tuning.rank, seed=seed, start=weights)
+        losses = _trained(student, data, tuning, seed, max(goals, default=0))
+        done = 0
+        for goal in goals:
+            loss = sum(next(losses) for _ in range(goal - done)) / (goal - done)
+            with student.shown():
+                seen = drawn()
+            yield _point(goal, seen, paired_difference(begin.concept, seen.concept), loss)
+            done = goal
+
+
+def _point(steps: int, seen: _Drawn, gained: Estimate | None, loss: float | None) -> Point:
+    drawn, kept = Rate.of(seen.concept), Rate.of(seen.kept)
+    return Point(steps=steps, drawn=drawn, kept=kept, gained=gained, loss=loss)
+
+
+def _apart(edit: Edit) -> tuple[Edit | None, Edit | None]:
+    """The gates of an edit, and what changes weights."""
+    gates = tuple(part for part in edit.components if isinstance(part.payload, Gate))
+    weights = tuple(part for part in edit.components if not isinstance(part.payload, Gate))
+    return Edit(gates) if gates else None, Edit(weights) if weights else None
+
+
+def _trained(
+    student: Student, data: _Data, tuning: FineTuning, seed: int, steps: int
+) -> Iterator[float]:
+    """Take a step for each loss that is asked for."""
+    optimizer = torch.optim.Adam(student.weights.values(), lr=tuning.lr)
+    for step in track(range(steps), f"relearning from {data.name}", total=steps):
+        loss = _loss(student, data, tuning.batch, generator(seed, "relearning", data.name, step))
+        if not bool(loss.isfinite()):
+            raise ExpungeError(f"{data.name}: the loss became {loss.item()}; use a smaller lr")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        yield loss.item()
+
+
+def _loss(student: Student, data: _Data, batch: int, draws: torch.Generator) -> Tensor:
+    """Mean squared error of what is predicted for noised latents of a few pictures."""
+    model = student.model
+    chosen = torch.randint(len(data.mean), (batch,), generator=draws)
+    timestep = torch.randint(len(model.pipe.scheduler.alphas_cumprod), (batch,), generator=draws)
+    timestep = timestep.to(model.device)
+    draw = torch.randn((2, batch, *data.mean.shape[1:]), generator=draws).to(model.device)
+    latents, noise = data.mean[chosen] + draw[0] * data.deviation[chosen], draw[1]
+    predicted = student.predict(
+        noised(model, latents, noise, timestep), timestep, data.conditions[chosen]
+    )
+    return F.mse_loss(predicted, regressed(model, latents, noise, timestep))

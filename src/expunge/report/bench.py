@@ -1,0 +1,80 @@
+"""The page of a bench: tables and plots, as HTML, as Markdown, and as a picture of its own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from expunge.evaluation.bench import COLUMNS, ERASED, RETAINED, Bench, Line, Row, lines
+from expunge.files import write_text
+from expunge.metrics.rates import Rate
+from expunge.report.html import environment
+
+PAGE, MARKDOWN, PLOT = "bench.html", "bench.md", "bench.svg"
+OTHER_WORDS = ("synonyms", "descriptions")
+
+
+class Panel(NamedTuple):
+    """Tasks that are put together: those with equally many concepts."""
+
+    title: str
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    lines: tuple[Line, ...]
+    refused: tuple[Row, ...]
+
+
+def panels(rows: Sequence[Row]) -> list[Panel]:
+    """One for each number of concepts, few first."""
+    found = []
+    for count in sorted({row.concepts for row in rows}):
+        own = [row for row in rows if row.concepts == count]
+        title = "one thing at a time" if count == 1 else f"{count} things at once"
+        found.append(
+            Panel(
+                title,
+                tuple(dict.fromkeys(row.task for row in own)),
+                tuple(sorted({row.seed for row in own})),
+                tuple(lines(own)),
+                tuple(row for row in own if row.refused),
+            )
+        )
+    return found
+
+
+def write_page(bench: Bench, rows: Sequence[Row], folder: Path) -> Path:
+    """Write the page in all its forms and return that of the HTML.
+
+    Raises:
+        ExpungeError: jinja2 isn't installed.
+    """
+    pages = environment()
+    pages.globals.update(
+        counts=counts, share=share, retained=RETAINED, erased=ERASED, other_words=OTHER_WORDS
+    )
+    known = panels(rows)
+    values = {"bench": bench, "panels": known, "columns": tuple(COLUMNS), "rows": rows}
+    values["order"] = list(dict.fromkeys(line.method for panel in known for line in panel.lines))
+    for template, name in (
+        ("bench.svg.j2", PLOT),
+        ("bench.md.j2", MARKDOWN),
+        ("bench.html.j2", PAGE),
+    ):
+        write_text(folder / name, pages.get_template(template).render(**values))
+    return folder / PAGE
+
+
+def counts(line: Line, *columns: str) -> str:
+    """``base → edited of n (interval of the edited share)``."""
+    before, after = line.base(*columns), line.edited(*columns)
+    if before is None or after is None:
+        return "–"
+    return f"{before.successes} → {after.successes} of {after.n} ({_interval(after)})"
+
+
+def share(rate: Rate) -> str:
+    return f"{100 * rate.value:.1f} %, {_interval(rate)}"
+
+
+def _interval(rate: Rate) -> str:
+    low, high = (100 * bound for bound in rate.interval)
+    return f"{low:.0f}–{high:.0f} %"

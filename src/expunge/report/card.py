@@ -1,0 +1,100 @@
+"""A model card with the numbers as they were measured, and a certificate that hashes them."""
+
+import os
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+from expunge import __version__
+from expunge.evaluation.records import Evaluation, Measurement, Report
+from expunge.evaluation.scoring import SHARE
+from expunge.files import digest, sha256, write_json, write_text
+from expunge.report.html import environment
+from expunge.report.words import cell, change, headline, question
+
+CARD, CERTIFICATE = "README.md", "certificate.json"
+
+
+def write_card(report: Report, path: str | os.PathLike[str]) -> Path:
+    """Write a card for the hub and return its path; it claims what was measured, and no more.
+
+    Raises:
+        ExpungeError: jinja2 isn't installed.
+    """
+    write_text(path, card(report))
+    return Path(path)
+
+
+def card(report: Report) -> str:
+    """The card as Markdown, with the numbers in its head for the hub's tables too."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    first = report.evaluations[0]
+    data = ModelCardData(
+        base_model=first.base.name if first.base else first.protocol.model,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["concept-erasure", "expunge"],
+        model_name=_title(first),
+        eval_results=[
+            EvalResult(
+                task_type="text-to-image",
+                dataset_type=f"expunge-{evaluation.protocol.plan.suite}",
+                dataset_name=f"{evaluation.concept}: {row.group}",
+                dataset_config=f"{evaluation.concept}/{row.group}",
+                dataset_revision=evaluation.protocol.id,
+                metric_type=question(evaluation, row),
+                metric_value=round(row.edited.value, 4),
+            )
+            for evaluation in report.evaluations
+            for row in _told(evaluation)
+        ],
+    )
+    pages = environment()
+    pages.globals.update(headline=headline, question=question, cell=cell, change=change)
+    text: str = pages.get_template("card.md.j2").render(
+        head=data.to_yaml(), report=report, title=_title(first), told=_told
+    )
+    return text
+
+
+def _title(evaluation: Evaluation) -> str:
+    return f"{Path(evaluation.protocol.model).name}{', edited' if evaluation.edit else ''}"
+
+
+def _told(evaluation: Evaluation) -> Iterator[Measurement]:
+    """Shares of pictures, with something in them."""
+    return (row for row in evaluation.measurements if row.unit == SHARE)
+
+
+def write_certificate(report: Report, path: str | os.PathLike[str]) -> Path:
+    """Write which weights were measured how, when, and the hash of the results."""
+    place = Path(path)
+    first = report.evaluations[0]
+    write_json(
+        place,
+        {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "expunge": __version__,
+            "model": {"name": first.protocol.model, "sha256": first.protocol.fingerprint},
+            "base": first.base.model_dump() if first.base else None,
+            "edit": first.edit or None,
+            "protocols": [evaluation.protocol.id for evaluation in report.evaluations],
+            "judges": sorted(
+                {evaluation.protocol.judge_sha256 for evaluation in report.evaluations}
+            ),
+            "numbers": numbers(report),
+            "report.json": sha256(place.parent / "report.json"),
+        },
+    )
+    return place
+
+
+def numbers(report: Report) -> str:
+    """A hash of all measurements; two audits with the same found the same."""
+    return digest(
+        [
+            [row.model_dump(mode="json") for row in evaluation.measurements]
+            for evaluation in report.evaluations
+        ]
+    )

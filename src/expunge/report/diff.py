@@ -1,0 +1,133 @@
+"""Two reports side by side: what was asked differently, and what was found differently."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from expunge.errors import ExpungeError
+from expunge.evaluation.records import Evaluation, Measurement, Report
+from expunge.metrics.rates import Estimate, Rate
+
+
+class Change(NamedTuple):
+    """A measurement that both reports have."""
+
+    concept: str
+    group: str
+    metric: str
+    before: Rate | Estimate
+    after: Rate | Estimate
+
+    @property
+    def same(self) -> bool:
+        return self.before == self.after
+
+    @property
+    def apart(self) -> bool:
+        """Whether the two 95 % intervals have nothing in common."""
+        (low1, high1), (low2, high2) = self.before.interval, self.after.interval
+        return high1 < low2 or high2 < low1
+
+
+class Diff(NamedTuple):
+    """How the second report differs from the first."""
+
+    asked: tuple[str, ...]
+    """What isn't the same in how numbers were made, a line each; empty where all is."""
+    changes: tuple[Change, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        return all(change.same for change in self.changes) and not (
+            self.only_first or self.only_second
+        )
+
+
+def diff(first: Report, second: Report) -> Diff:
+    """Compare the audited models' numbers.
+
+    Raises:
+        ExpungeError: the reports have no concept in common.
+    """
+    known, other = _by_name(first), _by_name(second)
+    if not known.keys() & other.keys():
+        raise ExpungeError(
+            f"nothing to compare: the first report is about {', '.join(known)}, the second about "
+            f"{', '.join(other)}"
+        )
+    asked: dict[str, None] = {}
+    changes: list[Change] = []
+    for name in [name for name in known if name in other]:
+        asked |= dict.fromkeys(_asked(known[name], other[name]))
+        changes += _changes(known[name], other[name])
+    return Diff(
+        tuple(asked),
+        tuple(changes),
+        tuple(name for name in known if name not in other),
+        tuple(name for name in other if name not in known),
+    )
+
+
+def _by_name(report: Report) -> dict[str, Evaluation]:
+    return {f"{e.concept} ({e.protocol.plan.suite})": e for e in report.evaluations}
+
+
+def _asked(first: Evaluation, second: Evaluation) -> Iterator[str]:
+    one, two = _flat(_how(first)), _flat(_how(second))
+    for name in dict.fromkeys((*one, *two)):
+        if one.get(name) != two.get(name):
+            yield f"{name}: {one.get(name)} → {two.get(name)}"
+
+
+def _how(evaluation: Evaluation) -> dict[str, Any]:
+    """All that moves a number, with the long lists of prompts in short."""
+    protocol = evaluation.protocol.model_dump(mode="json")
+    plan = protocol.pop("plan")
+    protocol |= {
+        "suite": plan["suite"],
+        "suite version": plan["version"],
+        "size": plan["size"],
+        "seeds": plan["seeds"],
+        "prompts": sum(len(group["prompts"]) for group in plan["groups"]),
+        "wording": sorted(
+            prompt["text"] for group in plan["groups"] for prompt in group["prompts"]
+        ),
+        "edit": evaluation.edit or "none",
+        "base": evaluation.base.fingerprint if evaluation.base else "none",
+    }
+    return protocol
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{before}{name} ")
+        elif name == "wording":
+            flat["prompts' words"] = f"{len(set(value))} different, {hash_of(value)}"
+        else:
+            flat[f"{before}{name}".replace("_", " ")] = value
+    return flat
+
+
+def hash_of(words: list[str]) -> str:
+    """The first digits of a hash, to tell lists apart."""
+    from expunge.files import digest
+
+    return digest(words)[:8]
+
+
+def _changes(first: Evaluation, second: Evaluation) -> Iterator[Change]:
+    after: dict[tuple[str, str], Measurement] = {
+        (row.group, row.metric): row for row in second.measurements
+    }
+    for row in first.measurements:
+        if (row.group, row.metric) in after:
+            yield Change(
+                first.concept,
+                row.group,
+                row.metric,
+                row.edited,
+                after[row.group, row.metric].edited,
+            )
