@@ -14,8 +14,8 @@ from expunge.cli import resumable
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.evaluate import evaluate as measure
+from expunge.evaluation.evaluate import usual_sampler
 from expunge.evaluation.records import Evaluation, Measurement
-from expunge.evaluation.suite import SUITES
 from expunge.generation.sampler import Sampler, SchedulerName
 from expunge.models import load
 from expunge.progress import shown
@@ -40,7 +40,7 @@ SAMPLING = Sampling()
 
 def sampler_of(sampling: Sampling, suite: str) -> Sampler:
     """The suite's sampler with what was said otherwise."""
-    return SUITES.get(suite).sampler.model_copy(update=sampling.model_dump(exclude_none=True))
+    return usual_sampler(suite).model_copy(update=sampling.model_dump(exclude_none=True))
 
 
 def evaluate(

@@ -27,6 +27,7 @@ from expunge.evaluation.judging import (
 from expunge.evaluation.panel import Panel
 from expunge.evaluation.protocol import Protocol
 from expunge.evaluation.records import Evaluation, Pair, Report, Source
+from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
     Unrelated,
     curve,
@@ -85,6 +86,11 @@ def question(
     )
     distance = perceptual(options.perceptual, size=LPIPS_SIDE) if options.perceptual else None
     return Question(plans, chosen.judge(options, plans), sampler or chosen.sampler, distance)
+
+
+def usual_sampler(suite: str) -> Sampler:
+    """How pictures are drawn for a suite where nobody says otherwise."""
+    return SUITES.get(suite).sampler
 
 
 def evaluate(
@@ -172,6 +178,7 @@ def measured(
         applied: AbstractContextManager[Any] = edit.applied(model) if edit else nullcontext()
         with applied:
             after = draw(model, asked.shots, asked.sampler, place, watch)
+    taken_out = reversal(model, edit) if edit else None
     found = []
     for plan in asked.plans:
         shots = plan.shots()
@@ -200,6 +207,7 @@ def measured(
                 most_changed=most_changed(plan, pairs),
                 curve=curve(plan, pairs),
                 counted=counted(asked.judge, plan, pairs),
+                reversal=taken_out,
                 distances=_distances(asked.judge, plan, judged_before, judged_after),
             )
         )

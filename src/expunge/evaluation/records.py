@@ -119,6 +119,16 @@ class Curve(Record):
     edited: tuple[Rate, ...]
 
 
+class Reversal(Record):
+    """What is left of an edit in the weights when it is taken out again."""
+
+    restores_base: bool
+    """Whether every weight is the base's again, bit for bit."""
+    order: float | None
+    """Largest difference of a weight when the edit's parts are applied in the opposite order;
+    ``None`` of one part."""
+
+
 class Source(Record):
     """A model that was drawn with."""
 
@@ -152,6 +162,8 @@ class Evaluation(Record):
     """Of the concept's name, where the judge gives a score."""
     counted: tuple[Counted, ...] = ()
     """By published protocols."""
+    reversal: Reversal | None = None
+    """Of the edit."""
     distances: tuple[SetDistance, ...] = ()
     """Of all kept pictures to the base model's."""
 

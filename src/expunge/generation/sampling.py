@@ -31,8 +31,10 @@ from expunge.prompts import Case, PromptSet
 
 Size = tuple[int, int]
 
-_LATENT_PIXELS = {"cpu": 2 * 16 * 16, "cuda": 4 * 64 * 64}
+_LATENT_PIXELS = {"cpu": 4 * 16 * 16, "cuda": 4 * 64 * 64}
 """How much is drawn side by side: about the least that keeps such a device busy."""
+_SMALL = 2 * 16 * 16
+"""Latent pixels of a picture that is best drawn by one CPU thread."""
 
 
 class ImageRequest(Case):
@@ -78,7 +80,7 @@ def _pool(model: Model) -> Iterator[tuple[Executor, int]]:
     """Threads to draw in, and their number: one, but for small pictures on the CPU."""
     threads = torch.get_num_threads()
     _, height, width = model.latent_shape
-    small = model.device.type == "cpu" and height * width <= _LATENT_PIXELS["cpu"]
+    small = model.device.type == "cpu" and height * width <= _SMALL
     workers = threads if small else 1
     pool = ThreadPoolExecutor(workers, initializer=_use_one_thread if small else None)
     try:
