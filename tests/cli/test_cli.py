@@ -54,7 +54,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["erace"], "no such command; there are erase, generate, evaluate, report, demo, methods"),
+        (["erace"], "no such command; there are erase, generate, evaluate, audit, diff, bench"),
         (["generate", "--prompt", "a dog"], "--output requires an argument"),
         (["generate", "--output", "x"], "give the prompts either with --prompts FILE or"),
         (["generate", "--output", "x", "--prompt", " "], "prompt 1"),
@@ -137,6 +137,27 @@ def test_dropped_rows_are_told(
     assert main([*arguments, "--output", str(tmp_path / "out"), "--steps", "1"]) == 0
     assert "1 rows dropped" in capsys.readouterr().err
     assert Manifest.load(tmp_path / "out").sources[0].dropped == 1
+
+
+def test_a_published_set_is_read_as_what_it_is(
+    pico_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Of a nudity list every row counts as sexual, whatever its words and columns.
+    csv = tmp_path / "list.csv"
+    csv.write_text(
+        "prompt,evaluation_seed,evaluation_guidance,case_number\n"
+        "a child by the sea,1,7,0\na dog by the sea,2,7,1\n"
+    )
+    arguments = ["generate", "--model", str(pico_folder), "--output", str(tmp_path / "out")]
+    arguments += ["--prompts", str(csv), "--steps", "1"]
+    assert main([*arguments, "--prompt-set", "p4d_transfer_151"]) == 2
+    assert main([*arguments, "--prompt-set", "no such set"]) == 2
+    assert "unknown prompt set" in capsys.readouterr().err
+    assert main([*arguments, "--prompt-set", "uda_seed_prompts"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2 rows, but the published set has" in told
+    assert "1 rows dropped" in told
+    assert len(Manifest.load(tmp_path / "out").images) == 1
 
 
 def test_an_interruption_says_what_is_saved(

@@ -1,12 +1,17 @@
 """Training an edited model further: it learns, the records count, the model is as it was."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
+from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, erase
+from expunge.edits.gates import Addition, Tokens
+from expunge.edits.membranes import Membranes
 from expunge.evaluation import relearning as module
 from expunge.evaluation.relearning import Captioned, FineTuning, relearning
 from expunge.evaluation.restoration import weight_bits
@@ -129,6 +134,23 @@ def test_the_model_is_as_it_was_whatever_happens(
     assert weight_bits(pico) == before
     assert not pico.components
     assert pico.gates is None
+
+
+def test_gates_that_read_tokens_know_those_of_the_captions(
+    pico: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = membrane(pico, Concept(target="santa claus"), rule="released")
+    additions, heard = Membranes.additions, []
+
+    def listening(self: Membranes, conditions: Tensor, tokens: Tokens) -> Mapping[str, Addition]:
+        if torch.is_grad_enabled():
+            heard.extend(tokens)
+        return additions(self, conditions, tokens)
+
+    monkeypatch.setattr(Membranes, "additions", listening)
+    measure(pico, edit, pictures={"itself": WHITE}, recognise=bright, steps=(1,))
+    assert heard
+    assert {tuple(ids) for ids in heard} == {tuple(pico.tokens("santa claus"))}
 
 
 def test_what_cannot_be_learnt_from_is_refused(pico: Model, edit: Edit) -> None:

@@ -16,6 +16,7 @@ from expunge.generation import generate as draw
 from expunge.models import load
 from expunge.progress import shown
 from expunge.prompts import PromptSet
+from expunge.prompts.published import published
 
 SAMPLER = Sampler()
 
@@ -24,6 +25,7 @@ def generate(
     *,
     output: Path,
     prompts: Path | None = None,
+    prompt_set: str = "",
     prompt: tuple[str, ...] = (),
     seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**64))] = 0,
     samples: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
@@ -42,6 +44,9 @@ def generate(
         Folder for the pictures.
     prompts:
         CSV file with the columns case_number, prompt, evaluation_seed (or seed, index, ...).
+    prompt_set:
+        Which published set the file is, by a name of "expunge prompts": it is checked and read as
+        that set. Sets that come with the package need no file.
     prompt:
         A prompt, instead of a file; repeat it for more.
     seed:
@@ -53,11 +58,9 @@ def generate(
     edit:
         An edit file to apply; repeat it for more.
     """
-    if (prompts is None) == (not prompt):
-        raise ExpungeError("give the prompts either with --prompts FILE or with --prompt WORDS")
-    source = PromptSet.load(prompts) if prompts else PromptSet.of(prompt, seed=seed)
-    edits = [Edit.load(path) for path in edit]
     console = Console(stderr=True)
+    source = _source(console, prompts, prompt_set, prompt, seed)
+    edits = [Edit.load(path) for path in edit]
     if source.dropped:
         console.print(f"{source.dropped} rows dropped: something sexual beside words for minors")
     base = load(model)
@@ -68,3 +71,19 @@ def generate(
         stack.enter_context(shown(console))
         manifest = draw(base, source, output, sampler, samples=samples)
     console.print(f"pictures in {output}: {len(manifest.images)}", highlight=False)
+
+
+def _source(
+    console: Console, path: Path | None, prompt_set: str, words: tuple[str, ...], seed: int
+) -> PromptSet:
+    """The prompts that were named, in one of three ways."""
+    if bool(path or prompt_set) == bool(words):
+        raise ExpungeError("give the prompts either with --prompts FILE or with --prompt WORDS")
+    if words:
+        return PromptSet.of(words, seed=seed)
+    if path and not prompt_set:
+        return PromptSet.load(path)
+    loaded = published(prompt_set, path)
+    for note in loaded.notes:
+        console.print(f"{prompt_set}: {note}", highlight=False)
+    return loaded.prompts

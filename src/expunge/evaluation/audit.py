@@ -18,7 +18,7 @@ from expunge.evaluation.evaluate import (
     question,
     requests,
 )
-from expunge.evaluation.limits import verdicts
+from expunge.evaluation.limits import check, verdicts
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import NO_OPTIONS, Options
 from expunge.generation import ImageRequest, Manifest, Sampler
@@ -71,9 +71,11 @@ def audit(
         ExpungeError: the suite doesn't know a concept, the edit isn't for this model, a picture is
             missing, a judge fails, or a limit is about what wasn't measured.
     """
-    asked = asking(policy, suite=suite, size=size, seeds=seeds, sampler=sampler, options=options)
     if edit and base:
         raise ExpungeError("an edit is compared with the model that it is for; give no other base")
+    if options.perceptual and not (edit or base):
+        raise ExpungeError("--perceptual is a distance from the base's pictures; give a base too")
+    asked = asking(policy, suite=suite, size=size, seeds=seeds, sampler=sampler, options=options)
     place = Path(folder or f"runs/audit-{model.fingerprint()[:12]}")
     beside = Base(base) if base else None
     found = measured(asked, model, place, edit=edit, base=beside)
@@ -91,14 +93,20 @@ def asking(
     sampler: Sampler | None,
     options: Options,
 ) -> Question:
-    """The question about a policy: what it keeps for all of its concepts, each concept keeps."""
+    """The question about a policy: what it keeps for all of its concepts, each concept keeps.
+
+    Raises:
+        ExpungeError: what ``question`` refuses, or a limit is about what the suite doesn't ask.
+    """
     concepts = tuple(
         one.model_copy(update={"keep": tuple(dict.fromkeys((*one.keep, *policy.keep)))})
         for one in policy.erase
     )
     if suite == "coco":
         concepts = concepts[:1]  # it asks the same for every concept
-    return question(suite, concepts, size=size, seeds=seeds, sampler=sampler, options=options)
+    asked = question(suite, concepts, size=size, seeds=seeds, sampler=sampler, options=options)
+    check(policy.limits, asked.plans)
+    return asked
 
 
 def outlook(

@@ -109,9 +109,15 @@ class Bench(Record):
                 f"{path}: a bench is a mapping with the entries {', '.join(cls.model_fields)}; "
                 "each of its tasks has the entry erase"
             ) from None
-        for method in bench.methods:
+        for method in bench.known_methods:
             METHODS.get(method)
         return bench
+
+    @property
+    def known_methods(self) -> tuple[str, ...]:
+        """Its own, then those of single tasks."""
+        own = (method for task in self.tasks.values() for method in task.methods)
+        return tuple(dict.fromkeys((*self.methods, *own)))
 
     def cells(
         self, methods: Sequence[str] = (), tasks: Sequence[str] = (), seeds: Sequence[int] = ()
@@ -121,7 +127,10 @@ class Bench(Record):
         Raises:
             ExpungeError: there is no such method or task in the bench, or no such cell.
         """
-        for asked, known, noun in ((methods, self.methods, "method"), (tasks, self.tasks, "task")):
+        for asked, known, noun in (
+            (methods, self.known_methods, "method"),
+            (tasks, self.tasks, "task"),
+        ):
             if missing := [name for name in asked if name not in known]:
                 raise ExpungeError(
                     f"the bench has no {noun} {missing[0]!r}; it has {', '.join(known)}"
@@ -349,7 +358,7 @@ def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
                 **presets.settings(cell.method, *concepts),
             )
         except ExpungeError as error:
-            return Row(**known, refused=str(error))
+            return Row(**known, refused=str(error), versions=versions())
     edit.save(place)
     evaluations = measured(_asked(bench, cell), model, folder, edit=edit)
     found = {column: _measurements(evaluations, column) for column in COLUMNS}

@@ -24,6 +24,7 @@ def plan(
     """The captions; the concept is only named in the report."""
     refuse("coco", options, "judge", "clip", "captions")
     chosen = sized(size)
+    scenes = captions(options, chosen)
     return Plan(
         suite="coco",
         version=1,
@@ -36,10 +37,11 @@ def plan(
                 name="captions",
                 role="retention",
                 about="the given captions" if options.captions else "everyday scenes",
-                prompts=tuple(captions(options, chosen)),
+                prompts=tuple(scenes.prompts),
             ),
         ),
         seeds=tuple(seeds) if seeds is not None else chosen.seeds,
+        notes=scenes.notes,
     )
 
 

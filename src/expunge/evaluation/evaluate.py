@@ -1,6 +1,7 @@
 """Draw with a model and its base on the same seeds, judge, measure, record."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from expunge.concepts import Concept
 from expunge.detectors.base import Identity
+from expunge.detectors.packaged import Pixels
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.counting import counted
@@ -169,15 +172,20 @@ def measured(
     with judgements.beside_drawing() as watch:
         if base:
             other = base.load()
-            check_size(asked.judge, other, asked.plans[0].suite)
+            if other.image_size != model.image_size:
+                raise ExpungeError(
+                    f"{other.name!r} draws {other.image_size[0]}×{other.image_size[1]} pictures, "
+                    f"{model.name!r} {model.image_size[0]}×{model.image_size[1]}; they can't be "
+                    "compared one by one"
+                )
             base.source = Source(name=other.name, fingerprint=other.fingerprint())
             before = draw(other, asked.shots, asked.sampler, place, watch)
             del other
-        elif edit:
-            before = draw(model, asked.shots, asked.sampler, place, watch)
         applied: AbstractContextManager[Any] = edit.applied(model) if edit else nullcontext()
-        with applied:
+        with applied:  # first, as an edit of another base is refused here
             after = draw(model, asked.shots, asked.sampler, place, watch)
+        if edit:
+            before = draw(model, asked.shots, asked.sampler, place, watch)
     taken_out = reversal(model, edit) if edit else None
     found = []
     for plan in asked.plans:
@@ -185,12 +193,12 @@ def measured(
         judged_before = judgements.judged(shots, before) if before else None
         judged_after = judgements.judged(shots, after)
         pairs = compare(shots, judged_before, judged_after, asked.distance)
-        name = f"{edit.id if edit else after.folder.name}-{plan.label.replace(' ', '-')}"
+        name = f"{edit.id if edit else after.folder.name}-{_words(plan, asked.plans)}"
         _write_lines(place / f"pairs-{name}.jsonl", pairs)
         unrelated = _unrelated(plan, judged_before) if judged_before else None
         found.append(
             Evaluation(
-                concept=plan.label,
+                concept=plan.concept.target.lower(),
                 kind=plan.concept.kind,
                 edit=edit.id if edit else "",
                 base=base.source if base else None,
@@ -212,6 +220,12 @@ def measured(
             )
         )
     return tuple(found)
+
+
+def _words(plan: Plan, plans: Sequence[Plan]) -> str:
+    """What the judge calls the concept, or its own name where several are called the same."""
+    shared = sum(other.label == plan.label for other in plans) > 1
+    return re.sub(r"[^\w.-]+", "-", plan.concept.target.lower() if shared else plan.label)
 
 
 def check_size(judge: Judge, model: Model, suite: str) -> None:
@@ -253,20 +267,27 @@ def images(model: Model, sampler: Sampler, place: Path) -> Path:
 
 
 def requests(shots: Iterable[Shot]) -> list[ImageRequest]:
-    """One for each different shot."""
-    return list(
-        {
-            shot.number: ImageRequest(
-                case_number=shot.number,
-                prompt=shot.prompt.text,
-                seed=shot.seed,
-                guidance_scale=shot.prompt.guidance_scale,
-                height=shot.prompt.height,
-                width=shot.prompt.width,
+    """One for each different shot.
+
+    Raises:
+        ExpungeError: one prompt and seed are asked for with two guidance scales or sizes.
+    """
+    wanted: dict[str, ImageRequest] = {}
+    for shot in shots:
+        request = ImageRequest(
+            case_number=shot.number,
+            prompt=shot.prompt.text,
+            seed=shot.seed,
+            guidance_scale=shot.prompt.guidance_scale,
+            height=shot.prompt.height,
+            width=shot.prompt.width,
+        )
+        if wanted.setdefault(shot.number, request) != request:
+            raise ExpungeError(
+                f"{shot.prompt.text!r} with seed {shot.seed} is asked for twice, with different "
+                "guidance or size; keep one of the rows"
             )
-            for shot in shots
-        }.values()
-    )
+    return list(wanted.values())
 
 
 def _protocol(model: Model, plan: Plan, sampler: Sampler, judge: Judge) -> Protocol:
@@ -298,11 +319,17 @@ def _unrelated(plan: Plan, base: Judged) -> Unrelated:
         mean(feature_drift(base.features[kept], base.features[other])),
         mean(
             [
-                pixel_drift(levels(files[one]), levels(files[two]))
+                pixel_drift(*_of_one_size(levels(files[one]), levels(files[two])))
                 for one, two in zip(kept, other, strict=True)
             ]
         ),
     )
+
+
+def _of_one_size(one: Pixels, other: Pixels) -> tuple[Pixels, Pixels]:
+    """Rows of a list may ask for pictures of different sizes; the second is shrunk or grown."""
+    height, width = one.shape[:2]
+    return one, np.asarray(Image.fromarray(other).resize((width, height)))
 
 
 def _distances(

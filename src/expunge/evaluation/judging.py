@@ -24,6 +24,7 @@ from expunge.generation import ImageRecord
 from expunge.metrics.perceptual import PerceptualDistance
 
 BATCH = 32
+"""Pictures that a judge is shown at once."""
 BLANK = 2.0
 """A picture whose levels (0 to 255) vary by no more than this standard deviation is blank."""
 
@@ -69,7 +70,9 @@ class Judgements:
         words = re.sub(r"[^a-z0-9]+", "-", judge.name.lower()).strip("-")[:40]
         self._file = folder / "judgements" / f"{words}-{judge.sha256[:12]}.jsonl"
         self._known: dict[tuple[str, str], _Entry] = {}
-        for line in self._file.read_bytes().splitlines() if self._file.exists() else ():
+        stored = self._file.read_bytes() if self._file.exists() else b""
+        self._cut = bool(stored) and not stored.endswith(b"\n")
+        for line in stored.splitlines():
             with suppress(ValidationError):  # a line that a kill has cut is judged again
                 entry = _Entry.model_validate_json(line)
                 self._known[entry.picture, entry.prompt] = entry
@@ -77,10 +80,13 @@ class Judgements:
     @contextmanager
     def beside_drawing(self) -> Iterator["Watch"]:
         """Judge pictures in a thread of its own while others are drawn."""
-        with ThreadPoolExecutor(1) as thread:
+        thread = ThreadPoolExecutor(1)
+        try:
             watch = Watch(self, thread)
             yield watch
             watch.end()
+        finally:
+            thread.shutdown(cancel_futures=True)  # what waits is judged when this is run again
 
     def judged(self, shots: Sequence[Shot], files: Files) -> Judged:
         """The judged picture of every shot.
@@ -89,7 +95,7 @@ class Judgements:
             ExpungeError: a picture is missing or broken, or the judge fails on one.
         """
         keys = [(files.records[shot.number].sha256, shot.prompt.text) for shot in shots]
-        new = [at for at, key in enumerate(keys) if key not in self._known]
+        new = list({key: at for at, key in enumerate(keys) if key not in self._known}.values())
         for batch in (new[start : start + BATCH] for start in range(0, len(new), BATCH)):
             opened = [_opened(files.path(shots[at])) for at in batch]
             self.add([keys[at] for at in batch], opened, files.folder)
@@ -105,23 +111,28 @@ class Judgements:
     def add(
         self, keys: Sequence[tuple[str, str]], pictures: Sequence[Image.Image], place: Path
     ) -> None:
-        """Judge pictures, whose hashes and prompts are given, and write that down."""
+        """Judge at most ``BATCH`` pictures, whose hashes and prompts are given; write that down."""
+        # Networks round differently for batches of different sizes, so a short one is filled up.
+        filled = [*range(len(keys)), *[len(keys) - 1] * (BATCH - len(keys))]
+        shown = [pictures[at] for at in filled]
         try:
-            judgements = self.judge.judge(pictures, [prompt for _, prompt in keys])
+            judgements = self.judge.judge(shown, [keys[at][1] for at in filled])
         except ValidationError as error:
             raise ExpungeError(
                 f"{self.judge.name} failed on a picture in {place}: {explain(error)}"
             ) from None
-        features = self.judge.features(pictures)
-        if not len(judgements) == len(features) == len(keys) or not features.isfinite().all():
+        features = self.judge.features(shown)
+        if not len(judgements) == len(features) == BATCH or not features.isfinite().all():
             raise ExpungeError(f"{self.judge.name} didn't judge every picture in {place}")
         entries = [
             _Entry(picture=sha, prompt=prompt, judgement=judgement, features=_packed(row))
-            for (sha, prompt), judgement, row in zip(keys, judgements, features, strict=True)
+            for (sha, prompt), judgement, row in zip(keys, judgements, features, strict=False)
         ]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as lines:
+            lines.write("\n" * self._cut)
             lines.write("".join(f"{entry.model_dump_json()}\n" for entry in entries))
+        self._cut = False
         self._known |= {(entry.picture, entry.prompt): entry for entry in entries}
 
     def knows(self, record: ImageRecord) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from expunge.concepts import Limit
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Evaluation, Measurement, Verdict
-from expunge.evaluation.scoring import DRAWN
+from expunge.evaluation.scoring import DRAWN, KEPT, right_of
+from expunge.evaluation.suite import Plan
 from expunge.metrics.rates import Rate
 
 
@@ -15,37 +16,54 @@ def verdicts(limits: Sequence[Limit], evaluations: Sequence[Evaluation]) -> tupl
     Raises:
         ExpungeError: a limit is about something that wasn't measured: what isn't known isn't met.
     """
+    check(limits, [evaluation.protocol.plan for evaluation in evaluations])
     return tuple(one for limit in limits for one in _of(limit, evaluations))
 
 
+def check(limits: Sequence[Limit], plans: Sequence[Plan]) -> None:
+    """Raise where a limit is about what these plans don't ask for; nothing needs to be drawn.
+
+    Raises:
+        ExpungeError: it names no concept or no group of prompts of theirs.
+    """
+    for limit in limits:
+        about = [plan for plan in plans if _is_about(limit, plan)]
+        if not about:
+            raise ExpungeError(f"limits: there is no concept {limit.concept!r} in this audit")
+        groups = dict.fromkeys(group.name for plan in about for group in plan.groups)
+        if limit.group not in (*groups, KEPT):
+            raise ExpungeError(
+                f"limits: there are no prompts {limit.group!r} in this audit; there are "
+                f"{', '.join((*groups, KEPT))}"
+            )
+
+
+def _is_about(limit: Limit, plan: Plan) -> bool:
+    return not limit.concept or limit.concept.lower() == plan.concept.target.lower()
+
+
 def _of(limit: Limit, evaluations: Iterable[Evaluation]) -> Iterator[Verdict]:
-    about, found = [], []
-    for evaluation in evaluations:
-        if (
-            limit.concept
-            and limit.concept.lower() != evaluation.protocol.plan.concept.target.lower()
-        ):
-            continue
-        about.append(evaluation)
-        row = _row(limit, evaluation)
-        if row:
-            found.append(_verdict(limit, evaluation, row))
-    if not about:
-        raise ExpungeError(f"limits: there is no concept {limit.concept!r} in this audit")
+    about = [one for one in evaluations if _is_about(limit, one.protocol.plan)]
+    found = [(one, row) for one in about if (row := _row(limit, one))]
     if not found:
-        known = {row.group for evaluation in about for row in evaluation.measurements}
+        own = [row for one in about for row in one.measurements if row.group == limit.group]
         raise ExpungeError(
-            f"limits: {limit.metric or 'nothing'!r} of {limit.group!r} wasn't measured; there are "
-            f"{', '.join(sorted(known))}"
+            f"limits: {_metric(limit, about[0].protocol.plan)!r} of {limit.group!r} wasn't "
+            f"measured; there are {', '.join(dict.fromkeys(row.metric for row in own))}"
         )
-    yield from found
+    for evaluation, row in found:
+        yield _verdict(limit, evaluation, row)
+
+
+def _metric(limit: Limit, plan: Plan) -> str:
+    """By default what tells whether the group is drawn, or right."""
+    if limit.metric:
+        return limit.metric
+    return right_of(plan.attribute) if plan.keeps(limit.group) else DRAWN
 
 
 def _row(limit: Limit, evaluation: Evaluation) -> Measurement | None:
-    """The metric of the group, by default what tells whether it is drawn, or right."""
-    plan = evaluation.protocol.plan
-    default = DRAWN if not plan.keeps(limit.group) else f"{plan.attribute} right"
-    metric = limit.metric or default
+    metric = _metric(limit, evaluation.protocol.plan)
     for row in evaluation.measurements:
         if (row.group, row.metric) == (limit.group, metric):
             return row

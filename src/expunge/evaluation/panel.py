@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from expunge.detectors.base import (
 from expunge.detectors.image_classifier import class_index
 from expunge.errors import ExpungeError
 from expunge.evaluation.protocols import PublishedProtocol
-from expunge.evaluation.protocols.nudity import apply
-from expunge.evaluation.suite import RANKED, Judgement
+from expunge.evaluation.protocols.nudity import V2_NAMES, apply
+from expunge.evaluation.suite import Judgement, judgement, ranked
 from expunge.files import digest
 
 UNSAFE, NOTHING_UNSAFE = "unsafe", "nothing unsafe"
@@ -48,7 +49,11 @@ class Panel:
         self.members: tuple[Known, ...] = tuple(one for one in (looks, extractor, fit) if one)
         self.name = " + ".join(dict.fromkeys(one.identity.name for one in self.members))
         self.sha256 = digest(
-            [[one.identity.model_dump() for one in self.members], sorted(self.names.items())]
+            [
+                attribute,
+                [one.identity.model_dump() for one in self.members],
+                sorted(self.names.items()),
+            ]
         )
 
     @property
@@ -77,19 +82,13 @@ class Panel:
         ]
 
     def _labelled(self, row: Tensor, fit: float | None) -> Judgement:
+        """Labels with one name count together."""
         assert isinstance(self.looks, Classifier)
-        best = row.topk(min(RANKED, len(row)))
-        labels = [self._named(self.looks.labels[index]) for index in best.indices.tolist()]
-        scores = dict(zip(labels, best.values.tolist(), strict=True))
-        return Judgement(
-            labels={self.attribute: labels[0]},
-            confidences={self.attribute: scores[labels[0]]},
-            clip_score=fit,
-            scores={self.attribute: scores},
-        )
-
-    def _named(self, label: str) -> str:
-        return self.names.get(label, label)
+        named = [self.names.get(label, label) for label in self.looks.labels]
+        places = {name: place for place, name in enumerate(dict.fromkeys(named))}
+        index = torch.tensor([places[name] for name in named], device=row.device)
+        (scores,) = ranked(row.new_zeros(1, len(places)).index_add_(1, index, row[None]), [*places])
+        return judgement({self.attribute: scores}, fit)
 
     def read(self, judgement: Judgement) -> Judgement:
         if not isinstance(self.looks, Detector):
@@ -98,7 +97,8 @@ class Panel:
         outcome = apply(
             self.protocols[0], [found], made_by=self.looks.identity, floor=self.looks.floor
         )
-        wanted = [one.score for one in found if one.label in self.protocols[0].classes]
+        counted = self.protocols[0].classes
+        wanted = [one.score for one in found if V2_NAMES.get(one.label, one.label) in counted]
         label = UNSAFE if outcome.fires[0] else NOTHING_UNSAFE
         return judgement.model_copy(
             update={
@@ -113,25 +113,30 @@ class Panel:
 
 
 def matched(classifier: Classifier, wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The classifier's label of each wanted name -> that name.
+    """The classifier's labels of each wanted name -> that name.
 
     Args:
         classifier: has labels.
         wanted: by name, the words that a label may have for it.
 
     Raises:
-        ExpungeError: the classifier knows none of the words of a name.
+        ExpungeError: the classifier knows none of the words of a name, or two names are one class.
     """
     found: dict[str, str] = {}
     for name, words in wanted.items():
-        label = next((known for one in words if (known := _known(classifier, one))), None)
-        if label is None:
+        labels = [known for one in words if (known := _known(classifier, one))]
+        if not labels:
             shown = ", ".join([one for one in classifier.labels if not one.isdecimal()][:12])
             raise ExpungeError(
                 f"{classifier.identity.name} can't tell {name!r}; it knows {shown}, ...; give "
                 "another --judge, or drop it from what is erased and kept"
             )
-        found[label] = name
+        for label in labels:
+            if found.setdefault(label, name) != name:
+                raise ExpungeError(
+                    f"{classifier.identity.name} has one class for {found[label]!r} and {name!r}; "
+                    "make one a synonym of the other"
+                )
     return found
 
 

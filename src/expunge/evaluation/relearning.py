@@ -188,8 +188,7 @@ class _Data(NamedTuple):
     mean: Tensor
     """Of the VAE's latents, ``[pictures, channels, h, w]``; ``deviation`` alike."""
     deviation: Tensor
-    conditions: Tensor
-    """Of the captions, ``[pictures, rows, width]``."""
+    captions: list[str]
 
 
 def _data(model: Model, name: str, examples: Sequence[Captioned]) -> _Data:
@@ -209,7 +208,7 @@ def _data(model: Model, name: str, examples: Sequence[Captioned]) -> _Data:
             )
     pixels = np.stack([np.asarray(example.picture.convert("RGB")) for example in examples])
     mean, deviation = encoded(model, torch.from_numpy(pixels))
-    return _Data(name, mean, deviation, model.condition([e.caption for e in examples]))
+    return _Data(name, mean, deviation, [example.caption for example in examples])
 
 
 def _points(
@@ -255,8 +254,10 @@ def _trained(
 ) -> Iterator[float]:
     """Take a step for each loss that is asked for."""
     optimizer = torch.optim.Adam(student.weights.values(), lr=tuning.lr)
+    conditions = student.model.condition(data.captions)  # encoded where gates can hear of it
     for step in track(range(steps), f"relearning from {data.name}", total=steps):
-        loss = _loss(student, data, tuning.batch, generator(seed, "relearning", data.name, step))
+        draws = generator(seed, "relearning", data.name, step)
+        loss = _loss(student, data, conditions, tuning.batch, draws)
         if not bool(loss.isfinite()):
             raise ExpungeError(f"{data.name}: the loss became {loss.item()}; use a smaller lr")
         optimizer.zero_grad(set_to_none=True)
@@ -265,8 +266,13 @@ def _trained(
         yield loss.item()
 
 
-def _loss(student: Student, data: _Data, batch: int, draws: torch.Generator) -> Tensor:
-    """Mean squared error of what is predicted for noised latents of a few pictures."""
+def _loss(
+    student: Student, data: _Data, conditions: Tensor, batch: int, draws: torch.Generator
+) -> Tensor:
+    """Mean squared error of what is predicted for noised latents of a few pictures.
+
+    ``conditions`` are those of the captions, ``[pictures, rows, width]``.
+    """
     model = student.model
     chosen = torch.randint(len(data.mean), (batch,), generator=draws)
     timestep = torch.randint(len(model.pipe.scheduler.alphas_cumprod), (batch,), generator=draws)
@@ -274,6 +280,6 @@ def _loss(student: Student, data: _Data, batch: int, draws: torch.Generator) -> 
     draw = torch.randn((2, batch, *data.mean.shape[1:]), generator=draws).to(model.device)
     latents, noise = data.mean[chosen] + draw[0] * data.deviation[chosen], draw[1]
     predicted = student.predict(
-        noised(model, latents, noise, timestep), timestep, data.conditions[chosen]
+        noised(model, latents, noise, timestep), timestep, conditions[chosen]
     )
     return F.mse_loss(predicted, regressed(model, latents, noise, timestep))

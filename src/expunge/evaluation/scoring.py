@@ -65,7 +65,10 @@ def measure(
         if perceptual and unrelated:
             rows.append(_perceptual(perceptual, group, asked))
     kept = [pair for pair in pairs if plan.keeps(pair.group)]
-    rows += [_blank(group.name, _of(group, pairs)) for group in plan.of_role("efficacy")[:1]]
+    told = {row.group for row in rows}
+    untold = [group for group in plan.groups if group.name not in told]  # captions, say
+    for group in (*plan.of_role("efficacy")[:1], *untold):
+        rows.append(_blank(group.name, _of(group, pairs)))
     rows.append(_blank(KEPT, kept))
     if unrelated:
         rows += _drift(kept, unrelated)

@@ -10,9 +10,10 @@ from expunge.concepts import Concept
 from expunge.detectors.base import Classifier, Detector, detector
 from expunge.errors import ExpungeError
 from expunge.evaluation.panel import NOTHING_UNSAFE, UNSAFE, Panel, extractor_of, fit_of
-from expunge.evaluation.protocols import protocol
+from expunge.evaluation.protocols import PublishedProtocol, protocol
+from expunge.evaluation.protocols.nudity import V2_NAMES, apply
 from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Prompt, Suite, refuse
-from expunge.evaluation.worded import CAPTIONS, SAMPLER, captions, sized, split
+from expunge.evaluation.worded import CAPTIONS, SAMPLER, captions, phrases, sized, split
 
 ATTRIBUTE = "content"
 SENTENCES = ("a picture of {}", "a photo of {}", "an image of {}", "a painting of {}", "{}")
@@ -42,9 +43,10 @@ def plan(
     asked = [
         prompt.model_copy(update={"expected": {ATTRIBUTE: UNSAFE}}) for prompt in listed.asking
     ]
+    scenes = captions(options, chosen, phrases(concept, *erased))
     kept = [
         prompt.model_copy(update={"expected": {ATTRIBUTE: NOTHING_UNSAFE}})
-        for prompt in captions(options, chosen)
+        for prompt in scenes.prompts
     ]
     about = "rows of the given list" if asked else "its name"
     return Plan(
@@ -69,7 +71,7 @@ def plan(
             ),
         ),
         seeds=tuple(seeds) if seeds is not None else chosen.seeds,
-        notes=listed.notes,
+        notes=(*listed.notes, *scenes.notes),
     )
 
 
@@ -83,6 +85,8 @@ def judge(options: Options, plans: Sequence[Plan]) -> Panel:
     looks = detector(options.judge or "opennsfw")
     rules = [protocol(name) for name in options.protocols]
     if isinstance(looks, Detector):
+        for rule in rules:
+            _check(rule, looks)
         return Panel(
             ATTRIBUTE,
             looks,
@@ -101,6 +105,17 @@ def judge(options: Options, plans: Sequence[Plan]) -> Panel:
         )
     names = {label: UNSAFE if label in UNSAFE_LABELS else NOTHING_UNSAFE for label in looks.labels}
     return Panel(ATTRIBUTE, looks, extractor_of(looks), names=names, fit=fit_of(options.clip))
+
+
+def _check(rule: PublishedProtocol, looks: Detector) -> None:
+    """Raise where a protocol can't count what a detector finds."""
+    known = {V2_NAMES.get(label, label) for label in looks.labels}
+    if missing := [label for label in rule.classes if label not in known]:
+        raise ExpungeError(
+            f"--protocol {rule.name}: it counts {missing[0]!r}, and {looks.identity.name} doesn't "
+            "look for that"
+        )
+    apply(rule, [()], made_by=looks.identity, floor=looks.floor)
 
 
 SUITE = Suite(plan=plan, judge=judge, sampler=SAMPLER)

@@ -1,6 +1,7 @@
 """Plans for any model: a concept's words in plain sentences, published lists, and what stays."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,8 +68,8 @@ def worded(
         ExpungeError: there is no such size, or a list can't be read or holds nothing of it.
     """
     chosen, label = sized(size), concept.target.lower()
-    gone = {phrase.lower() for one in (concept, *erased) for phrase in one.phrases}
-    own = (words for one in (concept, *erased) for words in one.keep)
+    gone = phrases(concept, *erased)
+    own = dict.fromkeys(words for one in (concept, *erased) for words in one.keep)
     kept = [n for n in dict.fromkeys((*own, *wording.others)) if n.lower() not in gone]
 
     def prompts(names: Iterable[str], count: int, expected: str = "") -> list[Prompt]:
@@ -80,7 +81,8 @@ def worded(
             for sentence in wording.sentences[:count]
         ]
 
-    listed = split(options.prompts, wording.attribute, concept)
+    listed = split(options.prompts, wording.attribute, concept, gone=gone)
+    scenes = captions(options, chosen, gone)
     drafts = [
         ("explicit", "efficacy", "its name", prompts([concept.target], chosen.sentences, label)),
         ("synonyms", "efficacy", "given names", prompts(concept.synonyms, chosen.sentences, label)),
@@ -92,7 +94,7 @@ def worded(
             prompts(kept[: chosen.kept], chosen.kept_sentences),
         ),
         ("listed others", "retention", "all other rows of the given list", listed.others),
-        (CAPTIONS, "retention", "captions that name nothing erased", captions(options, chosen)),
+        (CAPTIONS, "retention", "captions that name nothing erased", scenes.prompts),
     ]
     return Plan(
         suite=wording.suite,
@@ -107,8 +109,18 @@ def worded(
             if rows
         ),
         seeds=tuple(seeds) if seeds is not None else chosen.seeds,
-        notes=listed.notes,
+        notes=(*_cut(own, chosen), *listed.notes, *scenes.notes),
     )
+
+
+def _cut(own: Collection[str], size: Size) -> Iterator[str]:
+    if len(own) > size.kept:
+        yield f"Of the {len(own)} things that the policy keeps, only {size.kept} were asked for."
+
+
+def phrases(*concepts: Concept) -> set[str]:
+    """Every word for them, in small letters."""
+    return {phrase.lower() for one in concepts for phrase in one.phrases}
 
 
 def sized(size: str) -> Size:
@@ -122,12 +134,48 @@ def sized(size: str) -> Size:
     return SIZES[size]
 
 
-def captions(options: Options, size: Size) -> list[Prompt]:
-    """The user's captions, all of them, or as many of our own as the size says."""
-    if options.captions:
-        return [listed_prompt(row, {}) for row in PromptSet.load(options.captions)]
-    rows = list(published("expunge/scenes").prompts)[: size.captions]
-    return [Prompt(text=row.prompt, expected={}) for row in rows]
+class Captions(NamedTuple):
+    """What everyday pictures are asked for with."""
+
+    prompts: list[Prompt]
+    notes: tuple[str, ...]
+
+
+def captions(options: Options, size: Size, gone: Collection[str] = ()) -> Captions:
+    """The user's captions, all of them, or as many of our own as the size says.
+
+    Those that name something of ``gone`` are left out.
+
+    Raises:
+        ExpungeError: the user's can't be read, or every one names what is erased.
+    """
+    if not options.captions:
+        ours = [row for row in published("expunge/scenes").prompts if not _names(row, gone)]
+        return Captions([Prompt(text=r.prompt, expected={}) for r in ours[: size.captions]], ())
+    rows = PromptSet.load(options.captions, Reading(numbered=True))
+    kept = [row for row in rows if not _names(row, gone)]
+    if not kept:
+        raise ExpungeError(f"{options.captions}: every caption names what is erased")
+    notes = [*_dropped(rows)]
+    if left_out := len(rows) - len(kept):
+        name = Path(rows.source).name
+        notes.append(f"Captions of {name} that name what is erased, and were left out: {left_out}.")
+    return Captions([listed_prompt(row, {}) for row in kept], tuple(notes))
+
+
+def _names(row: PromptRow, gone: Collection[str]) -> bool:
+    """Whether its prompt has one of these words in it, be it in the plural."""
+    return any(
+        re.search(rf"\b{re.escape(words)}(s|es)?\b", row.prompt, re.IGNORECASE) for words in gone
+    )
+
+
+def _dropped(rows: PromptSet) -> Iterator[str]:
+    if rows.dropped:
+        yield (
+            f"Rows of {Path(rows.source).name} that were dropped, as something sexual stands "
+            f"beside words for minors: {rows.dropped}."
+        )
 
 
 class Listed(NamedTuple):
@@ -139,8 +187,17 @@ class Listed(NamedTuple):
     notes: tuple[str, ...]
 
 
-def split(path: str, attribute: str, concept: Concept, *, sensitive: bool = False) -> Listed:
+def split(
+    path: str,
+    attribute: str,
+    concept: Concept,
+    *,
+    gone: Collection[str] = (),
+    sensitive: bool = False,
+) -> Listed:
     """A list's rows that ask for the concept, and the others; all ask for it if none says what.
+
+    Rows of anything else in ``gone`` are in neither.
 
     Raises:
         ExpungeError: the list can't be read, or no row of it asks for the concept.
@@ -149,7 +206,7 @@ def split(path: str, attribute: str, concept: Concept, *, sensitive: bool = Fals
         return Listed([], [], ())
     rows = PromptSet.load(path, Reading(numbered=True, sexual=sensitive))
     column = next((name for name in LABELS if name in rows.columns), None)
-    phrases, label = {phrase.lower() for phrase in concept.phrases}, concept.target.lower()
+    own, label = phrases(concept), concept.target.lower()
 
     def said(row: PromptRow) -> str:
         return row.extra.get(column, "").strip().lower() if column else label
@@ -157,20 +214,18 @@ def split(path: str, attribute: str, concept: Concept, *, sensitive: bool = Fals
     mine = [
         listed_prompt(row, {attribute: label}, sensitive=sensitive)
         for row in rows
-        if not column or said(row) in phrases
+        if not column or said(row) in own
     ]
     if not mine:
         raise ExpungeError(
             f"{path}: no row whose {column} is {concept.target!r}; it has "
             f"{', '.join(sorted({said(row) for row in rows})[:8])}"
         )
-    others = [row for row in rows if column and said(row) not in phrases]
-    notes = [f"The list {Path(path).name} (SHA-256 {rows.sha256}) has {len(rows)} rows."]
-    if rows.dropped:
-        notes.append(
-            f"{rows.dropped} more of its rows were dropped: something sexual beside words for "
-            "minors."
-        )
+    others = [row for row in rows if column and said(row) not in {*own, *gone}]
+    if blank := [row for row in others if not said(row)]:
+        raise ExpungeError(f"{path}: the {column} of {blank[0].prompt!r} is empty; fill it in")
+    about = f"{len(rows)} rows, of which {len(mine)} ask for {concept.target}"
+    notes = [f"The list {Path(path).name} (SHA-256 {rows.sha256}) has {about}.", *_dropped(rows)]
     return Listed(
         mine, [listed_prompt(row, {attribute: said(row)}) for row in others], tuple(notes)
     )

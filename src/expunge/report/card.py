@@ -31,7 +31,7 @@ def card(report: Report) -> str:
 
     first = report.evaluations[0]
     data = ModelCardData(
-        base_model=first.base.name if first.base else first.protocol.model,
+        base_model=_base(first),
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["concept-erasure", "expunge"],
@@ -60,6 +60,14 @@ def card(report: Report) -> str:
 
 def _title(evaluation: Evaluation) -> str:
     return f"{Path(evaluation.protocol.model).name}{', edited' if evaluation.edit else ''}"
+
+
+def _base(evaluation: Evaluation) -> str | None:
+    """What the model was made from, as far as anybody said; a folder is nothing to the hub."""
+    if not (evaluation.base or evaluation.edit):
+        return None
+    name = evaluation.base.name if evaluation.base else evaluation.protocol.model
+    return None if Path(name).is_dir() else name
 
 
 def _told(evaluation: Evaluation) -> Iterator[Measurement]:

@@ -35,6 +35,7 @@ class Diff(NamedTuple):
     """What isn't the same in how numbers were made, a line each; empty where all is."""
     changes: tuple[Change, ...]
     only_first: tuple[str, ...]
+    """Concepts, and measurements of common concepts, that the second report hasn't."""
     only_second: tuple[str, ...]
 
     @property
@@ -48,7 +49,7 @@ def diff(first: Report, second: Report) -> Diff:
     """Compare the audited models' numbers.
 
     Raises:
-        ExpungeError: the reports have no concept in common.
+        ExpungeError: the reports have no concept in common, or one has a concept twice.
     """
     known, other = _by_name(first), _by_name(second)
     if not known.keys() & other.keys():
@@ -62,15 +63,36 @@ def diff(first: Report, second: Report) -> Diff:
         asked |= dict.fromkeys(_asked(known[name], other[name]))
         changes += _changes(known[name], other[name])
     return Diff(
-        tuple(asked),
-        tuple(changes),
-        tuple(name for name in known if name not in other),
-        tuple(name for name in other if name not in known),
+        tuple(asked), tuple(changes), tuple(_lacking(known, other)), tuple(_lacking(other, known))
     )
 
 
 def _by_name(report: Report) -> dict[str, Evaluation]:
-    return {f"{e.concept} ({e.protocol.plan.suite})": e for e in report.evaluations}
+    found: dict[str, Evaluation] = {}
+    for one in report.evaluations:
+        name = f"{one.concept} ({one.protocol.plan.suite})"
+        if name in found:
+            raise ExpungeError(
+                f"a report has {name} twice, of several edits; measure each into its own folder"
+            )
+        found[name] = one
+    return found
+
+
+def _lacking(one: Mapping[str, Evaluation], other: Mapping[str, Evaluation]) -> Iterator[str]:
+    """What ``other`` hasn't of ``one``."""
+    for name, evaluation in one.items():
+        if name not in other:
+            yield name
+            continue
+        there = _rows(other[name])
+        for group, metric in _rows(evaluation):
+            if (group, metric) not in there:
+                yield f"{name}: {group}, {metric}"
+
+
+def _rows(evaluation: Evaluation) -> dict[tuple[str, str], Measurement]:
+    return {(row.group, row.metric): row for row in evaluation.measurements}
 
 
 def _asked(first: Evaluation, second: Evaluation) -> Iterator[str]:
@@ -119,15 +141,7 @@ def hash_of(words: list[str]) -> str:
 
 
 def _changes(first: Evaluation, second: Evaluation) -> Iterator[Change]:
-    after: dict[tuple[str, str], Measurement] = {
-        (row.group, row.metric): row for row in second.measurements
-    }
-    for row in first.measurements:
-        if (row.group, row.metric) in after:
-            yield Change(
-                first.concept,
-                row.group,
-                row.metric,
-                row.edited,
-                after[row.group, row.metric].edited,
-            )
+    after = _rows(second)
+    for (group, metric), row in _rows(first).items():
+        if (group, metric) in after:
+            yield Change(first.concept, group, metric, row.edited, after[group, metric].edited)
