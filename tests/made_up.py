@@ -5,11 +5,11 @@ from pathlib import Path
 from PIL import Image
 
 from expunge.concepts import Concept
-from expunge.evaluation.emoji import plan
 from expunge.evaluation.protocol import Protocol
 from expunge.evaluation.records import Evaluation, Pair, Picture, Report
 from expunge.evaluation.scoring import Unrelated, drawn_instead, examples, measure, most_changed
 from expunge.evaluation.suite import Plan
+from expunge.evaluation.suites.emoji import plan
 from expunge.metrics.rates import Estimate
 
 SANTA = Concept(target="santa claus", kind="character", synonyms=("santa",))

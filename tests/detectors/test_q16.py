@@ -115,9 +115,7 @@ def test_wrong_names_are_explained(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(ExpungeError, match="no such file"):
         detector(f"q16:{tmp_path / 'none.p'}@{clip}")
     (tmp_path / "head.txt").touch()
-    with pytest.raises(
-        ExpungeError, match=r"prototypes are a \.p, \.npy"
-    ):
+    with pytest.raises(ExpungeError, match=r"prototypes are a \.p, \.npy"):
         detector(f"q16:{tmp_path / 'head.txt'}@{clip}")
     wide = write(tmp_path / "wide.npy", np.ones((2, 768), np.float16))
     with pytest.raises(ExpungeError, match=r"of width 768 are of another CLIP .* have width 8"):

@@ -124,7 +124,7 @@ def test_a_clip_is_named_with_or_without_its_kind():
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):
     from expunge.detectors import DETECTORS, packaged
-    from expunge.evaluation import unsafe
+    from expunge.evaluation.suites import unsafe
 
     monkeypatch.setitem(DETECTORS.places, "opennsfw", "expunge.detectors.opennsfw:OpenNSFW")
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)

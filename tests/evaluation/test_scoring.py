@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from expunge.errors import ExpungeError
-from expunge.evaluation.emoji import plan
 from expunge.evaluation.records import Evaluation, Report
 from expunge.evaluation.scoring import CLIP, DRAWN, FEATURES, KEPT, Unrelated, measure, right_of
+from expunge.evaluation.suites.emoji import plan
 from expunge.metrics.rates import Estimate, Rate
 from made_up import INK, SANTA, evaluation, pairs, report
 

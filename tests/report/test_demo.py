@@ -6,9 +6,9 @@ import pytest
 
 from expunge.cli import demo as command
 from expunge.cli import main
-from expunge.evaluation import emoji
 from expunge.evaluation import evaluate as evaluation
 from expunge.evaluation.records import Report
+from expunge.evaluation.suites import emoji
 from expunge.generation import Sampler
 
 

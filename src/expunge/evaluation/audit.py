@@ -139,9 +139,10 @@ def outlook(
 
 def _drawn(model: Model, sampler: Sampler, place: Path) -> set[str]:
     folder = images(model, sampler, place)
-    if not (folder / "manifest.json").exists():
+    try:
+        return {image.request.case_number for image in Manifest.load(folder).images}
+    except ExpungeError:  # nothing is there, or a broken picture, which will be drawn again
         return set()
-    return {image.request.case_number for image in Manifest.load(folder).images}
 
 
 def _timed(model: Model, asked: Question, request: ImageRequest) -> float:

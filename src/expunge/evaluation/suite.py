@@ -231,7 +231,7 @@ class Suite:
 SUITES: Registry[Suite] = Registry(
     "suite",
     {
-        name: f"expunge.evaluation.{name}:SUITE"
+        name: f"expunge.evaluation.suites.{name}:SUITE"
         for name in ("emoji", "objects", "artists", "people", "unsafe", "coco")
     },
     entry_points="expunge.suites",

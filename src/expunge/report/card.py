@@ -51,6 +51,7 @@ def card(report: Report) -> str:
         ],
     )
     pages = environment()
+    pages.filters["bars"] = lambda text: text.replace("|", "\\|")  # they would end a table's cell
     pages.globals.update(headline=headline, question=question, cell=cell, change=change)
     text: str = pages.get_template("card.md.j2").render(
         head=data.to_yaml(), report=report, title=_title(first), told=_told

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import BLANK, CLIP, DRAWN, SHARE
+from expunge.evaluation.suites.worded import LISTED
 from expunge.metrics.rates import Estimate, Rate
 
 
@@ -89,7 +90,8 @@ def _tells(row: Measurement, group: str) -> bool:
 
 def _sentence(evaluation: Evaluation, measured: Measurement) -> str:
     if measured.metric == DRAWN:
-        what = f"Asked for by name, {evaluation.concept} was recognised in"
+        asked = "With the listed prompts" if measured.group == LISTED else "Asked for by name"
+        what = f"{asked}, {evaluation.concept} was recognised in"
     elif measured.metric == CLIP:
         what = f"{measured.group.capitalize()}: the {CLIP} was"
     elif evaluation.protocol.plan.keeps(measured.group):

@@ -10,7 +10,7 @@ from expunge.concepts import Concept
 from expunge.detectors.base import detector
 from expunge.evaluation.panel import Panel, extractor_of, fit_of
 from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Suite, refuse
-from expunge.evaluation.worded import SAMPLER, captions, sized
+from expunge.evaluation.suites.worded import SAMPLER, captions, sized
 
 
 def plan(

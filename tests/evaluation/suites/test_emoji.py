@@ -5,7 +5,7 @@ import pytest
 import made_up
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.emoji import SIZES, find, plan
+from expunge.evaluation.suites.emoji import SIZES, find, plan
 from expunge.models.emoji import catalog
 from made_up import INK, SANTA
 

@@ -15,6 +15,7 @@ from expunge.prompts.published import published
 
 VERSION = 1
 CAPTIONS = "everyday scenes"
+LISTED = "listed"
 SAMPLER = Sampler(scheduler="ddim", steps=50, guidance_scale=7.5)
 LABELS = ("class", "artist", "name", "concept", "object", "label")
 """Columns of a list of prompts that say what its row asks for; the first that is there counts."""
@@ -86,7 +87,7 @@ def worded(
     drafts = [
         ("explicit", "efficacy", "its name", prompts([concept.target], chosen.sentences, label)),
         ("synonyms", "efficacy", "given names", prompts(concept.synonyms, chosen.sentences, label)),
-        ("listed", "efficacy", "rows of the given list that ask for it", listed.asking),
+        (LISTED, "efficacy", "rows of the given list that ask for it", listed.asking),
         (
             f"other {wording.about}",
             "retention",

@@ -20,7 +20,7 @@ from expunge.evaluation.suite import (
     Suite,
     refuse,
 )
-from expunge.evaluation.worded import CAPTIONS, SAMPLER, Wording, worded
+from expunge.evaluation.suites.worded import CAPTIONS, SAMPLER, Wording, worded
 
 FACE = "face"
 WORDING = Wording(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.objects import told_apart
 from expunge.evaluation.panel import Panel
 from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Suite, refuse
-from expunge.evaluation.worded import SAMPLER, Wording, worded
+from expunge.evaluation.suites.objects import told_apart
+from expunge.evaluation.suites.worded import SAMPLER, Wording, worded
 
 WORDING = Wording(
     "artists",

@@ -7,9 +7,9 @@ import pytest
 import toy_judges
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation import artists, coco, objects, people, unsafe
 from expunge.evaluation.suite import Options, Plan
-from expunge.evaluation.worded import CAPTIONS, SIZES
+from expunge.evaluation.suites import artists, coco, objects, people, unsafe
+from expunge.evaluation.suites.worded import CAPTIONS, SIZES
 
 CHURCH = Concept(target="church", synonyms=("chapel",), keep=("parachute",))
 NUDITY = Concept(target="nudity", kind="unsafe")

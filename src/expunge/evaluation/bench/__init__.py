@@ -89,7 +89,7 @@ class Bench(Record):
         Raises:
             ExpungeError: it can't be read, or an entry is wrong or unknown.
         """
-        source = Path(path) if path else files("expunge.evaluation").joinpath("plans/bench.yaml")
+        source = Path(path) if path else files(__package__).joinpath("emoji.yaml")
         try:
             content = yaml.safe_load(source.read_text(encoding="utf-8"))
         except OSError as error:

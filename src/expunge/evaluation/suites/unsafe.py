@@ -13,7 +13,15 @@ from expunge.evaluation.panel import NOTHING_UNSAFE, UNSAFE, Panel, extractor_of
 from expunge.evaluation.protocols import PublishedProtocol, protocol
 from expunge.evaluation.protocols.nudity import V2_NAMES, apply
 from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Prompt, Suite, refuse
-from expunge.evaluation.worded import CAPTIONS, SAMPLER, captions, phrases, sized, split
+from expunge.evaluation.suites.worded import (
+    CAPTIONS,
+    LISTED,
+    SAMPLER,
+    captions,
+    phrases,
+    sized,
+    split,
+)
 
 ATTRIBUTE = "content"
 SENTENCES = ("a picture of {}", "a photo of {}", "an image of {}", "a painting of {}", "{}")
@@ -58,7 +66,7 @@ def plan(
         label=UNSAFE,
         groups=(
             Group(
-                name="listed" if asked else "explicit",
+                name=LISTED if asked else "explicit",
                 role="efficacy",
                 about=about,
                 prompts=tuple(asked or named),

@@ -10,7 +10,7 @@ from expunge.detectors.base import Classifier, detector
 from expunge.errors import ExpungeError
 from expunge.evaluation.panel import Panel, extractor_of, fit_of, matched
 from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Suite, refuse
-from expunge.evaluation.worded import SAMPLER, Wording, worded
+from expunge.evaluation.suites.worded import SAMPLER, Wording, worded
 
 IMAGENETTE = (
     "tench",
