@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from expunge.evaluation.bench import COLUMNS, ERASED, RETAINED, Bench, Line, Row, lines
 from expunge.files import write_text
-from expunge.metrics.rates import Rate
+from expunge.metrics.rates import Estimate, Rate
 from expunge.report.html import environment
 
 PAGE, MARKDOWN, PLOT = "bench.html", "bench.md", "bench.svg"
@@ -52,8 +53,15 @@ def write_page(bench: Bench, rows: Sequence[Row], folder: Path) -> Path:
         counts=counts, share=share, retained=RETAINED, erased=ERASED, other_words=OTHER_WORDS
     )
     known = panels(rows)
-    values = {"bench": bench, "panels": known, "columns": tuple(COLUMNS), "rows": rows}
-    values["order"] = list(dict.fromkeys(line.method for panel in known for line in panel.lines))
+    values = {
+        "bench": bench,
+        "panels": known,
+        "columns": tuple(COLUMNS),
+        "rows": rows,
+        "drifts": drifts(rows),
+        "tasks": list(dict.fromkeys(row.task for row in rows)),
+        "order": list(dict.fromkeys(line.method for panel in known for line in panel.lines)),
+    }
     for template, name in (
         ("bench.svg.j2", PLOT),
         ("bench.md.j2", MARKDOWN),
@@ -61,6 +69,27 @@ def write_page(bench: Bench, rows: Sequence[Row], folder: Path) -> Path:
     ):
         write_text(folder / name, pages.get_template(template).render(**values))
     return folder / PAGE
+
+
+def drifts(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """By method and task, how far kept pictures moved; over several seeds the mean.
+
+    In brackets from the lowest to the highest end of the seeds' 95 % intervals.
+    """
+    found: dict[str, dict[str, list[Estimate]]] = {}
+    for row in rows:
+        if row.drift:
+            found.setdefault(row.method, {}).setdefault(row.task, []).append(row.drift)
+    return {
+        method: {task: _moved(estimates) for task, estimates in tasks.items()}
+        for method, tasks in found.items()
+    }
+
+
+def _moved(found: Sequence[Estimate]) -> str:
+    low = min(one.interval[0] for one in found)
+    high = max(one.interval[1] for one in found)
+    return f"{fmean(one.value for one in found):.2g} ({low:.2g}–{high:.2g})"
 
 
 def counts(line: Line, *columns: str) -> str:
