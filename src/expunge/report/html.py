@@ -39,7 +39,6 @@ def to_html(report: Report, *, blur: bool = True) -> str:
         keep_list=keep_list,
         subject=subject,
     )
-    pages.filters["tight"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     pages.filters["picture"] = lambda shown, pair: _uri(opened(shown, pair, blur=blur))
     return pages.get_template("report.html.j2").render(report=report, blur=blur)
 
@@ -54,13 +53,15 @@ def environment() -> "Environment":
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError:
         raise ExpungeError("a report needs jinja2; pip install 'expunge[report]'") from None
-    return Environment(
+    pages = Environment(
         loader=PackageLoader("expunge.report"),
         autoescape=lambda name: name is not None and ".md" not in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    pages.filters["tight"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    return pages
 
 
 def write_html(report: Report, path: str | os.PathLike[str], *, blur: bool = True) -> Path:

@@ -228,7 +228,8 @@ def run(
         ExpungeError: the suite doesn't know a concept, or a picture can't be judged.
     """
     model = load("emoji")
-    places = {cell: _place(bench, folder, model, cell) for cell in cells}
+    fingerprint = model.fingerprint()
+    places = {cell: _place(bench, folder, fingerprint, cell) for cell in cells}
     rows = {cell: _read(places[cell]) for cell in cells}
     done = {cell: row for cell, row in rows.items() if row}
     yield from done.items()
@@ -302,7 +303,7 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
 # --- one cell
 
 
-def _place(bench: Bench, folder: Path, model: Model, cell: Cell) -> Path:
+def _place(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Path:
     """The file of a cell's row; its name changes with whatever would change the row."""
     task = bench.tasks[cell.task]
     settings = presets.settings(cell.method, *task.erase.erase)
@@ -311,7 +312,7 @@ def _place(bench: Bench, folder: Path, model: Model, cell: Cell) -> Path:
             bench.model_dump(mode="json", include={"suite", "size", "sampler"}),
             task.erase.model_dump(mode="json", exclude={"limits"}),
             METHODS.get(cell.method)(**settings).model_dump(mode="json"),
-            model.fingerprint(),
+            fingerprint,
         ]
     )[:8]
     return folder / "cells" / f"{cell.method}-{cell.task.replace(' ', '-')}-{cell.seed}-{key}.json"
@@ -347,7 +348,9 @@ def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
     """Make one edit and measure it."""
     concepts = bench.tasks[cell.task].erase.erase
     known = {**cell._asdict(), "concepts": len(concepts)}
-    place = folder / "edits" / f"{_place(bench, folder, model, cell).stem}.safetensors"
+    place = (
+        folder / "edits" / f"{_place(bench, folder, model.fingerprint(), cell).stem}.safetensors"
+    )
     with _Costs() as costs:
         try:
             edit = erase(
