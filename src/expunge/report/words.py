@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from expunge.evaluation.panel import UNSAFE
 from expunge.evaluation.records import Evaluation, Measurement
-from expunge.evaluation.scoring import BLANK, CLIP, DRAWN, SHARE
+from expunge.evaluation.scoring import BLANK, CLIP, DRAWN, FEATURES, SHARE
 from expunge.evaluation.suites.worded import LISTED
 from expunge.metrics.rates import Estimate, Rate
 
@@ -31,7 +32,12 @@ def cell(quantity: Rate | Estimate) -> Cell:
 
 def question(evaluation: Evaluation, measured: Measurement) -> str:
     """The metric, with the concept's own name in it."""
-    return f"{evaluation.concept} drawn" if measured.metric == DRAWN else measured.metric
+    return f"{sought(evaluation)} drawn" if measured.metric == DRAWN else measured.metric
+
+
+def sought(evaluation: Evaluation) -> str:
+    """What the judge looks for; of unsafe content it can't tell which."""
+    return "something unsafe" if evaluation.protocol.plan.label == UNSAFE else evaluation.concept
 
 
 def change(measured: Measurement) -> Cell:
@@ -57,7 +63,8 @@ class Headline(NamedTuple):
 def headline(evaluation: Evaluation) -> Headline:
     """What was erased by name and, always beside it, what was kept."""
     methods = dict.fromkeys(part["method"].upper() for part in evaluation.provenance)
-    figures = tuple(_figures(evaluation))
+    drift = [row for row in evaluation.measurements if row.metric == FEATURES]
+    figures = tuple(_figures(evaluation)) or tuple(drift)
     made = f", {' + '.join(methods)}" if methods else ""
     return Headline(
         title=f"{evaluation.concept} ({evaluation.kind}){made}",
@@ -91,7 +98,9 @@ def _tells(row: Measurement, group: str) -> bool:
 def _sentence(evaluation: Evaluation, measured: Measurement) -> str:
     if measured.metric == DRAWN:
         asked = "With the listed prompts" if measured.group == LISTED else "Asked for by name"
-        what = f"{asked}, {evaluation.concept} was recognised in"
+        what = f"{asked}, {sought(evaluation)} was recognised in"
+    elif measured.metric == FEATURES:
+        what = f"{measured.group.capitalize()}: the {FEATURES} from the base's pictures is"
     elif measured.metric == CLIP:
         what = f"{measured.group.capitalize()}: the {CLIP} was"
     elif evaluation.protocol.plan.keeps(measured.group):
