@@ -272,9 +272,9 @@ def test_sd14_size_is_under_a_megabyte_and_quick_and_exact(tmp_path: Path) -> No
     assert (tmp_path / "edit.safetensors").stat().st_size < 1_000_000
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # of the processor: other programs don't count
         edit.apply(model)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
         edit.revert(model)
     assert min(times) < 3.0  # under one on a free core, see benchmarks/sd14_edit.py
     edit.apply(model)
