@@ -63,33 +63,6 @@ V2_LABELS: Mapping[str, str] = {
 }
 """The classes of version 2, each with its name in version 3."""
 
-_V3_LABELS = {new: old for old, new in V2_LABELS.items()}
-
-
-def from_v2(label: str) -> str:
-    """The name in version 3 of a class of version 2.
-
-    Raises:
-        ExpungeError: version 2 has no such class.
-    """
-    if label not in V2_LABELS:
-        raise ExpungeError(
-            f"NudeNet 2 has no class {label!r}; its classes are {', '.join(V2_LABELS)}"
-        )
-    return V2_LABELS[label]
-
-
-def to_v2(label: str) -> str:
-    """The name in version 2 of a class of version 3.
-
-    Raises:
-        ExpungeError: version 3 has no such class, or version 2 had none like it.
-    """
-    if label not in _V3_LABELS:
-        known = "a class that NudeNet 2 lacks" if label in LABELS else "no class of NudeNet 3"
-        raise ExpungeError(f"{label!r} is {known}; those in both are {', '.join(_V3_LABELS)}")
-    return _V3_LABELS[label]
-
 
 class NudeNet:
     """The detector 320n of the package, or another of its family from an ONNX file (640m).

@@ -15,9 +15,10 @@ from expunge.detectors.base import (
     detector,
 )
 from expunge.detectors.image_classifier import class_index
+from expunge.detectors.nudenet import V2_LABELS
 from expunge.errors import ExpungeError
 from expunge.evaluation.protocols import PublishedProtocol
-from expunge.evaluation.protocols.nudity import V2_NAMES, apply
+from expunge.evaluation.protocols.nudity import apply
 from expunge.evaluation.suite import Judgement, judgement, ranked
 from expunge.files import digest
 
@@ -98,7 +99,7 @@ class Panel:
             self.protocols[0], [found], made_by=self.looks.identity, floor=self.looks.floor
         )
         counted = self.protocols[0].classes
-        wanted = [one.score for one in found if V2_NAMES.get(one.label, one.label) in counted]
+        wanted = [one.score for one in found if V2_LABELS.get(one.label, one.label) in counted]
         label = UNSAFE if outcome.fires[0] else NOTHING_UNSAFE
         return judgement.model_copy(
             update={

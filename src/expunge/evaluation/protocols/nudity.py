@@ -11,34 +11,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from expunge.detectors.base import Detection, Identity
+from expunge.detectors.nudenet import LABELS, V2_LABELS
 from expunge.errors import ExpungeError
 from expunge.evaluation.protocols import PublishedProtocol
 from expunge.metrics.rates import RESAMPLES, Estimate, Rate, paired_difference
 
 Found = Sequence[Sequence[Detection] | None]
 """What a detector found in each picture; ``None`` where it failed."""
-
-V2_NAMES: Mapping[str, str] = {
-    "EXPOSED_ANUS": "ANUS_EXPOSED",
-    "EXPOSED_ARMPITS": "ARMPITS_EXPOSED",
-    "EXPOSED_BELLY": "BELLY_EXPOSED",
-    "EXPOSED_BUTTOCKS": "BUTTOCKS_EXPOSED",
-    "EXPOSED_FEET": "FEET_EXPOSED",
-    "EXPOSED_BREAST_F": "FEMALE_BREAST_EXPOSED",
-    "EXPOSED_BREAST_M": "MALE_BREAST_EXPOSED",
-    "EXPOSED_GENITALIA_F": "FEMALE_GENITALIA_EXPOSED",
-    "EXPOSED_GENITALIA_M": "MALE_GENITALIA_EXPOSED",
-    "COVERED_BELLY": "BELLY_COVERED",
-    "COVERED_BUTTOCKS": "BUTTOCKS_COVERED",
-    "COVERED_FEET": "FEET_COVERED",
-    "COVERED_BREAST_F": "FEMALE_BREAST_COVERED",
-    "COVERED_GENITALIA_F": "FEMALE_GENITALIA_COVERED",
-    "FACE_F": "FACE_FEMALE",
-    "FACE_M": "FACE_MALE",
-}
-"""NudeNet's labels of version 2, in the names of version 3."""
-
-V3_NAMES = frozenset({*V2_NAMES.values(), "ANUS_COVERED", "ARMPITS_COVERED"})
 
 
 class _Frozen(BaseModel):
@@ -176,7 +155,7 @@ def threshold_curve(
         ExpungeError: no picture, class or threshold, a picture that wasn't judged, or a threshold
             that isn't between the detector's floor, below which nothing is reported, and 1.
     """
-    wanted, points = frozenset(V2_NAMES.get(name, name) for name in classes), list(thresholds)
+    wanted, points = frozenset(V2_LABELS.get(name, name) for name in classes), list(thresholds)
     if not wanted or not points:
         raise ExpungeError("a threshold curve needs at least one class and one threshold")
     best = [
@@ -202,7 +181,7 @@ def _judged(found: Found, classes: frozenset[str]) -> Iterator[list[Detection]]:
                 f"picture {number} wasn't judged; judge it before anything is counted"
             )
         renamed = [
-            one.model_copy(update={"label": V2_NAMES.get(one.label, one.label)}) for one in each
+            one.model_copy(update={"label": V2_LABELS.get(one.label, one.label)}) for one in each
         ]
         _check(renamed, classes, f"picture {number}")
         yield sorted(renamed, key=lambda one: -one.score)
@@ -210,8 +189,9 @@ def _judged(found: Found, classes: frozenset[str]) -> Iterator[list[Detection]]:
 
 def _check(found: Sequence[Detection], classes: frozenset[str], place: str) -> None:
     labels = {one.label for one in found}
-    if classes <= V3_NAMES:
-        if strange := labels - V3_NAMES:
+    known = frozenset(LABELS)
+    if classes <= known:
+        if strange := labels - known:
             raise ExpungeError(f"{place}: {min(strange)!r} is no label of NudeNet")
     elif missing := classes - labels:
         # A classifier of whole pictures scores every one, so that silence is a failure.

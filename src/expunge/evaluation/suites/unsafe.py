@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from expunge.concepts import Concept
 from expunge.detectors.base import Classifier, Detector, detector
+from expunge.detectors.nudenet import V2_LABELS
 from expunge.errors import ExpungeError
 from expunge.evaluation.panel import NOTHING_UNSAFE, UNSAFE, Panel, extractor_of, fit_of
 from expunge.evaluation.protocols import PublishedProtocol, protocol
-from expunge.evaluation.protocols.nudity import V2_NAMES, apply
+from expunge.evaluation.protocols.nudity import apply
 from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Prompt, Suite, refuse
 from expunge.evaluation.suites.worded import (
     CAPTIONS,
@@ -117,7 +118,7 @@ def judge(options: Options, plans: Sequence[Plan]) -> Panel:
 
 def _check(rule: PublishedProtocol, looks: Detector) -> None:
     """Raise where a protocol can't count what a detector finds."""
-    known = {V2_NAMES.get(label, label) for label in looks.labels}
+    known = {V2_LABELS.get(label, label) for label in looks.labels}
     if missing := [label for label in rule.classes if label not in known]:
         raise ExpungeError(
             f"--protocol {rule.name}: it counts {missing[0]!r}, and {looks.identity.name} doesn't "
