@@ -19,7 +19,7 @@ from expunge.detectors.nudenet import V2_LABELS
 from expunge.errors import ExpungeError
 from expunge.evaluation.protocols import PublishedProtocol
 from expunge.evaluation.protocols.nudity import apply
-from expunge.evaluation.suite import Judgement, judgement, ranked
+from expunge.evaluation.suite import Judgement, Plan, judgement, ranked
 from expunge.files import digest
 
 UNSAFE, NOTHING_UNSAFE = "unsafe", "nothing unsafe"
@@ -111,6 +111,16 @@ class Panel:
 
     def features(self, pictures: Sequence[Image.Image]) -> Tensor:
         return self.extractor.features(pictures)
+
+
+def named(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
+    """Everything that plans ask for by name, each with the words a classifier may have for it."""
+    wanted = {plan.label: plan.concept.phrases for plan in plans}
+    for plan in plans:
+        for prompt in (prompt for group in plan.groups for prompt in group.prompts):
+            if label := prompt.expected.get(plan.attribute):
+                wanted.setdefault(label, (label,))
+    return wanted
 
 
 def matched(classifier: Classifier, wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:

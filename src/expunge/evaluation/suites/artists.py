@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Sequence
+from functools import partial
 
-from expunge.concepts import Concept
 from expunge.errors import ExpungeError
 from expunge.evaluation.panel import Panel
-from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Suite, refuse
+from expunge.evaluation.suite import Options, Plan, Suite
 from expunge.evaluation.suites.objects import told_apart
 from expunge.evaluation.suites.worded import SAMPLER, Wording, worded
 
@@ -27,17 +27,8 @@ WORDING = Wording(
 )
 
 
-def plan(
-    concept: Concept,
-    *,
-    erased: Sequence[Concept] = (),
-    size: str = "quick",
-    seeds: Sequence[int] | None = None,
-    options: Options = NO_OPTIONS,
-) -> Plan:
-    """The prompts for one artist; those that stay are the policy's ``keep``."""
-    refuse("artists", options, "judge", "clip", "prompts", "captions")
-    return worded(WORDING, concept, erased=erased, size=size, seeds=seeds, options=options)
+plan = partial(worded, WORDING)
+"""The prompts for one artist; those that stay are the policy's ``keep``."""
 
 
 def judge(options: Options, plans: Sequence[Plan]) -> Panel:

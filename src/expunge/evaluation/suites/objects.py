@@ -4,12 +4,12 @@ Imagenette's ten classes, which ESD, UCE and RECE erase, are what stays beside t
 """
 
 from collections.abc import Sequence
+from functools import partial
 
-from expunge.concepts import Concept
 from expunge.detectors.base import Classifier, detector
 from expunge.errors import ExpungeError
-from expunge.evaluation.panel import Panel, extractor_of, fit_of, matched
-from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Suite, refuse
+from expunge.evaluation.panel import Panel, extractor_of, fit_of, matched, named
+from expunge.evaluation.suite import Options, Plan, Suite
 from expunge.evaluation.suites.worded import SAMPLER, Wording, worded
 
 IMAGENETTE = (
@@ -39,17 +39,8 @@ WORDING = Wording(
 )
 
 
-def plan(
-    concept: Concept,
-    *,
-    erased: Sequence[Concept] = (),
-    size: str = "quick",
-    seeds: Sequence[int] | None = None,
-    options: Options = NO_OPTIONS,
-) -> Plan:
-    """The prompts for one thing."""
-    refuse("objects", options, "judge", "clip", "prompts", "captions")
-    return worded(WORDING, concept, erased=erased, size=size, seeds=seeds, options=options)
+plan = partial(worded, WORDING)
+"""The prompts for one thing."""
 
 
 def judge(options: Options, plans: Sequence[Plan]) -> Panel:
@@ -66,11 +57,7 @@ def told_apart(name: str, options: Options, plans: Sequence[Plan]) -> Panel:
         ExpungeError: it is no classifier, isn't there, or doesn't know one of the names.
     """
     looks, attribute = detector(name), plans[0].attribute
-    wanted = {plan.label: plan.concept.phrases for plan in plans}
-    for plan in plans:
-        for prompt in (prompt for group in plan.groups for prompt in group.prompts):
-            if label := prompt.expected.get(attribute):
-                wanted.setdefault(label, (label,))
+    wanted = named(plans)
     if name.startswith("clip:"):
         looks = looks.zero_shot(tuple(wanted))
     if not isinstance(looks, Classifier):

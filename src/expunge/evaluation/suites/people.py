@@ -5,20 +5,19 @@ face stands beside every other number.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from expunge.concepts import Concept
 from expunge.detectors.base import detector
 from expunge.detectors.faces import NO_FACE, People
 from expunge.errors import ExpungeError
-from expunge.evaluation.panel import Panel, extractor_of, fit_of, matched
+from expunge.evaluation.panel import Panel, extractor_of, fit_of, matched, named
 from expunge.evaluation.suite import (
-    NO_OPTIONS,
     Group,
     Judgement,
     Options,
     Plan,
     Suite,
-    refuse,
 )
 from expunge.evaluation.suites.worded import CAPTIONS, SAMPLER, Wording, worded
 
@@ -38,18 +37,10 @@ WORDING = Wording(
 )
 
 
-def plan(
-    concept: Concept,
-    *,
-    erased: Sequence[Concept] = (),
-    size: str = "quick",
-    seeds: Sequence[int] | None = None,
-    options: Options = NO_OPTIONS,
-) -> Plan:
+def plan(concept: Concept, **asked: Any) -> Plan:
     """The prompts for one person; those that stay are the policy's ``keep``."""
-    refuse("people", options, "judge", "clip", "prompts", "captions")
-    asked = worded(WORDING, concept, erased=erased, size=size, seeds=seeds, options=options)
-    return asked.model_copy(update={"groups": tuple(map(_with_faces, asked.groups))})
+    whole = worded(WORDING, concept, **asked)
+    return whole.model_copy(update={"groups": tuple(map(_with_faces, whole.groups))})
 
 
 def _with_faces(group: Group) -> Group:
@@ -80,16 +71,11 @@ def judge(options: Options, plans: Sequence[Plan]) -> Faces:
     if not options.judge.startswith("faces:"):
         raise ExpungeError("who is who? Give --judge faces:FOLDER with a folder for each person")
     looks: People = detector(options.judge)
-    wanted = {plan.label: plan.concept.phrases for plan in plans}
-    for plan in plans:
-        for prompt in (prompt for group in plan.groups for prompt in group.prompts):
-            if label := prompt.expected.get("person"):
-                wanted.setdefault(label, (label,))
     return Faces(
         "person",
         looks,
         extractor_of(looks),
-        names=matched(looks, wanted),
+        names=matched(looks, named(plans)),
         fit=fit_of(options.clip),
     )
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.suite import Group, Options, Plan, Prompt
+from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Prompt, refuse
 from expunge.generation.sampler import Sampler
 from expunge.prompts import PromptRow, PromptSet
 from expunge.prompts.prompt_set import Reading
@@ -58,16 +58,18 @@ def worded(
     wording: Wording,
     concept: Concept,
     *,
-    erased: Sequence[Concept],
-    size: str,
-    seeds: Sequence[int] | None,
-    options: Options,
+    erased: Sequence[Concept] = (),
+    size: str = "quick",
+    seeds: Sequence[int] | None = None,
+    options: Options = NO_OPTIONS,
 ) -> Plan:
     """Prompts that name the concept, its synonyms, what stays, and everyday scenes.
 
     Raises:
-        ExpungeError: there is no such size, or a list can't be read or holds nothing of it.
+        ExpungeError: there is no such size, or a list can't be read or holds nothing of it, or an
+            option is set that such a suite has no use for.
     """
+    refuse(wording.suite, options, "judge", "clip", "prompts", "captions")
     chosen, label = sized(size), concept.target.lower()
     gone = phrases(concept, *erased)
     own = dict.fromkeys(words for one in (concept, *erased) for words in one.keep)
