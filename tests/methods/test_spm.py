@@ -192,7 +192,7 @@ def test_noise_anchors_have_the_targets_size_and_any_direction() -> None:
     assert (noise_anchors(torch.Generator().manual_seed(1), narrow, 20) < 0).all()
 
 
-def test_corrected_anchors_are_prompts_to_keep_and_noise(pico: Model) -> None:
+def test_corrected_anchors_are_the_empty_prompt_prompts_to_keep_and_noise(pico: Model) -> None:
     method = SPM(num_inference_steps=2, batch_size=1, anchors=4, keep_share=0.5, contexts=("a {}",))
     student = method.student(pico, TWO, 0, None)
     pool = pico.encode(["", "cat", "a cat"])
@@ -201,8 +201,11 @@ def test_corrected_anchors_are_prompts_to_keep_and_noise(pico: Model) -> None:
         assert batch["anchors"].shape[0] == 4
         known = [[torch.equal(row, one) for one in pool] for row in batch["anchors"]]
         assert [any(row) for row in known] == [True, True, False, False]
-        found |= {row.index(True) for row in known[:2]}
-    assert found == {0, 1, 2}
+        assert known[0][0]  # guidance looks at the empty prompt in every step
+        found.add(known[1].index(True))
+    assert found == {1, 2}
+    [alone] = taken(method, student, Policy(erase=(Concept(target="ghost"),)), [0])
+    assert all(torch.equal(row, pool[0]) for row in alone["anchors"][:2])
     [none] = taken(SPM(la_strength=0.0, **SHORT), student, TWO, [0])
     assert len(none["anchors"]) == 0
     assert set(SPM(la_strength=0.0, **SHORT).loss(student, none)) == {"loss", "erase", "turn"}

@@ -62,7 +62,8 @@ class SPM(Trained):
     anchor_split: Split = "all"
     """released: the half of the anchors that the released program loses isn't used."""
     keep_share: float = Field(0.5, ge=0, le=1)
-    """Part of the anchors that are prompts, the empty one and those to keep; the rest is noise."""
+    """Part of the anchors that are prompts, first the empty one, then some to keep; the rest is
+    noise."""
     positive: WordList = ()
     """The prompt that leads away, one for each concept or one for all; by default its own."""
     contexts: tuple[Context, ...] = ()
@@ -285,10 +286,9 @@ class SPM(Trained):
         if self.fidelity == "original":
             drawn = noise_anchors(draws, target[0], self.anchors)
             return acting(drawn, run.model.unconditional(), self.anchor_split)
-        pool = ("", *run.policy.kept_prompts(self.contexts))
-        prompts = [
-            pool[_draw(draws, 0, len(pool))] for _ in range(round(self.anchors * self.keep_share))
-        ]
+        pool = run.policy.kept_prompts(self.contexts) or ("",)
+        count = round(self.anchors * self.keep_share)
+        prompts = ["", *(pool[_draw(draws, 0, len(pool))] for _ in range(count - 1))][:count]
         noise = noise_anchors(draws, target[0], self.anchors - len(prompts))
         return torch.cat([run.model.condition(prompts), noise]) if prompts else noise
 
