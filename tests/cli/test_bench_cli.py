@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from expunge.cli import main
-from expunge.evaluation import bench as module
-from expunge.evaluation.bench import Row
+from expunge.evaluation.bench import Row, running
 from expunge.metrics.rates import Estimate, Rate
 
 PLAN = {
@@ -34,8 +33,8 @@ def quick(monkeypatch):
             versions={"a": "1"},
         )
 
-    monkeypatch.setattr(module, "_work", work)
-    monkeypatch.setattr(module, "_draw_base", lambda *_: None)
+    monkeypatch.setattr(running, "_work", work)
+    monkeypatch.setattr(running, "_draw_base", lambda *_: None)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from expunge.errors import ExpungeError
-from expunge.evaluation import bench as module
 from expunge.evaluation.bench import (
     COLUMNS,
     RETAINED,
@@ -17,6 +16,7 @@ from expunge.evaluation.bench import (
     Row,
     lines,
     run,
+    running,
     write_table,
 )
 from expunge.evaluation.records import Report
@@ -159,8 +159,8 @@ def worked(monkeypatch) -> list[Cell]:
             return Row(**cell._asdict(), concepts=1, refused="it can't", versions={"a": "1"})
         return row(*cell)
 
-    monkeypatch.setattr(module, "_work", work)
-    monkeypatch.setattr(module, "_draw_base", lambda *_: None)
+    monkeypatch.setattr(running, "_work", work)
+    monkeypatch.setattr(running, "_draw_base", lambda *_: None)
     return cells
 
 
@@ -211,8 +211,8 @@ def test_a_method_that_refuses_says_why(bench, tmp_path, monkeypatch):
     def refusing(*_, **__):
         raise ExpungeError("it can't erase pizza")
 
-    monkeypatch.setattr(module, "erase", refusing)
-    monkeypatch.setattr(module, "_draw_base", lambda *_: None)
+    monkeypatch.setattr(running, "erase", refusing)
+    monkeypatch.setattr(running, "_draw_base", lambda *_: None)
     cell = Cell("uce", "pizza", 0)
     found = dict(run(bench, tmp_path, [cell]))[cell]
     assert found.refused == "it can't erase pizza"

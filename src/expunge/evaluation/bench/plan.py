@@ -1,0 +1,114 @@
+"""What a bench compares: methods x tasks x seeds, from a file."""
+
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import yaml
+from pydantic import Field, ValidationError
+
+from expunge.concepts import Policy, explain
+from expunge.errors import ExpungeError
+from expunge.evaluation.suite import Record
+from expunge.generation import Sampler
+from expunge.methods import METHODS
+
+
+class Task(Record):
+    """Concepts that are erased together."""
+
+    erase: Policy
+    methods: tuple[str, ...] = ()
+    """Instead of the bench's own."""
+    seeds: tuple[int, ...] = ()
+
+
+class Cell(NamedTuple):
+    """One edit of the table."""
+
+    method: str
+    task: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.task}, seed {self.seed}"
+
+
+class Bench(Record):
+    """What is compared, and how it is measured."""
+
+    suite: str
+    size: str
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Each decides both a training and the noise of the pictures."""
+    sampler: Sampler
+    methods: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: Annotated[dict[str, Task], Field(min_length=1)]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> "Bench":
+        """Read a YAML file, by default the project's own.
+
+        Raises:
+            ExpungeError: it can't be read, or an entry is wrong or unknown.
+        """
+        source = Path(path) if path else files(__package__).joinpath("emoji.yaml")
+        try:
+            content = yaml.safe_load(source.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ExpungeError(f"{path}: can't read the bench: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise ExpungeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        try:
+            tasks = {
+                name: {**task, "erase": {"erase": task["erase"]}}
+                for name, task in content["tasks"].items()
+            }
+            bench = cls.model_validate({**content, "tasks": tasks})
+        except ValidationError as error:
+            raise ExpungeError(f"{path or 'bench.yaml'}: {explain(error)}") from None
+        except (TypeError, KeyError, AttributeError):
+            raise ExpungeError(
+                f"{path}: a bench is a mapping with the entries {', '.join(cls.model_fields)}; "
+                "each of its tasks has the entry erase"
+            ) from None
+        for method in bench.known_methods:
+            METHODS.get(method)
+        return bench
+
+    @property
+    def known_methods(self) -> tuple[str, ...]:
+        """Its own, then those of single tasks."""
+        own = (method for task in self.tasks.values() for method in task.methods)
+        return tuple(dict.fromkeys((*self.methods, *own)))
+
+    def cells(
+        self, methods: Sequence[str] = (), tasks: Sequence[str] = (), seeds: Sequence[int] = ()
+    ) -> list[Cell]:
+        """All cells, or those of some methods, tasks and seeds; seed by seed, task by task.
+
+        Raises:
+            ExpungeError: there is no such method or task in the bench, or no such cell.
+        """
+        for asked, known, noun in (
+            (methods, self.known_methods, "method"),
+            (tasks, self.tasks, "task"),
+        ):
+            if missing := [name for name in asked if name not in known]:
+                raise ExpungeError(
+                    f"the bench has no {noun} {missing[0]!r}; it has {', '.join(known)}"
+                )
+        cells = [
+            Cell(method, name, seed)
+            for name, task in self.tasks.items()
+            for seed in task.seeds or self.seeds
+            for method in task.methods or self.methods
+            if (not methods or method in methods)
+            and (not tasks or name in tasks)
+            and (not seeds or seed in seeds)
+        ]
+        if not cells:
+            raise ExpungeError("no such cell in the bench: nothing would be measured")
+        return sorted(cells, key=lambda cell: cell.seed)  # stable: a first whole table comes early

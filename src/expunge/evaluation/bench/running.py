@@ -1,0 +1,215 @@
+"""Making the edits of a bench and measuring each, one after the other or side by side."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from threading import Event, Thread
+from time import perf_counter, process_time
+
+import psutil
+from pydantic import ValidationError
+
+from expunge.concepts import explain
+from expunge.errors import ExpungeError
+from expunge.evaluation.bench.plan import Bench, Cell
+from expunge.evaluation.bench.table import COLUMNS, KEPT, Row, pooled
+from expunge.evaluation.evaluate import Question, draw, measured, question
+from expunge.evaluation.records import Evaluation, Measurement
+from expunge.evaluation.scoring import FEATURES
+from expunge.files import digest, write_json
+from expunge.methods import METHODS, erase, versions
+from expunge.metrics.rates import Estimate
+from expunge.models import Model, load
+from expunge.models.emoji import presets
+from expunge.progress import track
+
+
+def run(
+    bench: Bench, folder: Path, cells: Sequence[Cell], *, jobs: int = 1
+) -> Iterator[tuple[Cell, Row]]:
+    """Yield every cell's row, those of earlier runs first.
+
+    Args:
+        bench: what is compared.
+        folder: for pictures, edits and rows; other runs may use it too, one after the other.
+        cells: some of ``bench.cells()``.
+        jobs: cells that are worked on side by side, each in a process with its share of the cores.
+
+    Raises:
+        ExpungeError: the suite doesn't know a concept, or a picture can't be judged.
+    """
+    model = load("emoji")
+    fingerprint = model.fingerprint()
+    places = {cell: _place(bench, folder, fingerprint, cell) for cell in cells}
+    rows = {cell: _read(places[cell]) for cell in cells}
+    done = {cell: row for cell, row in rows.items() if row}
+    yield from done.items()
+    open_cells = [cell for cell in cells if cell not in done]
+    if not open_cells:
+        return
+    _draw_base(bench, folder, model, open_cells)
+    worked = (
+        ((cell, _work(bench, folder, model, cell)) for cell in open_cells)
+        if jobs == 1
+        else _side_by_side(bench, folder, open_cells, jobs)
+    )
+    for cell, row in track(worked, "edits", total=len(cells), start=len(done)):
+        write_json(places[cell], row.model_dump(mode="json"))
+        yield cell, row
+
+
+# --- one cell
+
+
+def _place(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Path:
+    """The file of a cell's row; its name changes with whatever would change the row."""
+    task = bench.tasks[cell.task]
+    settings = presets.settings(cell.method, *task.erase.erase)
+    key = digest(
+        [
+            bench.model_dump(mode="json", include={"suite", "size", "sampler"}),
+            task.erase.model_dump(mode="json", exclude={"limits"}),
+            METHODS.get(cell.method)(**settings).model_dump(mode="json"),
+            fingerprint,
+        ]
+    )[:8]
+    return folder / "cells" / f"{cell.method}-{cell.task.replace(' ', '-')}-{cell.seed}-{key}.json"
+
+
+def _read(place: Path) -> Row | None:
+    if not place.exists():
+        return None
+    try:
+        return Row.model_validate_json(place.read_bytes())
+    except ValidationError as error:
+        raise ExpungeError(f"{place}: {explain(error)}; delete it to measure it again") from None
+
+
+def _draw_base(bench: Bench, folder: Path, model: Model, cells: Sequence[Cell]) -> None:
+    """The unedited model's pictures of all cells, once."""
+    firsts = {(cell.task, cell.seed): cell for cell in cells}
+    shots = [shot for cell in firsts.values() for shot in _asked(bench, cell).shots]
+    draw(model, shots, bench.sampler, folder)
+
+
+def _asked(bench: Bench, cell: Cell) -> Question:
+    return question(
+        bench.suite,
+        bench.tasks[cell.task].erase.erase,
+        size=bench.size,
+        seeds=(cell.seed,),
+        sampler=bench.sampler,
+    )
+
+
+def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
+    """Make one edit and measure it."""
+    concepts = bench.tasks[cell.task].erase.erase
+    known = {**cell._asdict(), "concepts": len(concepts)}
+    place = (
+        folder / "edits" / f"{_place(bench, folder, model.fingerprint(), cell).stem}.safetensors"
+    )
+    with _Costs() as costs:
+        try:
+            edit = erase(
+                model,
+                presets.policy(*concepts),
+                cell.method,
+                seed=cell.seed,
+                **presets.settings(cell.method, *concepts),
+            )
+        except ExpungeError as error:
+            return Row(**known, refused=str(error), versions=versions())
+    edit.save(place)
+    evaluations = measured(_asked(bench, cell), model, folder, edit=edit)
+    found = {column: _measurements(evaluations, column) for column in COLUMNS}
+    base = {column: pooled(one.base for one in those) for column, those in found.items()}
+    after = {column: pooled(one.edited for one in those) for column, those in found.items()}
+    return Row(
+        **known,
+        edit=edit.id,
+        base={column: rate for column, rate in base.items() if rate},
+        edited={column: rate for column, rate in after.items() if rate},
+        drift=_drift(evaluations[0]),
+        seconds=costs.seconds,
+        core_seconds=costs.core_seconds,
+        memory=costs.memory,
+        size=edit.size,
+        protocols=tuple(sorted({one.protocol.id for one in evaluations})),
+        versions=versions(),
+    )
+
+
+def _measurements(evaluations: Sequence[Evaluation], column: str) -> list[Measurement]:
+    """Those of all concepts together."""
+    groups, metric = COLUMNS[column]
+    if groups == KEPT:  # the same pictures for every concept, to be counted once
+        evaluations = evaluations[:1]
+    found = [one for e in evaluations for one in e.measurements]
+    return [one for one in found if one.group in groups and one.metric == metric]
+
+
+def _drift(evaluation: Evaluation) -> Estimate:
+    one = next(m for m in evaluation.measurements if m.metric == FEATURES)
+    assert isinstance(one.edited, Estimate)
+    return one.edited
+
+
+# --- costs and processes
+
+
+class _Costs:
+    """Time and memory of a block; a thread looks at the process now and then."""
+
+    seconds = core_seconds = memory = 0.0
+
+    def __enter__(self) -> "_Costs":
+        process, over = psutil.Process(), Event()
+        before = process.memory_info().rss
+
+        def look() -> None:
+            while not over.wait(0.02):
+                self.memory = max(self.memory, process.memory_info().rss - before)
+
+        self._over, self._watch = over, Thread(target=look, daemon=True)
+        self._watch.start()
+        self._start = perf_counter(), process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, core = self._start
+        self.seconds, self.core_seconds = perf_counter() - wall, process_time() - core
+        self._over.set()
+        self._watch.join()
+
+
+def _side_by_side(
+    bench: Bench, folder: Path, cells: Sequence[Cell], jobs: int
+) -> Iterator[tuple[Cell, Row]]:
+    """Each cell in one of ``jobs`` processes; rows as they come."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool:
+        futures = {pool.submit(_in_worker, bench, folder, cell): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_worker_model: list[Model] = []
+
+
+def _start_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    _worker_model.append(load("emoji"))
+
+
+def _in_worker(bench: Bench, folder: Path, cell: Cell) -> Row:
+    return _work(bench, folder, _worker_model[0], cell)
