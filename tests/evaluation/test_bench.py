@@ -1,8 +1,11 @@
 """The bench: what it compares, that it continues, and that its table adds up."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -219,6 +222,28 @@ def test_a_method_that_refuses_says_why(bench, tmp_path, monkeypatch):
     assert (found.edited, found.drift, found.edit) == ({}, None, "")
     assert found.versions
     assert not (tmp_path / "edits").exists()
+
+
+PARENT = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from expunge.evaluation.bench.running import _start_worker
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, spawn, _start_worker, (1,))
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_a_worker_does_not_outlive_a_killed_run(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    worker.wait(timeout=30)
 
 
 @pytest.mark.slow

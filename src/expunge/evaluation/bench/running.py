@@ -65,12 +65,12 @@ def run(
 
 def _place(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Path:
     """The file of a cell's row; its name changes with whatever would change the row."""
-    task = bench.tasks[cell.task]
-    settings = presets.settings(cell.method, *task.erase.erase)
+    concepts = bench.tasks[cell.task].erase.erase
+    settings = presets.settings(cell.method, *concepts)
     key = digest(
         [
             bench.model_dump(mode="json", include={"suite", "size", "sampler"}),
-            task.erase.model_dump(mode="json", exclude={"limits"}),
+            presets.policy(*concepts).model_dump(mode="json"),
             METHODS.get(cell.method)(**settings).model_dump(mode="json"),
             fingerprint,
         ]
@@ -207,8 +207,17 @@ _worker_model: list[Model] = []
 def _start_worker(threads: int) -> None:
     import torch
 
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _worker_model.append(load("emoji"))
+
+
+def _end_with_parent() -> None:
+    """Else a worker would learn of it only after its cell, which may take half an hour."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _in_worker(bench: Bench, folder: Path, cell: Cell) -> Row:
