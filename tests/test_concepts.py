@@ -65,3 +65,38 @@ def test_pairs_keep_the_sentence_and_mark_where_the_words_end() -> None:
     ]
     assert pairs[1].anchor == "a cat in the rain"
     assert (pairs[1].erase_head, pairs[1].anchor_head) == ("a dog", "a cat")
+
+
+def test_a_concepts_own_sentences_go_before_those_of_a_method() -> None:
+    own, others = Concept(target="ink", contexts=("a {} drawing",)), Concept(target="dog")
+    assert [pair.erase for pair in own.pairs(("one {}",))] == ["a ink drawing"]
+    assert [pair.erase for pair in others.pairs(("one {}",))] == ["one dog"]
+    assert others.sentences()[0] == "{}"
+
+
+def test_what_a_concept_keeps_stands_in_its_sentences_alone() -> None:
+    policy = Policy(
+        erase=(
+            Concept(target="ink", kind="style", keep=("noto",), contexts=("a {} drawing",)),
+            Concept(target="dog", keep=("cat", "noto"), contexts=("one {}",)),
+            Concept(target="cow", keep=("owl",)),
+        ),
+        keep=("plain",),
+    )
+    assert policy.kept_in(("some {}",)) == {
+        "plain": ("a {} drawing", "one {}", "some {}"),
+        "noto": ("a {} drawing", "one {}"),
+        "cat": ("one {}",),
+        "owl": ("some {}",),
+    }
+    assert policy.kept_prompts(("some {}",)) == (
+        *("plain", "noto", "cat", "owl"),
+        *("a plain drawing", "a noto drawing"),
+        *("one plain", "one noto", "one cat"),
+        *("some plain", "some owl"),
+    )
+
+
+def test_a_sentence_of_a_concept_has_one_place_for_its_words() -> None:
+    with pytest.raises(ValueError, match="once, where the concept"):
+        Concept(target="ink", contexts=("a drawing",))

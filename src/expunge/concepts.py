@@ -1,7 +1,7 @@
 """What is erased: a ``Concept``, the ``Policy`` that lists several, and prompts that name them."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -76,7 +76,9 @@ class Concept(BaseModel):
     anchor: str | None = None
     """What is drawn instead; ``None`` takes ``ANCHORS[kind]``, "" is the empty prompt."""
     keep: WordList = ()
-    """Words or prompts whose pictures must stay."""
+    """Words of its kind, or prompts, whose pictures must stay."""
+    contexts: tuple[Context, ...] = ()
+    """Sentences with ``{}`` that name it, and what is kept for it; before those of a method."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Concept":
@@ -97,14 +99,21 @@ class Concept(BaseModel):
         """The words that take its place."""
         return ANCHORS[self.kind] if self.anchor is None else self.anchor
 
-    def pairs(self, contexts: tuple[Context, ...] = ()) -> "Iterator[Pair]":
-        """Each phrase in each sentence beside the same sentence with the replacement.
+    def sentences(self, contexts: tuple[Context, ...] = ()) -> tuple[Context, ...]:
+        """Sentences with ``{}`` for the words: its own, or else those given.
 
-        ``contexts`` are sentences with ``{}`` for the words; by default the words alone and the
-        templates of this kind.
+        Where there are none, the words alone and the templates of this kind.
         """
+        return self.contexts or contexts or ("{}", *TEMPLATES[self.kind])
+
+    def pairs(self, contexts: tuple[Context, ...] = ()) -> "Iterator[Pair]":
+        """Each phrase in each of its ``sentences``, beside the sentence with the replacement."""
+        return self.pairs_in(self.sentences(contexts))
+
+    def pairs_in(self, sentences: Sequence[Context]) -> "Iterator[Pair]":
+        """The same in just these sentences."""
         for phrase in self.phrases:
-            for sentence in contexts or ("{}", *TEMPLATES[self.kind]):
+            for sentence in sentences:
                 before = sentence.partition("{}")[0]
                 yield Pair(
                     sentence.format(phrase),
@@ -165,12 +174,23 @@ class Policy(BaseModel):
         own = (words for concept in self.erase for words in concept.keep)
         return tuple(dict.fromkeys((*self.keep, *own)))
 
+    def kept_in(self, contexts: tuple[Context, ...] = ()) -> dict[str, tuple[Context, ...]]:
+        """Each of ``kept`` and the sentences around it: of its concepts, or else of all."""
+        found: dict[str, dict[Context, None]] = {words: {} for words in self.kept}
+        for concept in self.erase:
+            for words in (*self.keep, *concept.keep):
+                found[words] |= dict.fromkeys(concept.sentences(contexts))
+        return {words: tuple(sentences) for words, sentences in found.items()}
+
     def kept_prompts(self, contexts: tuple[Context, ...] = ()) -> tuple[str, ...]:
-        """What to keep as it is written, and in the sentences where the erased words stand."""
-        kinds = dict.fromkeys(concept.kind for concept in self.erase)
-        sentences = contexts or tuple(s for kind in kinds for s in TEMPLATES[kind])
+        """What to keep as it is written, and in its sentences, one sentence after the other."""
+        kept = self.kept_in(contexts)
+        places: dict[Context, list[str]] = {"{}": list(kept)}
+        for words, sentences in kept.items():
+            for sentence in sentences:
+                places.setdefault(sentence, []).append(words)
         return tuple(
-            dict.fromkeys(s.format(words) for s in ("{}", *sentences) for words in self.kept)
+            dict.fromkeys(sentence.format(one) for sentence, own in places.items() for one in own)
         )
 
     @classmethod

@@ -303,6 +303,16 @@ def test_what_names_a_concept_is_no_anchor_of_it(pico: Model) -> None:
     torch.testing.assert_close(found[0][-1], pico.encode([""])[0])
 
 
+def test_each_concept_and_what_it_keeps_stand_in_its_own_sentences(pico: Model) -> None:
+    ink = Concept(target="ink", anchor="oil", kind="style", keep=["wax"], contexts=["a {} cat"])
+    ghost = GHOST.model_copy(update={"keep": ("man",), "contexts": ("one {}",)})
+    plan = CPE(**SHORT).plan(pico, Policy(erase=(ink, ghost)))
+    assert plan.pairs[0] == (("ink", "oil"), ("a ink cat", "a oil cat"))
+    assert [target for target, _ in plan.pairs[1]] == ["ghost", "one ghost"]
+    wanted = {"wax", "a wax cat", "man", "one man", *(p for part in plan.pairs for p, _ in part)}
+    assert set(plan.banks[0]) == wanted | {p for part in plan.pairs for _, p in part}
+
+
 def test_phrases_are_found_as_whole_words() -> None:
     concept = Concept(target="cat", synonyms=["noto"])
     assert mentions(concept, ["a Cat, please", "a category", "noto style", "knot"]) == [

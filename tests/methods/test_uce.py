@@ -38,6 +38,15 @@ def test_synonyms_and_sentences_are_erased_when_corrected() -> None:
     assert len(UCE(fidelity="original").pairs(policy)) == 1
 
 
+def test_each_concept_is_erased_in_its_own_sentences(pico: Model) -> None:
+    ink = Concept(target="ink", kind="style", contexts=("a {} cat",), keep=["oil"])
+    policy = Policy(erase=(ink, Concept(target="ghost", anchor="dog")))
+    assert [pair.erase for pair in UCE().pairs(policy)] == ["a ink cat", "ghost"]
+    assert UCE().kept(policy) == ("", "oil", "a oil cat")
+    with pytest.raises(ExpungeError, match="ink: sentences of its own"):
+        erase(pico, ink, "uce", fidelity="original")
+
+
 @pytest.mark.parametrize("variant", ["2023", "2025"])
 def test_kept_prompts_move_less_when_they_are_named(pico: Model, variant: str) -> None:
     concept = Concept(target="ghost", anchor="man")

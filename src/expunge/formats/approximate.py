@@ -108,7 +108,7 @@ def _prompts(parts: Sequence[Component]) -> tuple[list[str], list[str]]:
     for part in parts:
         sentences = tuple(part.provenance.settings.get("contexts") or ())
         for concept in part.provenance.concepts:
-            erased += [pair.erase for pair in concept.pairs(_around(concept, sentences))]
+            erased += [pair.erase for pair in concept.pairs_in(_around(concept, sentences))]
         if part.provenance.keep and part.provenance.concepts:
             policy = Policy(erase=part.provenance.concepts, keep=part.provenance.keep)
             kept += policy.kept_prompts(sentences)
@@ -119,7 +119,8 @@ def _prompts(parts: Sequence[Component]) -> tuple[list[str], list[str]]:
 
 
 def _around(concept: Concept, sentences: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(("{}", *sentences, *TEMPLATES[concept.kind])))
+    own = concept.contexts or sentences
+    return tuple(dict.fromkeys(("{}", *own, *TEMPLATES[concept.kind])))
 
 
 def _some(prompts: list[str]) -> list[str]:

@@ -89,6 +89,8 @@ def erase(
     chosen = configured(method, **values) if isinstance(method, str) else method
     if model.components:
         raise ExpungeError("the model has an edit applied; revert it, edits are made for the base")
+    if chosen.fidelity == "original":
+        _check_released(policy)
     steps, start = None, None
     if isinstance(chosen, Solves):
         parts: Sequence[Part] = [Part(policy.erase, chosen.solve(model, policy, seed))]
@@ -124,6 +126,15 @@ def erase(
 
     made = Edit(tuple(map(component, parts)))
     return start + made if start else made
+
+
+def _check_released(policy: Policy) -> None:
+    for concept in policy.erase:
+        if concept.contexts:
+            raise ExpungeError(
+                f"{concept.target}: sentences of its own (contexts) are for fidelity='corrected'; "
+                "a released program has one list for all concepts: the setting contexts, if any"
+            )
 
 
 def versions() -> dict[str, str]:

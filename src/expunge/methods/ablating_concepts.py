@@ -208,7 +208,8 @@ class AblatingConcepts(Trained):
         if not self.prompts and not self.memorized:
             pairs = concept.pairs(self.contexts)
             return [(pair.anchor if concept.replacement else "", pair.erase) for pair in pairs]
-        own = [sentence.format(concept.replacement) for sentence in self.contexts or ("{}",)]
+        sentences = concept.contexts or self.contexts or ("{}",)
+        own = [sentence.format(concept.replacement) for sentence in sentences]
         return [
             (prompt, target)
             for prompt in anchored(self.prompts or own, concept, memorized=self.memorized)

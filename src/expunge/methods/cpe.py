@@ -23,6 +23,7 @@ in ``cpe_bank.py``. All concepts are trained side by side, each for itself.
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -32,7 +33,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
-from expunge.concepts import TEMPLATES, Concept, Policy
+from expunge.concepts import Concept, Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.methods.base import Batch, Part, Trained
@@ -286,17 +287,20 @@ class CPE(Trained):
         if self.fidelity == "original":
             return self._released_plan(model, policy)
         pairs = tuple(
-            tuple((p.erase, p.anchor) for p in concept.pairs(self.sentences(concept)))
+            tuple((p.erase, p.anchor) for p in concept.pairs_in(self.sentences(concept)))
             for concept in policy.erase
         )
-        every = list(dict.fromkeys(s for concept in policy.erase for s in self.sentences(concept)))
+        places = {words: ("{}", *its) for words, its in policy.kept_in(self.contexts).items()}
+        every = tuple(dict.fromkeys(s for concept in policy.erase for s in self.sentences(concept)))
         targets = [concept.target for concept in policy.erase]
         near = nearest_names(model, self.name_pool, targets, self.nearest)
-        words = [*policy.kept, *self.general_words, *(word for part in near for word in part)]
+        for words in (*self.general_words, *chain(*near)):
+            places.setdefault(words, every)
+        stays = [prompt for words, its in places.items() for prompt in in_sentences([words], its)]
         if len(policy.erase) > 1:  # what another concept erases is none of this one's business
-            words += [phrase for concept in policy.erase for phrase in concept.phrases]
+            stays += [pair for part in pairs for pair, _ in part]
         instead = [neutral for part in pairs for _, neutral in part]
-        prompts = list(dict.fromkeys([*in_sentences(words, every), *self.anchor_prompts, *instead]))
+        prompts = list(dict.fromkeys([*stays, *self.anchor_prompts, *instead]))
         if self.anchor_limit and len(prompts) > self.anchor_limit:
             order = torch.randperm(len(prompts), generator=generator(0, "cpe bank"))
             prompts = [prompts[at] for at in sorted(order[: self.anchor_limit].tolist())]
@@ -324,7 +328,7 @@ class CPE(Trained):
 
     def sentences(self, concept: Concept) -> tuple[str, ...]:
         """The words alone, and the sentences around them."""
-        return tuple(dict.fromkeys(("{}", *(self.contexts or TEMPLATES[concept.kind]))))
+        return tuple(dict.fromkeys(("{}", *concept.sentences(self.contexts))))
 
     # --- losses
 

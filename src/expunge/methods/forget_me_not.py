@@ -23,7 +23,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.concepts import TEMPLATES, Concept, Context
+from expunge.concepts import Concept, Context
 from expunge.methods.base import Batch, Trained
 from expunge.methods.forget_me_not_batches import Pooler, Shown, columns, row
 from expunge.methods.mace_batches import encoded, noised
@@ -180,7 +180,7 @@ class ForgetMeNot(Trained):
             sentence = RELEASED.get(concept.kind, RELEASED[""])
             sentence = f"{PAINTING} {{}}" if self.variant == "sepme" else sentence
             return [(sentence.format(concept.target), concept.target)]
-        sentences = self.contexts or ("{}", *TEMPLATES[concept.kind])
+        sentences = concept.sentences(self.contexts)
         return [(s.format(words), words) for words in concept.phrases for s in sentences]
 
     def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> Shown:

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.algebra.null_space import TOLERANCE, fitting, leading, null_space, rref
-from expunge.concepts import TEMPLATES, Policy
+from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.methods.base import Batch, Part
@@ -231,7 +231,7 @@ class SepCE(CiE):
         if self.fidelity == "original":
             concepts = [rows(model, [concept.target]) for concept in policy.erase]
             return Given(own, rows(model, [""]), concepts, [rows(model, [w]) for w in policy.kept])
-        sentences = [self.contexts or TEMPLATES[concept.kind] for concept in policy.erase]
+        sentences = [concept.sentences(self.contexts) for concept in policy.erase]
         everywhere = tuple(dict.fromkeys(chain(*sentences)))
         erased = {phrase.lower() for concept in policy.erase for phrase in concept.phrases}
         plain = dict.fromkeys(["", *(concept.replacement for concept in policy.erase)])
@@ -241,7 +241,10 @@ class SepCE(CiE):
             named(model, concept.phrases, its)
             for concept, its in zip(policy.erase, sentences, strict=True)
         ]
-        kept = [partial(named, model, [words], everywhere) for words in policy.kept]
+        kept = [
+            partial(named, model, [words], its)
+            for words, its in policy.kept_in(self.contexts).items()
+        ]
         count = self.protect
         if count is None:
             within = null_space(torch.cat([shared, *concepts]), tolerance=self.tolerance)

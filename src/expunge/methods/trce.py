@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
 from expunge.algebra.ridge import Moved, Rows, factor, gram, joined, kept_rows
-from expunge.concepts import TEMPLATES, Concept, Context, Policy
+from expunge.concepts import Concept, Context, Policy
 from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
 from expunge.methods.base import Method
@@ -114,7 +114,7 @@ class TRCE(Method):
     def pairs(self, concept: Concept) -> Iterator[Pair]:
         """Each phrase of a concept in each sentence, beside the sentence with the safe words."""
         for phrase in concept.phrases:
-            for sentence in self.contexts or ("{}", *TEMPLATES[concept.kind]):
+            for sentence in concept.sentences(self.contexts):
                 erase, safe = sentence.format(phrase), sentence.format(concept.replacement)
                 yield Pair(erase, safe, sentence.partition("{}")[0], phrase)
 
