@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept
@@ -85,6 +85,12 @@ class Plan(Record):
     """Every prompt is drawn once for each of these."""
     notes: tuple[str, ...] = ()
     """What this plan leaves out, in words."""
+
+    @field_validator("concept")
+    @classmethod
+    def _as_asked(cls, concept: Concept) -> Concept:
+        """What is kept stands in the groups, and the sentences are those of erasing."""
+        return concept.model_copy(update={"keep": (), "contexts": ()})
 
     @model_validator(mode="after")
     def _shows_what_is_kept(self) -> "Plan":
