@@ -1,5 +1,6 @@
 """Any checkpoint is measured, alone or beside a base, and is the same model afterwards."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -143,12 +144,23 @@ def test_a_distance_needs_a_base(pico, edit, tmp_path):
         audit(pico, Policy(erase=(GHOST,)), options=Options(perceptual="efficientnet"))
 
 
-def test_what_the_policy_keeps_is_kept_for_each_concept(pico):
-    policy = Policy(erase=(GHOST, Concept(target="dog")), keep=("cat",))
-    asked = module.asking(
-        policy, suite="toy", size="quick", seeds=None, sampler=FEW, options=NO_OPTIONS
-    )
-    assert [plan.concept.keep for plan in asked.plans] == [("cat",), ("cat",)]
+def test_what_the_policy_keeps_is_kept_for_each_concept(pico, monkeypatch):
+    kept = []
+
+    def plan(concept, **chosen):
+        kept.append(concept.keep)
+        return toy_suite.plan(concept, **chosen)
+
+    monkeypatch.setattr(toy_suite, "SUITE", replace(toy_suite.SUITE, plan=plan))
+    own = Concept(target="dog", keep=("wolf",))
+    policy = Policy(erase=(GHOST, own), keep=("cat",))
+    module.asking(policy, suite="toy", size="quick", seeds=None, sampler=FEW, options=NO_OPTIONS)
+    assert kept == [("cat",), ("wolf", "cat")]
+
+
+def test_a_plan_is_the_same_however_the_concept_was_erased():
+    trained = GHOST.model_copy(update={"keep": ("cat",), "contexts": ("a {}",)})
+    assert toy_suite.plan(trained) == toy_suite.plan(GHOST)
 
 
 def test_limits_are_judged_and_saved(pico, tmp_path):
