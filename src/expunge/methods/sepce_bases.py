@@ -103,8 +103,7 @@ def ended(model: Model, prompts: Sequence[str]) -> list[Tensor]:
 def named(model: Model, phrases: Sequence[str], sentences: Sequence[str]) -> Tensor:
     """All rows of the bare phrases, and those of the sentences with them up to their end."""
     inside = [sentence.format(phrase) for phrase in phrases for sentence in sentences]
-    longer = [prompt for prompt in inside if prompt not in phrases]
-    return torch.cat([rows(model, phrases), *(ended(model, longer) if longer else ())])
+    return torch.cat([rows(model, phrases), *ended(model, inside)])
 
 
 def beginnings(model: Model, sentences: Sequence[str]) -> list[Tensor]:
