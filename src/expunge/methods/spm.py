@@ -187,6 +187,7 @@ class SPM(Trained):
         student, model = run.student, run.model
         assert isinstance(student, Apprentice)
         positives = self._positives(run.policy)
+        kept = run.policy.kept_prompts(self.contexts) or ("",)
         for number in numbers:
             student.turn = number // self.accumulation % len(run.policy.erase)
             draws = generator(run.seed, "spm batch", number)
@@ -203,7 +204,7 @@ class SPM(Trained):
                 "target": target,
                 "positive": model.condition([positives[student.turn] or words]),
                 "neutral": model.condition([neutral]),
-                "anchors": self._anchors(run, draws, target),
+                "anchors": self._anchors(model, draws, target, kept),
             }
 
     def pairs(self, concept: Concept) -> list[tuple[str, str]]:
@@ -279,18 +280,19 @@ class SPM(Trained):
         ]
         return channels, sides[0], sides[1]
 
-    def _anchors(self, run: Run, draws: torch.Generator, target: Tensor) -> Tensor:
+    def _anchors(
+        self, model: Model, draws: torch.Generator, target: Tensor, kept: Sequence[str]
+    ) -> Tensor:
         """Embeddings, ``[anchors, rows, width]``, for which nothing may change."""
         if not self.la_strength:
             return target[:0]
         if self.fidelity == "original":
             drawn = noise_anchors(draws, target[0], self.anchors)
-            return acting(drawn, run.model.unconditional(), self.anchor_split)
-        pool = run.policy.kept_prompts(self.contexts) or ("",)
+            return acting(drawn, model.unconditional(), self.anchor_split)
         count = round(self.anchors * self.keep_share)
-        prompts = ["", *(pool[_draw(draws, 0, len(pool))] for _ in range(count - 1))][:count]
+        prompts = ["", *(kept[_draw(draws, 0, len(kept))] for _ in range(count - 1))][:count]
         noise = noise_anchors(draws, target[0], self.anchors - len(prompts))
-        return torch.cat([run.model.condition(prompts), noise]) if prompts else noise
+        return torch.cat([model.condition(prompts), noise]) if prompts else noise
 
     def _positives(self, policy: Policy) -> Sequence[str]:
         """For each concept what leads away from it, "" for its own prompt."""
