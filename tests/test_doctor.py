@@ -1,4 +1,4 @@
-import gc
+import mmap
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -337,14 +337,15 @@ def test_both_networks_are_timed_at_their_own_size(pico: Model) -> None:
 
 
 def test_memory_in_use_for_a_moment_is_seen() -> None:
-    gc.collect()  # what is given back meanwhile would hide it
+    size = 2**28
     with costs._watched(torch.device("cpu")) as peak:
         before = peak()
-        held = torch.ones(2**26)
-        for _ in range(5):
-            held.mul_(1.0)
-        del held
-    assert peak() - before > 0.9 * 4 * 2**26
+        with mmap.mmap(-1, size) as memory:  # new to the process, unlike what malloc may reuse
+            held = torch.frombuffer(memory, dtype=torch.uint8)
+            for _ in range(5):
+                held.add_(1)
+            del held
+    assert peak() - before > 0.9 * size
 
 
 class Draws(Method):
