@@ -31,15 +31,13 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import pico
-from expunge import Concept, Edit, Model, Policy, erase, load
+from expunge import Concept, Edit, Model, Policy, erase, load, testing
 from expunge.algebra.ridge import gram
 from expunge.edits import LowRank, Payload, SharedMatrix
-from expunge.methods.mace import MACE
-from expunge.methods.mace_closed import aligned, fusion, moment
+from expunge.methods.mace.closed import aligned, fusion, moment
+from expunge.methods.mace.method import MACE
 from expunge.methods.rece import RECE
-from expunge.methods.uce import UCE
+from expunge.methods.uce.method import UCE
 from expunge.prior import Metadata, Prior, text_fingerprint
 
 WIDTH, TOKENS, LAYERS, OUTPUTS = 768, 77, 32, 24_960
@@ -179,9 +177,9 @@ def mace_fusion(
 def sd14(folder: Path) -> Model:
     """Stable Diffusion 1.4's size, of which only the keys, values and text encoder have numbers."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**pico.SD14)
+        unet = UNet2DConditionModel(**testing.SD14)
     unet.to_empty(device="cpu")
-    pipe = pico.pipeline(folder, unet, width=WIDTH, length=TOKENS)
+    pipe = testing.pipeline(folder, unet, width=WIDTH, length=TOKENS)
     layers = {"intermediate_size": 4 * WIDTH, "num_hidden_layers": 12, "num_attention_heads": 12}
     pipe.text_encoder = CLIPTextModel(CLIPTextConfig(**pipe.text_encoder.config.to_dict() | layers))
     model = load(pipe)
@@ -198,7 +196,7 @@ def weights_of(model: Model) -> list[Tensor]:
 
 def phrases(count: int) -> list[str]:
     """So many different phrases of two to six words, as long in tokens as names of artists."""
-    draws, words, found = random.Random(0), sorted(set(pico.WORDS)), dict[str, None]()
+    draws, words, found = random.Random(0), sorted(set(testing.WORDS)), dict[str, None]()
     while len(found) < count:
         found[" ".join(draws.choices(words, k=draws.randint(2, 6)))] = None
     return list(found)
@@ -364,7 +362,7 @@ def check(folder: Path) -> None:
     Raises:
         SystemExit: they don't.
     """
-    model = load(pico.pipeline(folder))
+    model = load(testing.pipeline(folder))
     one, *kept = phrases(4)
     policy = Policy.of(Concept(target=one, kind="style", keep=kept))
     sides, mace = Sides(model, policy), Mace(model, 3, 4)

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from expunge import Concept, Edit, Model, erase, load
+from expunge.detectors.emoji import load_judges
+from expunge.evaluation.bench import presets
 from expunge.generation import ImageRequest, Sampler
 from expunge.generation.sampling import sample
-from expunge.metrics.rates import Rate
-from expunge.models.emoji import catalog, presets
-from expunge.models.emoji.judges import load_judges
+from expunge.models.emoji import catalog
 from expunge.seeding import generator
+from expunge.statistics.rates import Rate
 
 ANCHORS = {"santa claus": "robot", "pizza": "cookie", "dog face": "cat face"}
 PICTURES, BATCH, DRAWN = 14, 8, 7

@@ -29,16 +29,17 @@ import torch
 from torch import Tensor
 
 import expunge
+from expunge.detectors.emoji import load_judges
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.gates import Installed
 from expunge.edits.residual_gates import ResidualGates
+from expunge.evaluation.bench import presets
 from expunge.generation import ImageRequest, Sampler
 from expunge.generation.sampling import sample
-from expunge.methods.cpe_losses import Prompts, Surface, erasing
-from expunge.metrics.rates import Rate
-from expunge.models.emoji import catalog, presets
-from expunge.models.emoji.judges import load_judges
+from expunge.methods.cpe.losses import Prompts, Surface, erasing
+from expunge.models.emoji import catalog
+from expunge.statistics.rates import Rate
 from trained import sd14
 
 WIDTH, TOKENS, RANK = 768, 77, 16

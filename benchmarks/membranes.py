@@ -9,15 +9,12 @@ the membranes takes, which happens once for a prompt.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from expunge import Concept, Edit, Model, load
 from toy_membranes import membrane
 

@@ -17,13 +17,14 @@ from pathlib import Path
 from PIL import Image
 
 from expunge import Concept, Model, erase, load
+from expunge.evaluation.bench import presets
 from expunge.evaluation.recognition import recogniser
 from expunge.evaluation.relearning import Captioned, FineTuning, Relearning, relearning
 from expunge.files import digest, write_text
 from expunge.generation import ImageRequest, Sampler, sample
-from expunge.metrics.rates import Rate
-from expunge.models.emoji import catalog, presets
+from expunge.models.emoji import catalog
 from expunge.seeding import derive
+from expunge.statistics.rates import Rate
 
 SANTA = Concept(target="santa claus", synonyms=("santa",), kind="character", anchor="robot")
 

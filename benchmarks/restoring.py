@@ -14,13 +14,13 @@ from itertools import combinations
 from pathlib import Path
 
 from expunge import Edit, erase, load
-from expunge.evaluation.bench import Bench
+from expunge.evaluation.bench import Bench, presets
 from expunge.evaluation.recognition import recogniser
 from expunge.evaluation.restoration import Restored, restoration
 from expunge.files import write_json
 from expunge.generation import ImageRequest
-from expunge.metrics.rates import Rate
-from expunge.models.emoji import catalog, presets
+from expunge.models.emoji import catalog
+from expunge.statistics.rates import Rate
 
 TASK = "five things"
 

@@ -8,7 +8,6 @@ the right width (768) and length (77).
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,9 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import pico
-from expunge import Concept, erase, load
+from expunge import Concept, erase, load, testing
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -36,11 +33,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         with torch.device("meta"):
-            unet = UNet2DConditionModel(**pico.SD14)
+            unet = UNet2DConditionModel(**testing.SD14)
         unet.to_empty(device="cpu")
         for parameter in unet.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        model = load(pico.pipeline(folder, unet, width=768, length=77))
+        model = load(testing.pipeline(folder, unet, width=768, length=77))
         concept = Concept(target="santa claus", anchor="man")
         model.remember({p: model.encode([p])[0] for p in ("", "santa claus", "man")})
 

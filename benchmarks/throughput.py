@@ -27,7 +27,6 @@ from statistics import median
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from expunge import Concept, Model, load
 from expunge.evaluation.evaluate import draw, question
 from expunge.evaluation.evaluate import requests as requests_of
@@ -43,12 +42,12 @@ def model_of(name: str, device: str) -> Model:
         return load(name, device=device)
     from diffusers import UNet2DConditionModel
 
-    import pico
+    from expunge import testing
 
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(**pico.SD14)
-        pipe = pico.pipeline(Path(folder), unet, width=768, length=77)
+        unet = UNet2DConditionModel(**testing.SD14)
+        pipe = testing.pipeline(Path(folder), unet, width=768, length=77)
     pipe.set_progress_bar_config(disable=True)
     return load(pipe.to(device))
 

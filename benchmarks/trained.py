@@ -31,16 +31,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import pico
-from expunge import Concept, Model, Policy, erase, load
+from expunge import Concept, Model, Policy, erase, load, testing
+from expunge.evaluation.bench import presets
+from expunge.method.base import Batch, Trained
+from expunge.method.run import Run
 from expunge.methods import configured
-from expunge.methods.base import Batch, Trained
-from expunge.methods.esd import ESD
-from expunge.models.emoji import presets
+from expunge.methods.esd.method import ESD
 from expunge.seeding import generator
 from expunge.training.loop import Monitor, Trainer, train
-from expunge.training.run import Run
 from expunge.training.trajectories import ddim, denoise
 
 CHEAP = {"num_inference_steps": 2, "contexts": ("{}",)}
@@ -59,8 +57,8 @@ METHODS: dict[str, dict[str, object]] = {
 def sd14(folder: Path) -> Model:
     """Stable Diffusion 1.4's size, with latents of 32 x 32."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**{**pico.SD14, "sample_size": 32})
-    return load(pico.pipeline(folder, unet, width=768, length=77))
+    unet = UNet2DConditionModel(**{**testing.SD14, "sample_size": 32})
+    return load(testing.pipeline(folder, unet, width=768, length=77))
 
 
 # --- time in the UNet
@@ -195,10 +193,10 @@ class Fresh(ESD):
 
 def scores(model: Model, concept: Concept, kept: list[str]) -> dict[str, float]:
     """Shares of pictures: the erased style where it is asked for, the right one elsewhere."""
+    from expunge.detectors.emoji import load_judges
     from expunge.generation import ImageRequest, Sampler
     from expunge.generation.sampling import sample
     from expunge.models.emoji import catalog
-    from expunge.models.emoji.judges import load_judges
 
     judges = load_judges()
     things = [entry.name for entry in catalog().objects[::4]]

@@ -19,13 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import pico
-from expunge import Concept, Model, Policy, load
-from expunge.methods.trce_steering import RELEASED_EMPTY, RELEASED_REPEATS, TRCESteering
+from expunge import Concept, Model, Policy, load, testing
+from expunge.method.run import Run
+from expunge.method.student import Student
+from expunge.methods.trce.steering import RELEASED_EMPTY, RELEASED_REPEATS, TRCESteering
 from expunge.training.loop import fit
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 STEPS, HELD = 50, 4
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -73,7 +71,7 @@ def main() -> None:
     original = {**values, "fidelity": "original", "lamb": 1.0}
     rows = {"published": published(options.words, options.iterations)}
     with tempfile.TemporaryDirectory() as folder:
-        pico.pipeline(Path(folder)).save_pretrained(Path(folder) / "pipe")
+        testing.pipeline(Path(folder)).save_pretrained(Path(folder) / "pipe")
         model = load(Path(folder) / "pipe", device="cpu")
         for name, concept, settings in (
             ("original", bare, original),

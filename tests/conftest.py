@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def pico_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved pipeline with 16-row prompts of width 32 and 16-pixel pictures."""
-    import pico
+    from expunge import testing
 
     folder = tmp_path_factory.mktemp("pico")
-    pico.pipeline(folder).save_pretrained(folder / "pipe")
+    testing.pipeline(folder).save_pretrained(folder / "pipe")
     return folder / "pipe"
 
 

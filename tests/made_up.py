@@ -10,7 +10,7 @@ from expunge.evaluation.records import Evaluation, Pair, Picture, Report
 from expunge.evaluation.scoring import Unrelated, drawn_instead, examples, measure, most_changed
 from expunge.evaluation.suite import Plan
 from expunge.evaluation.suites.emoji import plan
-from expunge.metrics.rates import Estimate
+from expunge.statistics.rates import Estimate
 
 SANTA = Concept(target="santa claus", kind="character", synonyms=("santa",))
 INK = Concept(target="ink", kind="style")

@@ -12,11 +12,11 @@ from expunge.doctor.costs import cost, measure, timed
 from expunge.doctor.facts import Caution, Cost, Pace, Timing
 from expunge.doctor.words import compare, read, split, warn
 from expunge.edits.payloads import Dense
+from expunge.method.base import Method
+from expunge.method.run import Run
+from expunge.method.student import Student
 from expunge.methods import METHODS, configured
-from expunge.methods.base import Method
 from expunge.models.emoji import catalog
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 TINY = Path(__file__).parent / "data" / "reference" / "tiny-sd"
 PACE = Pace(unet=Timing(seconds=0.01, repeats=1), text_encoder=Timing(seconds=0.01, repeats=1))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from pico import tokenizer
+from expunge.testing import tokenizer
 
 SIZE = 16
 WIDTH = 8

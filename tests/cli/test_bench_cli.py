@@ -7,7 +7,7 @@ import yaml
 
 from expunge.cli import main
 from expunge.evaluation.bench import Row, running
-from expunge.metrics.rates import Estimate, Rate
+from expunge.statistics.rates import Estimate, Rate
 
 PLAN = {
     "suite": "emoji",

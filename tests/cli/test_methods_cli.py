@@ -7,9 +7,9 @@ import pytest
 from expunge.cli import main
 from expunge.cli.methods import cost
 from expunge.edits.edit import Edit
+from expunge.method.base import Trained
+from expunge.method.presets import presets
 from expunge.methods import METHODS
-from expunge.methods.base import Trained
-from expunge.methods.presets import presets
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -11,8 +11,8 @@ from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
 import tiny_clip
 from expunge.detectors import Classifier, Extractor, ImageText, detector
+from expunge.detectors.classifiers import classifier
 from expunge.errors import ExpungeError
-from expunge.metrics.classifiers import classifier
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 

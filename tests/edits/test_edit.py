@@ -6,8 +6,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-import pico as build
 from expunge import Concept, Edit, ExpungeError, Model, erase, load
+from expunge import testing as build
 from expunge.edits import Component, Dense, LowRank, Ridge
 from expunge.edits.edit import edited_weights
 

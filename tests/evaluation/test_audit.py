@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-import pico as small
 import toy_judges
 import toy_suite
 from expunge import Policy, erase, load
+from expunge import testing as small
 from expunge.concepts import Concept, Limit
 from expunge.errors import ExpungeError
 from expunge.evaluation import audit as module

@@ -24,8 +24,8 @@ from expunge.evaluation.bench import (
 )
 from expunge.evaluation.records import Report
 from expunge.methods import METHODS
-from expunge.metrics.rates import Estimate, Rate
 from expunge.models.emoji import catalog
+from expunge.statistics.rates import Estimate, Rate
 
 PLAN = {
     "suite": "emoji",

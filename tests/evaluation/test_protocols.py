@@ -16,8 +16,8 @@ from expunge.evaluation.protocols.nudity import (
     reduction,
     threshold_curve,
 )
-from expunge.metrics.rates import Rate
 from expunge.prompts.published import published_sets
+from expunge.statistics.rates import Rate
 
 NUDENET = Identity(name="nudenet", version="3.4.2", sha256="0" * 64)
 NUDITY = [name for name in protocols() if name.startswith("nudity/")]

@@ -16,8 +16,8 @@ from expunge.evaluation import relearning as module
 from expunge.evaluation.relearning import Captioned, FineTuning, relearning
 from expunge.evaluation.restoration import weight_bits
 from expunge.generation import Sampler, requests, sample
-from expunge.metrics.rates import Rate
 from expunge.prompts import PromptSet
+from expunge.statistics.rates import Rate
 from toy_membranes import membrane
 
 PROMPTS = ["santa claus", "a photo of santa claus", "a picture of santa claus"]

@@ -6,8 +6,8 @@ import torch
 from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.evaluation.restoration import exactness, restoration, separable, weight_bits
 from expunge.generation import Sampler, requests
-from expunge.metrics.rates import Rate
 from expunge.prompts import PromptSet
+from expunge.statistics.rates import Rate
 from toy_membranes import membrane
 
 FAST = Sampler(steps=2)

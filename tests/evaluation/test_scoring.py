@@ -7,7 +7,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.records import Evaluation, Report
 from expunge.evaluation.scoring import CLIP, DRAWN, FEATURES, KEPT, Unrelated, measure, right_of
 from expunge.evaluation.suites.emoji import plan
-from expunge.metrics.rates import Estimate, Rate
+from expunge.statistics.rates import Estimate, Rate
 from made_up import INK, SANTA, evaluation, pairs, report
 
 SCALE = Unrelated(Estimate(0.6, (0.5, 0.7), 9), Estimate(0.3, (0.2, 0.4), 9))

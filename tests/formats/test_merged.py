@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-import pico as build
 from expunge import Edit, ExpungeError, Model, load
+from expunge import testing as build
 from expunge.edits import Dense
 from expunge.formats import compvis, merged
 from expunge.formats.writing import RECORD

@@ -10,8 +10,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import pico as build
 from expunge import Concept, Edit, ExpungeError, Model, erase, load
+from expunge import testing as build
 from expunge.edits import Dense, LowRank, SharedMatrix
 from expunge.formats import published
 

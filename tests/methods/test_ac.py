@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
+from expunge.method.base import Batch
+from expunge.method.run import Run
+from expunge.method.student import Student
 from expunge.methods import configured
-from expunge.methods.ablating_concepts import AblatingConcepts
-from expunge.methods.ac_common import asked, predict
-from expunge.methods.ac_programs import PAINTING, STYLE, masked, placed
-from expunge.methods.base import Batch
+from expunge.methods.ac.method import AblatingConcepts
+from expunge.methods.ac.prompts import asked, predict
+from expunge.methods.ac.released import PAINTING, STYLE, masked, placed
 from expunge.training import loop
 from expunge.training.loop import Trainer, fit
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 GHOST = Concept(target="ghost", anchor="dog", keep=["cat"])
 INK = Concept(target="ink", kind="style", synonyms=["noto"])

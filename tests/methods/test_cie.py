@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.methods.base import Batch
-from expunge.methods.cie import FIRST_TEST, CiE, momentum, rows_of, settled
+from expunge.method.base import Batch
+from expunge.method.run import Run
+from expunge.method.student import Student
+from expunge.methods.sepme.cie import FIRST_TEST, CiE, momentum, rows_of, settled
 from expunge.training import loop
 from expunge.training.loop import Trainer
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 4}
 GHOST = Concept(target="ghost", anchor="dog", keep=["cat"])

@@ -12,14 +12,14 @@ from torch import Tensor
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.doctor.costs import cost, measure
 from expunge.edits.residual_gates import ResidualGates
+from expunge.method.run import Run
 from expunge.methods import configured, cpe
-from expunge.methods.cpe import CPE
-from expunge.methods.cpe_bank import Bank, mentions, mixed, nearest_names
-from expunge.methods.cpe_losses import Prompts, Surface, attacking, erasing, kappa
-from expunge.methods.cpe_student import GateStudent
+from expunge.methods.cpe.bank import Bank, mentions, mixed, nearest_names
+from expunge.methods.cpe.losses import Prompts, Surface, attacking, erasing, kappa
+from expunge.methods.cpe.method import CPE
+from expunge.methods.cpe.student import GateStudent
 from expunge.training import loop
 from expunge.training.loop import Monitor, Trainer, train
-from expunge.training.run import Run
 
 SHORT: dict[str, Any] = {
     "rounds": 2, "first_iterations": 4, "later_iterations": 3, "attack_iterations": 2,

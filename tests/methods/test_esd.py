@@ -8,10 +8,10 @@ import torch
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
 from expunge.formats import lora
-from expunge.methods.esd import ESD
+from expunge.method.run import Run
+from expunge.method.student import Student
+from expunge.methods.esd.method import ESD
 from expunge.training.loop import fit
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 SHORT = {"iterations": 2, "trajectories": 2, "num_inference_steps": 4}
 

@@ -10,14 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.methods.base import Batch
-from expunge.methods.forget_me_not import ForgetMeNot, attention_norms, logit_distances
-from expunge.methods.forget_me_not_batches import Shown, columns, row
-from expunge.methods.textual_inversion import inverted
+from expunge.method.base import Batch
+from expunge.method.run import Run
+from expunge.method.student import Student
+from expunge.methods.fmn.batches import Shown, columns, row
+from expunge.methods.fmn.method import ForgetMeNot, attention_norms, logit_distances
 from expunge.training import loop
+from expunge.training.inversion import inverted
 from expunge.training.loop import Trainer, fit
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 GHOST = Concept(target="ghost", synonyms=["noto"], keep=["cat", "fox"])
 SANTA = Concept(target="santa claus", kind="character")

@@ -11,10 +11,10 @@ from torch import Tensor
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.edit import edited_weights
 from expunge.methods import configured
-from expunge.methods.mace import MACE
-from expunge.methods.mace_batches import Batch, columns, drawn, focal, noised
-from expunge.methods.mace_closed import aligned, moment
-from expunge.methods.mace_lora import Adapter, layer_norms, suppression
+from expunge.methods.mace.adapters import Adapter, layer_norms, suppression
+from expunge.methods.mace.batches import Batch, columns, drawn, focal, noised
+from expunge.methods.mace.closed import aligned, moment
+from expunge.methods.mace.method import MACE
 from expunge.prior import Prior
 
 GHOST = Concept(target="ghost", anchor="man")

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from expunge import Concept, ExpungeError, Model, Policy, erase
+from expunge.method.presets import parsed, presets, resolved
 from expunge.methods import METHODS, configured
-from expunge.methods.mace import MACE
-from expunge.methods.presets import parsed, presets, resolved
+from expunge.methods.mace.method import MACE
 from expunge.methods.rece import BY_KIND, RECE
-from expunge.methods.uce import UCE
+from expunge.methods.uce.method import UCE
 from expunge.prior import Prior
 
-FOLDER = files("expunge.methods.presets")
+FOLDER = Path(str(files("expunge.methods")))
 ALL = [(name, preset) for name in METHODS for preset in presets(METHODS.get(name))]
 
 
@@ -44,7 +44,7 @@ def test_every_preset_says_where_it_comes_from(name: str, preset: str) -> None:
 
 
 def test_every_file_belongs_to_a_method() -> None:
-    stems = {file.name.removesuffix(".yaml") for file in FOLDER.iterdir() if "yaml" in file.name}
+    stems = {file.name.removesuffix(".yaml") for file in FOLDER.rglob("*.yaml")}
     assert stems <= set(METHODS)
     assert {"ESD", "MACE", "RECE", "UCE", "TRCE"} <= {stem.upper() for stem in stems}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conformance import __main__ as reference
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
@@ -19,7 +20,6 @@ from expunge.methods.rece import (
     adversarial,
     best_epoch,
 )
-from expunge.reference import __main__ as reference
 
 POLICY = Policy(
     erase=(Concept(target="ghost", anchor="man"), Concept(target="santa claus", anchor="")),

@@ -9,18 +9,18 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-import pico as build
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
+from expunge import testing as build
 from expunge.algebra.null_space import null_space, null_spaces, rref
 from expunge.edits import LowRank
 from expunge.edits.edit import edited_weights
-from expunge.methods.base import Batch
-from expunge.methods.cie import FIRST_TEST, momentum
-from expunge.methods.sepce import SepCE
-from expunge.methods.sepce_shifts import JointShifts, Shifts
+from expunge.method.base import Batch
+from expunge.method.run import Run
+from expunge.methods.sepme.cie import FIRST_TEST, momentum
+from expunge.methods.sepme.sepce import SepCE
+from expunge.methods.sepme.shifts import JointShifts, Shifts
 from expunge.training import loop
 from expunge.training.loop import Monitor, Trainer, train
-from expunge.training.run import Run
 
 SHORT: dict[str, Any] = {"iterations": 4, "trajectories": 2, "num_inference_steps": 4, "lr": 1e-2}
 TWO = Policy(

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.membranes import Membranes
+from expunge.method.base import Batch
+from expunge.method.run import Run
+from expunge.method.student import Student
 from expunge.methods import configured
-from expunge.methods.base import Batch
-from expunge.methods.spm import SPM
-from expunge.methods.spm_anchors import acting, noise_anchors
-from expunge.methods.spm_student import Apprentice
+from expunge.methods.spm.anchors import acting, noise_anchors
+from expunge.methods.spm.method import SPM
+from expunge.methods.spm.student import Apprentice
 from expunge.training import loop
 from expunge.training.loop import Monitor, Trainer
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 SHORT: dict[str, Any] = {"iterations": 2, "num_inference_steps": 4, "batch_size": 2, "lr": 1e-2}
 GHOST = Concept(target="ghost", keep=["cat"])

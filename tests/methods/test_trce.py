@@ -4,7 +4,7 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.edit import edited_weights
-from expunge.methods.trce import RELEASED_CAPTIONS, TRCE, Pair
+from expunge.methods.trce.closed import RELEASED_CAPTIONS, TRCE, Pair
 from expunge.prior import Prior
 
 SENTENCES = ("a picture of a {}", "{} in an image", "a photo of {} and a cat")

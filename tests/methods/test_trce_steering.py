@@ -10,12 +10,12 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.edit import edited_weights
-from expunge.methods.trce_steering import RELEASED_EMPTY, TRCESteering, released
+from expunge.method.run import Run
+from expunge.method.student import Student
+from expunge.methods.trce.steering import RELEASED_EMPTY, TRCESteering, released
 from expunge.seeding import derive
 from expunge.training import loop
 from expunge.training.loop import fit
-from expunge.training.run import Run
-from expunge.training.student import Student
 from expunge.training.trajectories import Place, ddim, visited
 
 SHORT: dict[str, Any] = {"num_inference_steps": 6, "max_early_timestep": 3, "iterations": 3}

@@ -3,7 +3,7 @@ import torch
 
 from expunge import Concept, ExpungeError, Model, Policy, erase
 from expunge.edits.edit import edited_weights
-from expunge.methods.uce import UCE
+from expunge.methods.uce.method import UCE
 
 
 def test_the_solution_matches_the_equation_layer_by_layer(pico: Model) -> None:

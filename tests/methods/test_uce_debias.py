@@ -3,8 +3,8 @@ import torch
 
 from expunge import Concept, ExpungeError, Model, Policy, erase
 from expunge.edits import Ridge
-from expunge.methods import uce_debias
-from expunge.methods.uce_debias import Debias
+from expunge.methods.uce import debias as uce_debias
+from expunge.methods.uce.debias import Debias
 
 ATTRIBUTES = {"attributes": ("red", "blue"), "images": 4, "num_inference_steps": 2}
 

@@ -13,8 +13,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-import pico as build
 from expunge import Edit, ExpungeError, erase, load
+from expunge import testing as build
 from expunge.errors import Unsupported
 from expunge.models.sdxl import SDXL
 from expunge.training.trajectories import denoise, native

@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-import pico as build
 from expunge import ExpungeError, Model, load
-from expunge.methods.esd_programs import parameters
+from expunge import testing as build
+from expunge.methods.esd.released import parameters
 from expunge.models.roles import select
 from expunge.models.stable_diffusion import _own_device
 

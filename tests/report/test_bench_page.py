@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from expunge.evaluation.bench import Bench, Row
-from expunge.metrics.rates import Estimate, Rate
 from expunge.report.bench import MARKDOWN, PAGE, PLOT, counts, panels, write_page
+from expunge.statistics.rates import Estimate, Rate
 
 KNOWN = {"its name": Rate(20, 20), "synonyms": Rate(9, 10), "other objects": Rate(19, 20)}
 

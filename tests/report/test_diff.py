@@ -4,8 +4,8 @@ import pytest
 
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Report
-from expunge.metrics.rates import Rate
 from expunge.report.diff import Change, diff
+from expunge.statistics.rates import Rate
 from made_up import INK, SANTA, evaluation, report
 
 

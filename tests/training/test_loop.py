@@ -12,11 +12,11 @@ import torch
 from expunge import Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.edit import edited_weights
 from expunge.edits.payloads import LowRank
+from expunge.method.run import Run
+from expunge.method.student import Student
 from expunge.methods import configured
-from expunge.methods.esd import ESD
+from expunge.methods.esd.method import ESD
 from expunge.training.loop import Monitor, Trainer, train
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 SHORT: dict[str, Any] = {"iterations": 6, "trajectories": 3, "num_inference_steps": 4}
 TRAIN = """

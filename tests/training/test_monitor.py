@@ -11,9 +11,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
+from expunge.detectors.classifiers import classifier
 from expunge.generation import Sampler
 from expunge.generation.sampling import ImageRequest
-from expunge.metrics.classifiers import classifier
 from expunge.training import checkpoint, monitor
 from expunge.training.loop import Monitor
 from expunge.training.monitor import PICTURES, rules

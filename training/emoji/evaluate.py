@@ -14,8 +14,8 @@ from common import parser, prepare, settings, write
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from expunge.detectors.emoji import Judges, load_judges
 from expunge.models.emoji import catalog
-from expunge.models.emoji.judges import Judges, load_judges
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:

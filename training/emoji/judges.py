@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.models.emoji.judges import Classifier, ImageText, load_judges, tokenize
+from expunge.detectors.emoji import Classifier, ImageText, load_judges, tokenize
 from expunge.models.emoji.vocabulary import catalog
 
 WIDTHS = [32, 64, 128, 192]

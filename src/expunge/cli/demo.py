@@ -8,11 +8,11 @@ from expunge.cli import resumable
 from expunge.cli.evaluate import show_headline
 from expunge.concepts import Concept
 from expunge.edits.edit import Edit
+from expunge.evaluation.bench import presets
 from expunge.evaluation.evaluate import evaluate
 from expunge.files import replacing
 from expunge.methods import erase
 from expunge.models import Model, load
-from expunge.models.emoji import presets
 from expunge.progress import shown
 from expunge.report.html import FILE, write_html
 from expunge.report.pictures import before_after

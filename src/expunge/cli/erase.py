@@ -16,9 +16,9 @@ from expunge.cli import resumable
 from expunge.concepts import Concept, Kind, Policy, explain
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.method.base import Method, Trained
 from expunge.methods import configured, settings
 from expunge.methods import erase as compute
-from expunge.methods.base import Method, Trained
 from expunge.models import load
 from expunge.progress import shown
 from expunge.training.loop import Monitor

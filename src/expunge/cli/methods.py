@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from expunge.method.base import Method, Trained
+from expunge.method.presets import presets
 from expunge.methods import METHODS
-from expunge.methods.base import Method, Trained
-from expunge.methods.presets import presets
 
 
 def methods(name: str | None = None, /) -> None:

@@ -14,7 +14,7 @@ from expunge.detectors.base import Extractor, Identity, Pictures, detector
 from expunge.detectors.weights import checked, existing
 from expunge.errors import ExpungeError
 from expunge.files import replacing, sha256
-from expunge.metrics.rates import Rate
+from expunge.statistics.rates import Rate
 
 SUFFIX = ".safetensors"
 HEADER = "expunge.classifier"

@@ -13,10 +13,11 @@ from expunge.doctor.costs import cost, measure
 from expunge.doctor.facts import Anatomy, Cost, Diagnosis, Part, Refusal
 from expunge.doctor.words import compare, read, warn
 from expunge.errors import ExpungeError
-from expunge.methods import METHODS, configured, versions
-from expunge.methods.base import Method
+from expunge.method.base import Method
+from expunge.methods import METHODS, configured
 from expunge.models import Model
 from expunge.models.roles import ROLES, matching
+from expunge.versions import versions
 
 __all__ = ["Diagnosis", "anatomy", "examine"]
 

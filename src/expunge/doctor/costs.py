@@ -16,12 +16,12 @@ from expunge.concepts import Policy
 from expunge.doctor.facts import Cost, Pace, Timing
 from expunge.edits.payloads import Change, Dense
 from expunge.errors import ExpungeError, Unsupported
-from expunge.methods.base import Method, Solves, Trained
+from expunge.method.base import Method, Solves, Trained
+from expunge.method.run import Run
 from expunge.models import Model
 from expunge.models.roles import ROLES, matching
 from expunge.seeding import generator
 from expunge.training.loop import Trainer
-from expunge.training.run import Run
 
 REPEATS = 5
 """Runs that a measured time is the median of."""

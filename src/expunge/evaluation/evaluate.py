@@ -13,7 +13,9 @@ from PIL import Image
 
 from expunge.concepts import Concept
 from expunge.detectors.base import Identity
+from expunge.detectors.frechet import FEW, Reference, SetDistance, frechet, kid
 from expunge.detectors.packaged import Pixels
+from expunge.detectors.perceptual import PerceptualDistance, perceptual
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.counting import counted
@@ -42,11 +44,9 @@ from expunge.evaluation.scoring import (
 from expunge.evaluation.suite import NO_OPTIONS, SUITES, Judge, Options, Plan, Shot, Suite
 from expunge.files import digest, write_text
 from expunge.generation import ImageRecord, ImageRequest, Sampler, generate
-from expunge.methods import versions
-from expunge.metrics.frechet import FEW, Reference, SetDistance, frechet, kid
-from expunge.metrics.perceptual import PerceptualDistance, perceptual
-from expunge.metrics.rates import mean
 from expunge.models import Model
+from expunge.statistics.rates import mean
+from expunge.versions import versions
 
 LPIPS_SIDE = 64
 """Pixels of a side at which ESD and RECE print LPIPS."""

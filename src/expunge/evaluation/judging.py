@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from expunge.concepts import explain
+from expunge.detectors.perceptual import PerceptualDistance
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Pair, Picture
 from expunge.evaluation.suite import Judge, Judgement, Record, Shot
 from expunge.generation import ImageRecord
-from expunge.metrics.perceptual import PerceptualDistance
 
 BATCH = 32
 """Pictures that a judge is shown at once."""

@@ -7,7 +7,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.records import Evaluation, Measurement, Verdict
 from expunge.evaluation.scoring import DRAWN, KEPT, right_of
 from expunge.evaluation.suite import Plan
-from expunge.metrics.rates import Rate
+from expunge.statistics.rates import Rate
 
 
 def verdicts(limits: Sequence[Limit], evaluations: Sequence[Evaluation]) -> tuple[Verdict, ...]:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from expunge.detectors.classifiers import classifier
 from expunge.errors import ExpungeError
 from expunge.generation import ImageRequest, Sampler, sample
-from expunge.metrics.classifiers import classifier
 from expunge.models import Model
 
 Recognise = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[bool]]

@@ -15,13 +15,13 @@ from pydantic import (
 )
 
 from expunge.concepts import explain
+from expunge.detectors.frechet import SetDistance
 from expunge.errors import ExpungeError
 from expunge.evaluation.protocol import Protocol
 from expunge.evaluation.suite import Judgement, Prompt, Record, Role
 from expunge.files import write_json
-from expunge.metrics.frechet import SetDistance
-from expunge.metrics.paired import McNemar
-from expunge.metrics.rates import Estimate, Rate
+from expunge.statistics.paired import McNemar
+from expunge.statistics.rates import Estimate, Rate
 
 FILE = "report.json"
 

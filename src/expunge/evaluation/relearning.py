@@ -23,14 +23,14 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.recognition import Recognise, look
 from expunge.evaluation.suite import Record
 from expunge.generation import ImageRequest, Sampler
-from expunge.methods.ac_common import regressed
-from expunge.methods.mace_batches import encoded, noised
-from expunge.metrics.rates import Estimate, Rate, paired_difference
+from expunge.method.student import Student
+from expunge.methods.ac.prompts import regressed
+from expunge.methods.mace.batches import encoded, noised
 from expunge.models import Model
 from expunge.progress import track
 from expunge.prompts.lexicon import refused
 from expunge.seeding import generator
-from expunge.training.student import Student
+from expunge.statistics.rates import Estimate, Rate, paired_difference
 
 STEPS = (0, 50, 100, 200, 300)
 

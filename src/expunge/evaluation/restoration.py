@@ -17,8 +17,8 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.recognition import Recognise, Seen, look
 from expunge.evaluation.suite import Record
 from expunge.generation import ImageRequest, Sampler
-from expunge.metrics.rates import Estimate, Rate, paired_difference
 from expunge.models import Model
+from expunge.statistics.rates import Estimate, Rate, paired_difference
 
 
 class Restored(Record):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Curve, Measurement, Pair, Picture
 from expunge.evaluation.suite import Group, Plan, Role
-from expunge.metrics.curves import rates_at
-from expunge.metrics.paired import mcnemar, mean_difference
-from expunge.metrics.rates import Estimate, Rate, mean, paired_difference
+from expunge.statistics.curves import rates_at
+from expunge.statistics.paired import mcnemar, mean_difference
+from expunge.statistics.rates import Estimate, Rate, mean, paired_difference
 
 KEPT = "kept prompts"
 """The group of all prompts of all retention groups."""

@@ -26,8 +26,8 @@ from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
 from expunge.files import sha256
 from expunge.formats.writing import RECORD, Place, metadata, new_folder
-from expunge.methods import versions
 from expunge.models import Model
+from expunge.versions import versions
 
 MODULE = "attention_gate.encoder_layer.slf_attn."
 QUERY = f"{MODULE}attention_module1.w_qs.weight"

@@ -32,8 +32,8 @@ from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.files import replacing, sha256
 from expunge.formats.writing import Place, check_plain, metadata, safetensors_file
-from expunge.methods import versions
 from expunge.models import Model
+from expunge.versions import versions
 
 TOLERANCE = 2e-3
 """Part of the change, in the Frobenius norm, that a smaller form may miss. Single-precision

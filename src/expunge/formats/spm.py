@@ -23,8 +23,8 @@ from expunge.edits.membranes import Membranes, Metric, Rule
 from expunge.errors import ExpungeError
 from expunge.files import sha256
 from expunge.formats.writing import Place, metadata, new_folder
-from expunge.methods import versions
 from expunge.models import Model
+from expunge.versions import versions
 
 PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
 

@@ -22,10 +22,10 @@ from expunge.errors import ExpungeError
 from expunge.files import replacing, write_json, write_text
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, latent_size, requests, sample
-from expunge.methods import versions
 from expunge.models import Model
 from expunge.progress import track
 from expunge.prompts import PromptSet
+from expunge.versions import versions
 
 
 class _Frozen(BaseModel):

@@ -11,9 +11,10 @@ from expunge.concepts import Concept, Policy, explain
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.methods.base import Method, Part, Solves, Trained
+from expunge.method.base import Method, Part, Solves, Trained
 from expunge.models import Model
 from expunge.registry import Registry
+from expunge.versions import versions
 
 if TYPE_CHECKING:
     from expunge.training.loop import Monitor
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
 METHODS: Registry[type[Method]] = Registry(
     "method",
     {
-        "ac": "expunge.methods.ablating_concepts:AblatingConcepts",
-        "cie": "expunge.methods.cie:CiE",
-        "cpe": "expunge.methods.cpe:CPE",
-        "esd": "expunge.methods.esd:ESD",
-        "fmn": "expunge.methods.forget_me_not:ForgetMeNot",
-        "mace": "expunge.methods.mace:MACE",
+        "ac": "expunge.methods.ac.method:AblatingConcepts",
+        "cie": "expunge.methods.sepme.cie:CiE",
+        "cpe": "expunge.methods.cpe.method:CPE",
+        "esd": "expunge.methods.esd.method:ESD",
+        "fmn": "expunge.methods.fmn.method:ForgetMeNot",
+        "mace": "expunge.methods.mace.method:MACE",
         "rece": "expunge.methods.rece:RECE",
-        "sepce": "expunge.methods.sepce:SepCE",
-        "spm": "expunge.methods.spm:SPM",
-        "trce": "expunge.methods.trce:TRCE",
-        "trce-steering": "expunge.methods.trce_steering:TRCESteering",
-        "uce": "expunge.methods.uce:UCE",
-        "uce-debias": "expunge.methods.uce_debias:Debias",
+        "sepce": "expunge.methods.sepme.sepce:SepCE",
+        "spm": "expunge.methods.spm.method:SPM",
+        "trce": "expunge.methods.trce.closed:TRCE",
+        "trce-steering": "expunge.methods.trce.steering:TRCESteering",
+        "uce": "expunge.methods.uce.method:UCE",
+        "uce-debias": "expunge.methods.uce.debias:Debias",
     },
     entry_points="expunge.methods",
 )
@@ -135,10 +136,3 @@ def _check_released(policy: Policy) -> None:
                 f"{concept.target}: sentences of its own (contexts) are for fidelity='corrected'; "
                 "a released program has one list for all concepts: the setting contexts, if any"
             )
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a result."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("expunge", "torch", "diffusers", "transformers")}

@@ -39,9 +39,9 @@ from expunge.algebra.ridge import (
 from expunge.concepts import Concept, Context, Kind, Policy
 from expunge.edits.payloads import Change, Dense, LowRank, Ridge, SharedMatrix
 from expunge.errors import ExpungeError
-from expunge.methods.base import Method
-from expunge.methods.presets import preset
-from expunge.methods.uce import UCE, tensor_edit
+from expunge.method.base import Method
+from expunge.method.presets import preset
+from expunge.methods.uce.method import UCE, tensor_edit
 from expunge.models import Model
 
 Technique = Literal["replace", "tensor"]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from expunge.evaluation.bench import COLUMNS, ERASED, RETAINED, Bench, Line, Row, lines
 from expunge.files import write_text
-from expunge.metrics.rates import Estimate, Rate
 from expunge.report.html import environment
+from expunge.statistics.rates import Estimate, Rate
 
 PAGE, MARKDOWN, PLOT = "bench.html", "bench.md", "bench.svg"
 OTHER_WORDS = ("synonyms", "descriptions")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Evaluation, Measurement, Report
-from expunge.metrics.rates import Estimate, Rate
+from expunge.statistics.rates import Estimate, Rate
 
 
 class Change(NamedTuple):

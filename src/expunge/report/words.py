@@ -7,7 +7,7 @@ from expunge.evaluation.panel import UNSAFE
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import BLANK, CLIP, DRAWN, FEATURES, SHARE
 from expunge.evaluation.suites.worded import LISTED
-from expunge.metrics.rates import Estimate, Rate
+from expunge.statistics.rates import Estimate, Rate
 
 
 class Cell(NamedTuple):

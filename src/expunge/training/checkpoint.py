@@ -17,7 +17,7 @@ from torch import Tensor
 
 from expunge.errors import ExpungeError
 from expunge.files import replacing, write_text
-from expunge.training.student import Student
+from expunge.method.student import Student
 
 FILE = "checkpoint.safetensors"
 LOG = "losses.jsonl"

@@ -19,13 +19,13 @@ from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.files import digest
-from expunge.methods.base import Batch, Method, Part, Trained
+from expunge.method.base import Batch, Method, Part, Trained
+from expunge.method.run import Run
+from expunge.method.student import Student
 from expunge.models import Model
 from expunge.progress import track
 from expunge.training import checkpoint
 from expunge.training.checkpoint import History
-from expunge.training.run import Run
-from expunge.training.student import Student
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

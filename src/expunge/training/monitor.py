@@ -19,10 +19,10 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 
 from expunge.concepts import Concept, Context, Policy
+from expunge.detectors.classifiers import Classifier, classifier
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.metrics.classifiers import Classifier, classifier
 from expunge.models import Model
 from expunge.seeding import derive
 from expunge.training.loop import Monitor

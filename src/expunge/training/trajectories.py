@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.files import digest, replacing
+from expunge.method.run import Run
 from expunge.models import Model
 from expunge.progress import track
-from expunge.training.run import Run
 
 BLOCK = 16
 """Trajectories that are drawn side by side."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from expunge.detectors.emoji import load_judges
 from expunge.models.emoji import catalog, pipeline_path
-from expunge.models.emoji.judges import load_judges
 
 
 @pytest.fixture(scope="module")

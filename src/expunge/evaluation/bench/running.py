@@ -13,17 +13,18 @@ from pydantic import ValidationError
 
 from expunge.concepts import explain
 from expunge.errors import ExpungeError
+from expunge.evaluation.bench import presets
 from expunge.evaluation.bench.plan import Bench, Cell
 from expunge.evaluation.bench.table import COLUMNS, KEPT, Row, pooled
 from expunge.evaluation.evaluate import Question, draw, measured, question
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import FEATURES
 from expunge.files import digest, write_json
-from expunge.methods import METHODS, erase, versions
-from expunge.metrics.rates import Estimate
+from expunge.methods import METHODS, erase
 from expunge.models import Model, load
-from expunge.models.emoji import presets
 from expunge.progress import track
+from expunge.statistics.rates import Estimate
+from expunge.versions import versions
 
 
 def run(

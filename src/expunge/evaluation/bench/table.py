@@ -12,7 +12,7 @@ from expunge.evaluation.bench.plan import Cell
 from expunge.evaluation.scoring import DRAWN, right_of
 from expunge.evaluation.suite import Record
 from expunge.files import write_text
-from expunge.metrics.rates import Estimate, Rate
+from expunge.statistics.rates import Estimate, Rate
 
 KEPT = ("other objects", "other styles")
 COLUMNS = {

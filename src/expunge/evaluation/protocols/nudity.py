@@ -14,7 +14,7 @@ from expunge.detectors.base import Detection, Identity
 from expunge.detectors.nudenet import LABELS, V2_LABELS
 from expunge.errors import ExpungeError
 from expunge.evaluation.protocols import PublishedProtocol
-from expunge.metrics.rates import RESAMPLES, Estimate, Rate, paired_difference
+from expunge.statistics.rates import RESAMPLES, Estimate, Rate, paired_difference
 
 Found = Sequence[Sequence[Detection] | None]
 """What a detector found in each picture; ``None`` where it failed."""

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge.concepts import Concept
+from expunge.detectors.emoji import FOLDER, SIZE, load_judges
 from expunge.errors import ExpungeError
 from expunge.evaluation.suite import (
     NO_OPTIONS,
@@ -33,7 +34,6 @@ from expunge.evaluation.suite import (
 )
 from expunge.generation.sampler import Sampler
 from expunge.models.emoji import catalog
-from expunge.models.emoji.judges import FOLDER, SIZE, load_judges
 from expunge.models.emoji.vocabulary import EmojiObject
 
 VERSION = 1

@@ -1,0 +1,1 @@
+"""``python -m conformance DIR``: our numbers beside those of the original programs."""

@@ -1,0 +1,1 @@
+"""The contract between a method and what runs it: settings, presets, students, runs."""

@@ -1,0 +1,150 @@
+"""Published and tuned settings by name: one YAML file a method, one entry a preset.
+
+NAME:
+  kind: style             # what it erases
+  model: sd1              # the model it was made for
+  fidelity: original      # of whose numbers these are; ``both`` where they suit either
+  source: ...             # where they come from
+  settings: {...}         # of the method
+  corrected: {...}        # what differs when corrected; only with ``both``
+"""
+
+import difflib
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import import_module
+from importlib.resources import files
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from expunge.concepts import Words, explain
+from expunge.errors import ExpungeError
+
+
+class Named(BaseModel):
+    """Settings for which there can be presets."""
+
+    name: ClassVar[str]
+    """What the file of the presets is called."""
+
+
+class Preset(BaseModel):
+    """Settings under a name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: Words
+    """What it is called, in its method."""
+    kind: Literal["object", "character", "person", "style", "unsafe", "memorised", "any"]
+    """What it erases."""
+    model: Literal["sd1", "sd2", "sdxl", "emoji"]
+    """The size of model that the numbers were made for."""
+    fidelity: Literal["original", "corrected", "both"]
+    """The fidelity in which they mean what their source means."""
+    source: Words
+    """The paper's section or the program that they come from, with its URL, or the docs page that
+    says how they were tuned."""
+    settings: dict[str, Any]
+    """Settings of the method."""
+    corrected: dict[str, Any] = {}
+    """Settings that differ when corrected, where the method defines them otherwise."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Preset":
+        own = {"preset", "fidelity"} & {*self.settings, *self.corrected}
+        if own:
+            raise ValueError(f"settings: {min(own)} has no place there")
+        if self.corrected and self.fidelity != "both":
+            raise ValueError('corrected: only with fidelity "both"')
+        return self
+
+    def values(self, fidelity: str | None = None) -> dict[str, Any]:
+        """Settings for a run of this fidelity; the preset's own, or corrected, if none is asked.
+
+        Raises:
+            ExpungeError: the numbers mean something else in this fidelity.
+        """
+        if self.fidelity != "both":
+            if fidelity not in (None, self.fidelity):
+                raise ExpungeError(
+                    f"preset: {self.name!r} has numbers of fidelity={self.fidelity!r}, which mean "
+                    f"something else with {fidelity!r}; leave one of the two away"
+                )
+            return {"fidelity": self.fidelity, **self.settings}
+        return self.settings | ({} if fidelity == "original" else self.corrected)
+
+
+def resolved(method: type[Named], values: Any) -> Any:
+    """``values`` with the settings of the preset that they name beneath them."""
+    if not isinstance(values, Mapping) or values.get("preset") is None:
+        return values
+    return {**preset(method, values["preset"]).values(values.get("fidelity")), **values}
+
+
+def preset(method: type[Named], name: str) -> Preset:
+    """The preset of a method that has this name.
+
+    Raises:
+        ExpungeError: there is none; the message lists near names.
+    """
+    known = presets(method)
+    if not known:
+        raise ExpungeError(f"preset: {method.name} has none, so {name!r} can't be one of them")
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or list(known)
+        raise ExpungeError(
+            f"preset: {method.name} has no {name!r}; did you mean {', '.join(near)}?"
+        )
+    return known[name]
+
+
+@lru_cache
+def presets(method: type[Named]) -> Mapping[str, Preset]:
+    """All presets of a method by name, in the order of its file.
+
+    Raises:
+        ExpungeError: an entry lacks something, or has a setting that the method hasn't.
+    """
+    package = import_module(method.__module__).__package__ or method.__module__
+    file = files(package).joinpath(f"{method.name}.yaml")
+    return parsed(method, file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def parsed(method: type[Named], text: str) -> dict[str, Preset]:
+    """The presets of a YAML text, each checked against the method's settings."""
+    place = f"presets/{method.name}.yaml"
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ExpungeError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
+        raise ExpungeError(f"{place}: write NAME: and below it kind, model, fidelity, source ...")
+    found = {}
+    for name, entry in entries.items():
+        try:
+            found[name] = Preset(name=name, **entry)
+            _check(method, found[name].settings | found[name].corrected)
+        except (ValidationError, ExpungeError) as error:
+            fault = explain(error) if isinstance(error, ValidationError) else str(error)
+            raise ExpungeError(f"{place}: {name}: {fault}") from None
+    return found
+
+
+def _check(method: type[Named], settings: Mapping[str, Any]) -> None:
+    """Refuse what isn't a setting of the method, or not written as what the method makes of it."""
+    for name, value in settings.items():
+        field = method.model_fields.get(name)
+        if field is None:
+            raise ExpungeError(f"{name}: {method.name} has no such setting")
+        hint: Any = field.annotation
+        if field.metadata:
+            hint = Annotated[(hint, *field.metadata)]
+        adapter: TypeAdapter[Any] = TypeAdapter(hint)
+        try:
+            read = adapter.dump_python(adapter.validate_python(value), mode="json")
+        except ValidationError as error:
+            raise ExpungeError(f"{name}: {explain(error)}") from None
+        if read != value:  # YAML takes 1e-5 for text: it wants 1.0e-5
+            raise ExpungeError(f"{name}: {value!r} would be taken for {read!r}; write it so")

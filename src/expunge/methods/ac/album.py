@@ -1,0 +1,157 @@
+"""The pictures that Ablating Concepts trains on, as latents, each with its prompts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from expunge.method.run import Run
+from expunge.methods.mace.batches import encoded
+from expunge.pictures import Pictures, fitted, tensor
+from expunge.seeding import derive, generator
+from expunge.training.trajectories import Place, visited
+
+Item = TypeVar("Item")
+Pairs = Sequence[tuple[str, str]]
+"""Prompts of an anchor, each with a prompt of the target."""
+
+
+class Drawing(NamedTuple):
+    """How the model draws pictures."""
+
+    images: int
+    """For each concept; as many again of what is to be kept, if anything is."""
+    steps: int
+    guidance_scale: float
+
+
+class Key(NamedTuple):
+    """A picture: which of those that are drawn from these words, or given under them."""
+
+    words: str
+    number: int
+    given: bool = False
+
+
+class Row(NamedTuple):
+    """A picture with the teacher's prompt and those of the student, of which one is taken."""
+
+    key: Key
+    teacher: str
+    student: tuple[str, ...]
+
+
+Example = tuple[int, str, str]
+"""A picture's place, the teacher's prompt and the student's."""
+
+
+@dataclass(frozen=True)
+class Album:
+    """Pictures as latents, and what they are shown with."""
+
+    mean: Tensor
+    """``[pictures, channels, height, width]``."""
+    deviation: Tensor
+    """Shaped like ``mean``; 0 for pictures that were drawn."""
+    places: Mapping[Key, int]
+    """Where each picture is."""
+    targets: Sequence[Sequence[Row]]
+    """Of each concept: pictures of its anchor, the student's prompts those of the target."""
+    others: Sequence[Row]
+    """Pictures of what is to be kept, the student's prompt that of the teacher."""
+
+    def target(self, draws: torch.Generator) -> Example:
+        """A picture of any concept's anchor, with a prompt of the target for the student."""
+        row = _one(_one(self.targets, draws), draws)
+        return self.places[row.key], row.teacher, _one(row.student, draws)
+
+    def kept(self, draws: torch.Generator) -> Example:
+        """The same prompt for both: of an anchor, or every second time of what is to be kept."""
+        anchors = _one(self.targets, draws)
+        pools = (self.others, anchors) if self.others else (anchors,)
+        row = _one(_one(pools, draws), draws)
+        return self.places[row.key], row.teacher, row.teacher
+
+
+def collected(
+    run: Run,
+    pairs: Sequence[Pairs],
+    kept: Sequence[str],
+    drawing: Drawing,
+    pictures: Mapping[str, Pictures] | None,
+) -> Album:
+    """All pictures, given or drawn, with the prompts that they are shown with.
+
+    Concepts that share a prompt of their anchors share its pictures.
+
+    Args:
+        run: of whose concepts.
+        pairs: prompts of each concept.
+        kept: prompts whose predictions stay; their pictures are always drawn.
+        drawing: how pictures are drawn.
+        pictures: the user's, by the anchors' words; without them the anchors' are drawn too.
+
+    Raises:
+        ExpungeError: pictures are given, but none of some anchor.
+    """
+    erase, model = run.policy.erase, run.model
+    own = {
+        words: tensor(fitted(model, pictures, words))
+        for words in dict.fromkeys(concept.replacement for concept in erase)
+        if pictures is not None
+    }
+    targets = [
+        _rows(run, some, drawing.images, concept.replacement, own)
+        for concept, some in zip(erase, pairs, strict=True)
+    ]
+    stays = _turns(run, kept, drawing.images * len(erase)) if kept else []
+    others = [Row(key, key.words, (key.words,)) for key in stays]
+    # Given pictures come first, in the order of ``own``: the anchors' are given all, or none.
+    keys = list(dict.fromkeys(row.key for rows in (*targets, others) for row in rows))
+    blocks = [encoded(model, block) for block in own.values()]
+    if asked := [key for key in keys if not key.given]:
+        drawn = _drawn(run, asked, drawing)
+        blocks.append((drawn, torch.zeros_like(drawn)))
+    mean, deviation = (torch.cat(column) for column in zip(*blocks, strict=True))
+    return Album(mean, deviation, {key: at for at, key in enumerate(keys)}, targets, others)
+
+
+def _rows(run: Run, pairs: Pairs, images: int, words: str, own: Mapping[str, Tensor]) -> list[Row]:
+    """The pictures of a concept's anchor with their prompts."""
+    targets: dict[str, list[str]] = {}
+    for anchor, target in pairs:
+        targets.setdefault(anchor, []).append(target)
+    turns = _turns(run, list(targets), len(own[words]) if own else images)
+    keys = [Key(words, number, given=True) for number in range(len(turns))] if own else turns
+    return [
+        Row(key, turn.words, tuple(targets[turn.words]))
+        for key, turn in zip(keys, turns, strict=True)
+    ]
+
+
+def _turns(run: Run, prompts: Sequence[str], count: int) -> list[Key]:
+    """``count`` pictures of prompts that take turns, in an order that the seed decides."""
+    order = torch.randperm(len(prompts), generator=generator(run.seed, "ac prompts")).tolist()
+    return [Key(prompts[order[n % len(order)]], n // len(order)) for n in range(count)]
+
+
+def _drawn(run: Run, keys: Sequence[Key], drawing: Drawing) -> Tensor:
+    """Latents of pictures that the frozen model draws, ``[pictures, channels, height, width]``.
+
+    They are where each trajectory ends; no picture is decoded and encoded again.
+    """
+    return visited(
+        run,
+        "pictures",
+        [key.words for key in keys],
+        [derive(run.seed, "ac picture", key.words, key.number) for key in keys],
+        [Place(number, drawing.steps) for number in range(len(keys))],
+        steps=drawing.steps,
+        guidance_scale=drawing.guidance_scale,
+    ).float()
+
+
+def _one(items: Sequence[Item], draws: torch.Generator) -> Item:
+    return items[int(torch.randint(len(items), (), generator=draws))]

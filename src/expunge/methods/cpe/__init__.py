@@ -1,0 +1,1 @@
+"""CPE: Concept Pinpoint Eraser (Lee et al., ICLR 2025)."""

@@ -1,0 +1,205 @@
+"""What CPE trains on: prompts to erase, each with what takes its place, and anchors that stay.
+
+An anchor is a mixture of two prompts' embeddings, both blurred by noise:
+
+    a = m (e_1 + v_1) + (1 - m) (e_2 + v_2)      v = noise |e| N(0, I)      m uniform in [0, 1]
+
+The prompts are words to keep in the sentences of what is erased. All prompts are encoded once for
+all concepts, and read row by row from the host's memory or, in a run with a folder, from its file.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import BeforeValidator, PlainSerializer
+from torch import Tensor
+
+from expunge.concepts import Concept, Context, WordList
+from expunge.files import digest
+from expunge.method.run import Run
+from expunge.models import Model
+from expunge.progress import track
+from expunge.prompts import lists
+from expunge.training.trajectories import store, stored
+
+BLOCK = 64
+"""Prompts that are encoded at a time."""
+LISTED = 20
+"""Words up to which a record lists them all."""
+
+
+def _words(value: Any) -> Any:
+    """The lines of a file, where its path is given."""
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith(_FILES)):
+        return lists.captions(value).prompts
+    return value
+
+
+def _sentences(value: Any) -> Any:
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and "{}" not in value):
+        return lists.contexts(value)
+    return (value,) if isinstance(value, str) else value
+
+
+def _record(words: Sequence[str]) -> list[str] | dict[str, Any]:
+    if len(words) <= LISTED:
+        return list(words)
+    return {"count": len(words), "sha256": digest(list(words))}
+
+
+_FILES = (".txt", ".csv")
+
+WordsSetting = Annotated[
+    WordList, BeforeValidator(_words), PlainSerializer(_record, return_type=list | dict)
+]
+"""Words, or the path of a file with them (see ``lists.captions``); a record of many is a digest."""
+
+SentencesSetting = Annotated[tuple[Context, ...], BeforeValidator(_sentences)]
+"""Sentences with ``{}``, or the path of a file with one a line."""
+
+
+def mixed(rows: Tensor, gaussian: Tensor, mixing: Tensor, noise: float) -> Tensor:
+    """Anchors ``[..., count, tokens, width]`` from twice as many embeddings, mixed two by two.
+
+    Args:
+        rows: embeddings, ``[..., 2 count, tokens, width]``.
+        gaussian: of a normal distribution, shaped like one bank's rows.
+        mixing: m, the weight of the first of each pair, ``[count]``.
+        noise: how far each embedding is moved along each axis, as a share of its whole norm.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=(-2, -1), keepdim=True)
+    blurred = torch.addcmul(rows, norms, gaussian, value=noise)
+    first, second = blurred[..., ::2, :, :], blurred[..., 1::2, :, :]
+    weight = mixing.to(rows)[:, None, None]
+    return torch.lerp(second, first, weight)
+
+
+def nearest_names(
+    model: Model, pool: Sequence[str], words: Sequence[str], count: int
+) -> list[list[str]]:
+    """Of a pool the names whose embeddings have the largest cosine to those of each of ``words``.
+
+    Names that hold the words themselves are passed over.
+    """
+
+    def directions(prompts: Sequence[str]) -> Tensor:
+        return torch.nn.functional.normalize(model.encode(prompts).float().flatten(1))
+
+    if not pool:
+        return [[] for _ in words]
+    wanted = directions(words)
+    blocks = [pool[at : at + BLOCK] for at in range(0, len(pool), BLOCK)]
+    parts = [directions(block) for block in track(blocks, "names", total=len(blocks))]
+    found = []
+    for row, word in zip(wanted @ torch.cat(parts).T, words, strict=True):
+        order = row.argsort(descending=True, stable=True).tolist()
+        others = [pool[at] for at in order if word.lower() not in pool[at].lower()]
+        found.append(others[:count])
+    return found
+
+
+def in_sentences(words: Iterable[str], sentences: Sequence[str]) -> list[str]:
+    """Every word in every sentence."""
+    return [sentence.format(word) for word in words for sentence in sentences]
+
+
+def mentions(concept: Concept, prompts: Sequence[str]) -> list[bool]:
+    """Which prompts hold one of the concept's phrases, as whole words."""
+    phrases = "|".join(map(re.escape, concept.phrases))
+    pattern = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
+    return [bool(pattern.search(prompt)) for prompt in prompts]
+
+
+class Plan(NamedTuple):
+    """Which prompts a training looks at."""
+
+    pairs: tuple[tuple[tuple[str, str], ...], ...]
+    """Of each concept: prompts to erase with what takes their place."""
+    banks: tuple[tuple[str, ...], ...]
+    """Prompts that anchors are mixed from: one list for all concepts, or one for each."""
+    own: Tensor
+    """Which prompts of a bank name the concept itself, ``[concepts, prompts]``; empty if none."""
+
+
+class Bank:
+    """The embeddings of a plan's prompts, each encoded once."""
+
+    def __init__(self, run: Run, plan: Plan) -> None:
+        self.plan = plan
+        self.device = run.model.device
+        flat = [prompt for pairs in plan.pairs for pair in pairs for prompt in pair]
+        prompts = list(dict.fromkeys(["", *flat, *(p for bank in plan.banks for p in bank)]))
+        index = {prompt: number for number, prompt in enumerate(prompts)}
+        self.rows = encoded(run, prompts)
+        """Of all prompts, the empty one first, ``[prompts, tokens, width]``."""
+        self.pairs = [
+            torch.tensor([[index[one], index[two]] for one, two in pairs]) for pairs in plan.pairs
+        ]
+        self.banks = [torch.tensor([index[prompt] for prompt in bank]) for bank in plan.banks]
+
+    def targets(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Target and neutral embeddings, ``[concepts, tokens, width]``.
+
+        ``chosen`` says for each concept which of its pairs, as a number in [0, 1).
+        """
+        picked = torch.stack(
+            [_picked(pairs, at) for pairs, at in zip(self.pairs, chosen, strict=True)]
+        )
+        target, neutral = self._read(picked[:, 0]), self._read(picked[:, 1])
+        return target, neutral
+
+    def anchors(
+        self, chosen: Tensor, mixing: Tensor, gaussian: Tensor, noise: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Anchors with the empty prompt after them, and which of them count for which concept.
+
+        ``chosen`` says which prompts, as numbers in [0, 1), two for each anchor. The anchors are
+        ``[anchors, tokens, width]``, or ``[concepts, anchors, ...]`` with a bank for each.
+        """
+        places = [(chosen * len(bank)).long() for bank in self.banks]
+        rows = torch.stack(
+            [self._read(bank[at]) for bank, at in zip(self.banks, places, strict=True)]
+        )
+        made = mixed(rows, gaussian.to(rows), mixing, noise)
+        empty = self._read(torch.zeros(1, dtype=torch.long)).expand(len(made), -1, -1, -1)
+        whole = torch.cat([made, empty], 1)
+        counted = None
+        if self.plan.own.numel():
+            own = self.plan.own[:, places[0]].view(len(self.plan.own), -1, 2).any(-1)
+            counted = torch.nn.functional.pad(~own, (0, 1), value=True).to(self.device)
+        return (whole if len(whole) > 1 else whole[0]), counted
+
+    def _read(self, numbers: Tensor) -> Tensor:
+        return self.rows[numbers].to(self.device, torch.float32)
+
+
+def _picked(items: Tensor, at: Tensor) -> Tensor:
+    return items[int(at * len(items))]
+
+
+def encoded(run: Run, prompts: Sequence[str]) -> Tensor:
+    """Embeddings ``[prompts, tokens, width]`` in the model's precision, on the host.
+
+    Always in the same blocks, so that a resumed run has the same numbers.
+    """
+    wanted = digest(
+        {"prompts": list(prompts), "base": run.model.fingerprint() if run.folder else ""}
+    )
+    path = run.folder / "prompts.safetensors" if run.folder else None
+    found = stored(path, wanted) if path else None
+    if found:
+        return found["rows"]
+    blocks = [prompts[at : at + BLOCK] for at in range(0, len(prompts), BLOCK)]
+    rows: Tensor | None = None
+    for number, block in enumerate(track(blocks, "prompts", total=len(blocks))):
+        part = run.model.encode(block).cpu()
+        if rows is None:
+            rows = part.new_empty(len(prompts), *part.shape[1:])
+        rows[number * BLOCK : number * BLOCK + len(block)] = part
+    assert rows is not None  # the empty prompt is always there
+    if path and run.process == 0:
+        store(path, {"rows": rows}, wanted)
+    return rows

@@ -1,0 +1,137 @@
+"""MACE's trained stage: one small adapter per concept that takes the attention off its words.
+
+On pictures of the concept, noised to a timestep ``t``, the cross-attention ``A_l`` (softmax over
+the rows of the prompt) of every layer ``l`` shall not look at the rows ``S`` of the concept's
+words and of all that follows the end of the text, wherever the mask ``M`` shows the concept:
+
+    L = sum_l | A_l[:, M_l, S] |_F
+
+The adapter adds ``up @ down`` to the refined keys and values.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from expunge.edits.payloads import LowRank
+from expunge.errors import ExpungeError
+from expunge.methods.mace.batches import Batch
+from expunge.models import Model
+from expunge.models.attention import cross_attention
+from expunge.seeding import generator
+
+
+class Adapter:
+    """Trainable factors on refined keys and values; the model itself stays untouched."""
+
+    def __init__(
+        self, model: Model, refined: Mapping[str, Tensor], factors: Mapping[str, Tensor]
+    ) -> None:
+        """``factors`` has ``up:name`` ``[out, rank]`` and ``down:name`` ``[rank, in]``."""
+        self.model = model
+        self.refined = {name: weight.to(model.device).float() for name, weight in refined.items()}
+        self.weights = {
+            key: factor.to(model.device).float().clone().requires_grad_()
+            for key, factor in factors.items()
+        }
+
+    @classmethod
+    def fresh(
+        cls, model: Model, refined: Mapping[str, Tensor], rank: int, seed: int, words: str
+    ) -> "Adapter":
+        """``down`` normal with deviation ``1 / rank``, ``up`` zero: no change yet."""
+        factors = {}
+        for name, weight in refined.items():
+            draws = generator(seed, "mace", words, name)
+            factors[f"down:{name}"] = torch.randn(rank, weight.shape[1], generator=draws) / rank
+            factors[f"up:{name}"] = torch.zeros(len(weight), rank)
+        return cls(model, refined, factors)
+
+    def attention(self, batch: Batch) -> dict[str, Tensor]:
+        """``A_l`` by layer in the order of the pass, ``[batch, heads, pixels, tokens]``."""
+        swapped = {
+            name: (weight + self.weights[f"up:{name}"] @ self.weights[f"down:{name}"]).to(
+                self.model.dtype
+            )
+            for name, weight in self.refined.items()
+        }
+        arguments = (batch.latents.to(self.model.dtype), batch.timestep)
+        options = {"encoder_hidden_states": batch.embeddings.to(self.model.dtype)}
+        with cross_attention(self.model.unet) as maps:
+            functional_call(self.model.unet, swapped, arguments, options)
+        return maps
+
+    @torch.no_grad()
+    def low_rank(self) -> LowRank:
+        """What training has made, on top of the refined weights."""
+        up, down = (
+            {name: self.weights[f"{side}:{name}"].detach().clone() for name in self.refined}
+            for side in ("up", "down")
+        )
+        return LowRank(up, down)
+
+
+def layer_norms(maps: Mapping[str, Tensor], batch: Batch, *, nearest: bool) -> Tensor:
+    """``| A_l[:, M_l, S] |_F`` of every layer and sample, ``[layers, batch]``.
+
+    A mask is made as coarse as a layer by ``nearest`` (as released, which can lose all of a small
+    object and with it the layer), or so that a cell counts if any of its pixels does.
+    """
+    height, width = batch.latents.shape[2:]
+    norms = []
+    for attention in maps.values():
+        size = _grid(attention.shape[2], height, width)
+        masks = batch.masks[:, None]
+        coarse = F.interpolate(masks, size) if nearest else F.adaptive_max_pool2d(masks, size)
+        pixels = (coarse > 0.5).flatten(2)[..., None]
+        seen = attention.float() * pixels * batch.columns[:, None, None, :]
+        norms.append(torch.linalg.vector_norm(seen, dim=(1, 2, 3)))
+    return torch.stack(norms)
+
+
+def _grid(pixels: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a layer that has so many pixels; every stage of a UNet halves both."""
+    while height * width > pixels:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != pixels:
+        raise ExpungeError(f"a layer of {pixels} pixels is none of this UNet's sizes")
+    return height, width
+
+
+def suppression(
+    adapter: Adapter, batch: Batch, *, squared: bool = False, nearest: bool = False
+) -> Tensor:
+    """The loss: the norms, or their squares, summed over layers; the mean over the batch."""
+    norms = layer_norms(adapter.attention(batch), batch, nearest=nearest)
+    return (norms.square() if squared else norms).sum(0).mean()
+
+
+def fit(
+    adapter: Adapter,
+    batches: Iterable[Batch],
+    lr: float,
+    *,
+    squared: bool = False,
+    nearest: bool = False,
+) -> list[float]:
+    """One step of AdamW (decay 0.01, gradients clipped to norm 1) a batch; returns the losses.
+
+    Raises:
+        ExpungeError: a loss isn't finite.
+    """
+    optimizer = torch.optim.AdamW(adapter.weights.values(), lr=lr, weight_decay=0.01)
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad(set_to_none=True)
+        loss = suppression(adapter, batch, squared=squared, nearest=nearest)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise ExpungeError(f"the loss became {losses[-1]}; use a smaller learning rate")
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(adapter.weights.values(), 1.0)
+        optimizer.step()
+    return losses

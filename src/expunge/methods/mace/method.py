@@ -1,0 +1,270 @@
+"""MACE: Mass Concept Erasure in Diffusion Models (Lu et al., CVPR 2024).
+
+Three stages. The *refinement* maps, in each key and value projection ``W`` of the cross-attention,
+the rows ``f`` around a concept's words to the rows ``e`` of the same sentence with other words,
+while the rows of ordinary captions (second moment ``C``) stay:
+
+    W' = W (lam I + sum e f^T + mu C) (lam I + sum f f^T + mu C)^-1
+
+so that no other row of the prompt tells of the concept any more. An *adapter* ``B_i D_i`` for
+each concept then takes the attention off the concept's own rows (``mace_lora.py``). The *fusion*
+asks that on a concept's prompts (second moment ``C_i``) the projections do what its adapter does:
+
+    W* = (lam W' + sum_i (W' + B_i D_i) C_i + s W C) (lam I + sum_i C_i + s C)^-1
+
+Both closed forms (``mace_closed.py``) invert one matrix for all layers.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from expunge.algebra.ridge import factor, gram, joined
+from expunge.concepts import Concept, Context, Pair, Policy
+from expunge.edits.payloads import Change, LowRank, Ridge, SharedMatrix
+from expunge.errors import ExpungeError
+from expunge.generation.sampler import Sampler
+from expunge.generation.sampling import ImageRequest, sample
+from expunge.method.base import Method
+from expunge.methods.mace.adapters import Adapter, fit
+from expunge.methods.mace.batches import Examples, drawn, encoded
+from expunge.methods.mace.closed import PROMPTS, fusion, moment, rows
+from expunge.methods.uce.method import UCE
+from expunge.models import Model
+from expunge.pictures import (
+    Pictures,
+    PicturesSetting,
+    SegmenterSetting,
+    fitted,
+    located,
+    tensor,
+    whole,
+)
+from expunge.prior import PriorFile
+from expunge.progress import track
+from expunge.seeding import derive
+
+PHOTOS = {"style": "a photo in the style of {}", "": "a photo of the {}"}
+"""What the released program draws its training pictures with; by kind."""
+
+
+class MACE(Method):
+    """Closed-form refinement, an attention adapter for each concept, and their fusion."""
+
+    name: ClassVar[str] = "mace"
+    title: ClassVar[str] = "Mass Concept Erasure"
+    year: ClassVar[int] = 2024
+    url: ClassVar[str] = "https://arxiv.org/abs/2403.06135"
+    shape: ClassVar[Literal["solve", "train"]] = "solve"
+
+    contexts: tuple[Context, ...] = ()
+    """Sentences with ``{}`` for the words; by default the words alone and the templates."""
+    all_words: bool = False
+    """Map every row to the row in its place, the concept's own too, instead of aligned rows."""
+    rank: int = Field(1, ge=0)
+    """Rank of each concept's adapter; 0 leaves it at the refinement, whose edits add up exactly."""
+    lamb: float = Field(0.5, ge=0)
+    """lam: weight of staying near the old weights."""
+    prior: PriorFile | None = None
+    """Ordinary captions that stay: a file that ``expunge prior`` wrote."""
+    domain: PriorFile | None = None
+    """Captions of the same domain that stay, e.g. other artists: a second such file."""
+    train_preserve_scale: float | None = Field(None, ge=0)
+    """s1: weight of the prior in the refinement, squared in the original. When corrected, by
+    default all its captions together weigh as much as one erased prompt."""
+    fuse_preserve_scale: float | None = Field(None, ge=0)
+    """s2: the same in the fusion, never squared."""
+    preserve_weight: float | None = Field(None, ge=0)
+    """w: weight of ``domain`` beside ``prior``; by default they weigh the same."""
+    iterations: int = Field(50, ge=1)
+    """Steps of each adapter."""
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate."""
+    batch_size: int = Field(1, ge=1)
+    """Noised pictures in one step; 1 in the original."""
+    focal: bool = True
+    """Draw timesteps by concept-focal importance sampling, else evenly."""
+    squared: bool = False
+    """Sum squared norms, as the paper writes, instead of norms, as the released code does."""
+    pictures: PicturesSetting | None = None
+    """Own training pictures: a folder with one folder a concept; by default the model draws."""
+    images: int = Field(8, ge=1)
+    """Pictures to draw of each concept."""
+    num_inference_steps: int = Field(30, ge=1)
+    """Denoising steps of these pictures."""
+    guidance_scale: float = Field(7.5, ge=1)
+    """Guidance of these pictures."""
+    segmenter: SegmenterSetting = Field("whole", validate_default=True)
+    """Where the concept is in a picture: ``whole``, ``threshold`` (anything on a plain ground), a
+    folder of masks like ``pictures``, or ``grounded-sam:DETECTOR,SEGMENTER``; styles: whole."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MACE":
+        scales = {"train_preserve_scale": self.train_preserve_scale}
+        if self.rank:
+            scales["fuse_preserve_scale"] = self.fuse_preserve_scale
+        if self.domain and not self.prior:
+            raise ValueError("domain: goes beside a prior; give one, or this file as the prior")
+        if self.fidelity == "original":
+            if self.batch_size != 1:
+                raise ValueError("batch_size: the released program trains on one picture at a time")
+            for name in (name for name, scale in scales.items() if self.prior and scale is None):
+                raise ValueError(f"{name}: the released value differs by task; give it or a preset")
+            return self
+        for name in (name for name, scale in scales.items() if scale and not self.prior):
+            raise ValueError(f"{name}: weighs a prior; give one, or name what to keep")
+        if self.preserve_weight and not self.domain:
+            raise ValueError("preserve_weight: weighs a domain; give one, or name what to keep")
+        return self
+
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change:
+        """The refinement as a ridge system; with adapters, a shared matrix and thin factors."""
+        stays = self._stays(model, policy)
+        refinement = self._refinement(model, policy, stays)
+        if not self.rank:
+            return refinement
+        shared = SharedMatrix(refinement.names, *refinement.factors)
+        base = {name: model.base_weight(name) for name in shared.names}
+        refined = {name: weight + shared.change(name, weight) for name, weight in base.items()}
+        concepts = track(policy.erase, "adapters", total=len(policy.erase))
+        adapters = [self.adapter(model, refined, concept, seed) for concept in concepts]
+        own = [moment(model, [p for p, _ in self.prompts(concept)]) for concept in policy.erase]
+        kept = gram(stays.weighed(self._scale(self.fuse_preserve_scale)))
+        return fusion(shared, adapters, own, kept, self.lamb)
+
+    # --- refinement
+
+    def _refinement(self, model: Model, policy: Policy, stays: "Stays") -> Ridge:
+        pairs = [pair for concept in policy.erase for _, pair in self._pairs(concept)]
+        pairs.sort(key=lambda pair: pair.anchor)  # rows that share their targets in one block
+        blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
+        parts = (joined([rows(model, block, all_words=self.all_words)]) for block in blocks)
+        moved = reduce(lambda so_far, more: joined([so_far, more]), parts)
+        scale = self._scale(self.train_preserve_scale)
+        kept = stays.weighed(scale**2 if self.fidelity == "original" else scale)
+        return Ridge(model.select("cross_attention.kv"), moved, kept, self.lamb)
+
+    def _pairs(self, concept: Concept) -> Iterator[tuple[str, Pair]]:
+        """Each phrase with its sentences; the original knows the target only."""
+        phrases = concept.phrases if self.fidelity == "corrected" else (concept.target,)
+        for phrase in phrases:
+            alone = concept.model_copy(update={"target": phrase, "synonyms": ()})
+            yield from ((phrase, pair) for pair in alone.pairs(self.contexts))
+
+    def prompts(self, concept: Concept) -> list[tuple[str, str]]:
+        """Every prompt that names the concept, and the words it does so with."""
+        return [(pair.erase, phrase) for phrase, pair in self._pairs(concept)]
+
+    def _scale(self, given: float | None) -> float:
+        """What the prior is weighed with."""
+        if given is not None or not self.prior:
+            return given or 0.0
+        return 1 / self.prior.metadata.count
+
+    def _stays(self, model: Model, policy: Policy) -> "Stays":
+        """What stays, of the captions and of the prompts to keep; encoded once for both stages.
+
+        The original has no prompts to keep; they are part of its domain.
+        """
+        captions = torch.zeros(model.text_width, model.text_width, dtype=torch.float64)
+        for prior, weight in ((self.prior, 1.0), (self.domain, self._domain_weight)):
+            if prior:
+                prior.check(model)
+                captions = captions + weight * prior.gram
+        captions = captions.to(model.device)
+        if self.fidelity == "corrected":
+            sentences = {"contexts": self.contexts, "templates": True}
+            return Stays(captions, UCE.model_validate(sentences).preserved(model, policy))
+        if policy.kept and not (self.preserve_weight and self.train_preserve_scale):
+            raise ExpungeError(
+                "keep: in the original, prompts to keep are part of the domain; give "
+                'train_preserve_scale and preserve_weight, or use fidelity="corrected"'
+            )
+        if policy.kept:
+            captions = captions + self._domain_weight * moment(model, policy.kept)
+        return Stays(captions, captions[:0])
+
+    @property
+    def _domain_weight(self) -> float:
+        """w; by default the domain and the prior weigh the same."""
+        if self.preserve_weight is None and self.prior and self.domain:
+            return self.prior.metadata.count / self.domain.metadata.count
+        return self.preserve_weight or 0.0
+
+    # --- adapters
+
+    def adapter(
+        self, model: Model, refined: Mapping[str, Tensor], concept: Concept, seed: int
+    ) -> LowRank:
+        """The second stage, for one concept: what is added to the ``refined`` weights.
+
+        It depends on no other concept but through these weights.
+        """
+        words, original = concept.target, self.fidelity == "original"
+        adapter = Adapter.fresh(model, refined, self.rank, seed, words)
+        batches = drawn(
+            model,
+            self.examples(model, concept, seed),
+            self.prompts(concept),
+            derive(seed, "mace", words),
+            size=self.batch_size,
+            steps=self.iterations,
+            focused=self.focal,
+        )
+        steps = track(batches, f"adapter of {words}", total=self.iterations)
+        fit(adapter, steps, self.lr, squared=self.squared, nearest=original)
+        return adapter.low_rank()
+
+    def examples(self, model: Model, concept: Concept, seed: int) -> Examples:
+        """Pictures of a concept, drawn or given, with their masks.
+
+        Raises:
+            ExpungeError: pictures are given, but none of this concept.
+        """
+        words = concept.target
+        if self.pictures is None:
+            pictures = self._draw(model, concept, seed)
+        else:
+            pictures = fitted(model, self.pictures, words)
+        segmenter = whole if concept.kind == "style" else self.segmenter
+        masks = located(segmenter, pictures, words)
+        original = self.fidelity == "original"
+        return Examples(*encoded(model, tensor(pictures), imagenet=original), masks)
+
+    def _draw(self, model: Model, concept: Concept, seed: int) -> Pictures:
+        if self.fidelity == "original":
+            prompts = [PHOTOS.get(concept.kind, PHOTOS[""]).format(concept.target)]
+        else:
+            prompts = [prompt for prompt, _ in self.prompts(concept)]
+        requests = [
+            ImageRequest(
+                case_number=str(number),
+                prompt=prompts[number % len(prompts)],
+                seed=derive(seed, "mace picture", concept.target, number),
+            )
+            for number in range(self.images)
+        ]
+        sampler = Sampler(
+            scheduler="dpm++", steps=self.num_inference_steps, guidance_scale=self.guidance_scale
+        )
+        return [Image.fromarray(colours.numpy()) for _, colours in sample(model, requests, sampler)]
+
+
+class Stays(NamedTuple):
+    """What an edit must not change."""
+
+    captions: Tensor
+    """``C_p + w C_d``, ``[width, width]`` float64."""
+    named: Tensor
+    """Rows of the prompts to keep, times the root of their weight, ``[kept, width]`` float64."""
+
+    def weighed(self, scale: float) -> Tensor:
+        """Rows ``[kept, width]`` float64 with the Gram matrix of both, the captions by scale."""
+        if not scale or not self.captions.any():
+            return self.named
+        return factor(scale * self.captions + gram(self.named))

@@ -1,0 +1,389 @@
+"""CiE: the concept-irrelevant erasure of SepME (Zhao et al., arXiv 2402.05947, 2024).
+
+What a model says of a concept ``c`` at the latents ``x`` is the difference that its words make:
+
+    r(x, t) = f0(x, t, c) - f0(x, t, a)        of the frozen model, a the empty prompt
+    r'(x, t) = f(x, t, c) - f(x, t, a)         of the trained one
+
+The UNet learns to say nothing along the old ``r``, with little change of its weights ``W_j``:
+
+    L = D + beta R,    D = mean(r' r),    R = mean over j of |W_j - W0_j|_1
+
+``D`` has no lower bound, so training ends by a statistic of it: m_0 = D_0 and
+m_i = 0.9 m_(i-1) + 0.1 D_i below a threshold, looked at from the twelfth step on.
+
+``corrected`` is the default: it measures ``D`` and ``R`` in shares of what the frozen model has,
+so that one threshold suits every concept and model, and takes the concepts in turn until each is
+below it; a concept that is there already rests. The latents and ``r`` come from trajectories of
+the frozen model, a replacement stands for ``a`` where there is one, and the keys and values of
+``a`` and of what is kept are held. ``original`` is the released program.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from expunge.concepts import Concept, Context
+from expunge.errors import ExpungeError
+from expunge.generation.sampler import Sampler
+from expunge.generation.sampling import ImageRequest, sample
+from expunge.method.base import Batch, Trained
+from expunge.method.run import Run
+from expunge.method.student import Student
+from expunge.methods.mace.batches import encoded, noised
+from expunge.methods.mace.closed import mean_moment
+from expunge.models import Model
+from expunge.pictures import PicturesSetting, fitted, tensor
+from expunge.seeding import derive, generator
+from expunge.training.trajectories import Predict, Trajectories, trajectories
+
+ROLES = {"x": "cross_attention", "x-strict": "cross_attention.kv"}
+"""Parameter groups; the released program trains the first."""
+
+FIRST_TEST = 12
+"""Steps before the stopping rule is looked at."""
+
+BLOCK = 16
+"""Pictures that the original draws at a time."""
+
+ORIGINAL: Mapping[str, Any] = {
+    "train_method": "x",
+    "iterations": 1001,  # its limit of 1000 ends it after one more
+    "lr": 1e-6,
+    "gradients": "cumulative",
+    "threshold": 5e-5,
+    "reg_beta": 1e-5,
+    "batch_size": 1,
+    "num_inference_steps": 100,
+}
+"""What the released program does when nothing is said."""
+
+
+def predictions(
+    predict: Predict, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``f(x, t, c)`` and ``f(x, t, a)``, shaped like ``latents`` ``[batch, ...]``, in one pass.
+
+    ``concept`` and ``empty`` are embeddings, ``[batch, tokens, width]``.
+    """
+    twice = torch.cat([latents, latents]), timestep.repeat(2)
+    both = predict(*twice, torch.cat([concept, empty])).chunk(2)
+    return both[0], both[1]
+
+
+def direction(student: Tensor, frozen: Tensor) -> Tensor:
+    """``D = mean(r' r)`` of each row of ``[batch, ...]``; ``[batch]``."""
+    return (student * frozen).flatten(1).mean(1)
+
+
+def weight_term(changes: Iterable[Tensor]) -> Tensor:
+    """``R``: the L1 norm of a tensor, averaged over the tensors; a scalar."""
+    return torch.stack([change.abs().sum() for change in changes]).mean()
+
+
+def momentum(directions: Iterable[float]) -> list[float]:
+    """``m_0 = D_0, m_i = 0.9 m_(i-1) + 0.1 D_i``, one a step."""
+    return list(accumulate(directions, lambda so_far, new: 0.9 * so_far + 0.1 * new))
+
+
+def settled(directions: Sequence[float], threshold: float) -> bool:
+    """The stopping rule: there were ``FIRST_TEST`` steps and ``m`` is below the threshold."""
+    return len(directions) >= FIRST_TEST and momentum(directions)[-1] < threshold
+
+
+class CiE(Trained):
+    """Fine-tuning until the concept's words make no difference along the old one."""
+
+    name: ClassVar[str] = "cie"
+    title: ClassVar[str] = "Concept-irrelevant erasure (SepME)"
+    year: ClassVar[int] = 2024
+    url: ClassVar[str] = "https://arxiv.org/abs/2402.05947"
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "preserve_scale", "trajectories")
+
+    train_method: Literal["x", "x-strict"] = "x-strict"
+    """``x`` trains all of the cross-attention, ``x-strict`` its keys and values."""
+    iterations: int = Field(1000, ge=1)
+    """Optimiser steps at most; several concepts share them."""
+    lr: float = Field(5e-5, gt=0)
+    """Learning rate."""
+    optimizer: str = "torch.optim.Adam"
+    """Import path of the optimiser."""
+    threshold: float = Field(0.0, allow_inf_nan=False)
+    """Training ends when ``m`` is below this: what is left of the concept, 1 at the start (in the
+    original, the bare mean of ``r' r``)."""
+    reg_beta: float = Field(0.1, ge=0)
+    """beta: weight of the L1 change of the weights, a share of their L1 norm unless original."""
+    preserve_scale: float = Field(10.0, ge=0)
+    """Weight of the relative change of the keys and values of what is kept and of every ``a``."""
+    contexts: tuple[Context, ...] = ()
+    """Sentences with ``{}`` for the concept; by default the words alone and the templates."""
+    batch_size: int = Field(4, ge=1)
+    """Latents in one step."""
+    pictures: PicturesSetting | None = None
+    """Own pictures: a folder with one folder a concept; by default the model draws."""
+    trajectories: int = Field(16, ge=1)
+    """Trajectories of each concept, if no pictures are given."""
+    num_inference_steps: int = Field(50, ge=1, le=1000)
+    """Steps of a trajectory, or of a picture that the original draws."""
+    guidance_scale: float = Field(7.5, ge=1)
+    """Guidance of these."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _released_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("fidelity") != "original":
+            return values
+        return {**cls.released(values), **values}
+
+    @classmethod
+    def released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the released program does when nothing is said but ``values``."""
+        return ORIGINAL
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CiE":
+        if self.fidelity == "corrected":
+            return self
+        for name in self.corrected_only:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name}: only with fidelity="corrected"')
+        if self.batch_size != 1:
+            raise ValueError("batch_size: the released program trains on one picture at a time")
+        return self
+
+    def parameters(self, model: Model) -> tuple[str, ...]:
+        return model.select(ROLES[self.train_method])
+
+    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+        """``D + beta R`` for one concept, and how far what is held has moved."""
+        changes = weight_term(student.change(name) for name in student.names)
+        latents, timestep, frozen = batch["latents"], batch["timestep"], batch["representation"]
+        concept = batch["concept"]
+        if self.fidelity == "original":
+            own, empty = predictions(student.predict, latents, timestep, concept, batch["empty"])
+            term = direction(own - empty, frozen).mean()
+            loss = term + self.reg_beta * changes
+            return {"loss": loss, "direction": term, "weights": changes, "turn": batch["turn"]}
+        own = student.predict(latents, timestep, concept)
+        whole = direction(frozen, frozen).clamp(min=torch.finfo(torch.float32).tiny)
+        share = direction(own - batch["without"], frozen) / whole
+        moved = changes / weight_term(student.before(name) for name in student.names)
+        held = student.projection_change(batch["held"])
+        erased = share.clamp(min=0).mean()
+        return {
+            "loss": erased + self.reg_beta * moved + self.preserve_scale * held,
+            "direction": share.mean(),
+            "weights": moved,
+            "held": held,
+            "turn": batch["turn"],
+        }
+
+    def finished(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Whether every concept meets the stopping rule."""
+        directions: dict[int, list[float]] = defaultdict(list)
+        for record in history:
+            directions[round(record["turn"])].append(record["direction"])
+        return bool(history) and all(
+            settled(values, self.limit(turn)) for turn, values in directions.items()
+        )
+
+    def limit(self, turn: int) -> float:
+        """The threshold of a concept."""
+        return self.threshold
+
+    # --- batches
+
+    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+        """Latents of one concept each; all batches of a step are of the same one."""
+        concepts, device = run.policy.erase, run.model.device
+        if self.fidelity == "original" and len(concepts) > 1:
+            raise ExpungeError(
+                f"{self.name}: the released program erases one concept in a run; "
+                'use fidelity="corrected" for several'
+            )
+        drawn = self.fidelity == "corrected" and self.pictures is None
+        draw = self._walked(run) if drawn else self._pictured(run)
+        held = {} if self.fidelity == "original" else {"held": self._held(run)}
+        for number in numbers:
+            turn = number // self.accumulation % len(concepts)
+            rows = draw(number, turn)._asdict()
+            batch = {key: value.to(device) for key, value in rows.items()}
+            yield {**batch, **held, "turn": torch.tensor(float(turn))}
+
+    def _walked(self, run: Run) -> "Draw":
+        """Rows of the frozen model's trajectories, every latent of which can be one."""
+        tables = [self._table(run, turn) for turn in range(len(run.policy.erase))]
+
+        def draw(number: int, turn: int) -> Rows:
+            draws = generator(run.seed, "cie batch", number)
+            walks, concept, empty = tables[turn]
+            count, steps = walks.latents.shape[:2]
+            walk = torch.randint(count, (self.batch_size,), generator=draws)
+            step = torch.randint(steps, (self.batch_size,), generator=draws)
+            without = walks.anchor[walk, step].float()
+            return Rows(
+                walks.latents[walk, step],
+                walks.timesteps[step],
+                concept[walk],
+                empty[walk],
+                walks.conditional[walk, step].float() - without,
+                without,
+            )
+
+        return draw
+
+    def _table(self, run: Run, turn: int) -> "Table":
+        pairs = self.pairs(run.policy.erase[turn])
+        order = torch.randperm(len(pairs), generator=generator(run.seed, "cie pairs", turn))
+        chosen = [pairs[order[index % len(pairs)]] for index in range(self.trajectories)]
+        prompts, empty = zip(*chosen, strict=True)
+        walks = trajectories(
+            run,
+            f"cie-{turn}",
+            prompts,
+            [derive(run.seed, "cie trajectory", *pair, i) for i, pair in enumerate(chosen)],
+            anchors=empty,
+            steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+        )
+        return Table(walks, run.model.encode(prompts), run.model.encode(empty))
+
+    def _pictured(self, run: Run) -> "Draw":
+        """Noised pictures, and what the frozen model says of them."""
+        model, concepts = run.model, run.policy.erase
+        count = len(model.pipe.scheduler.alphas_cumprod)
+        posterior = self._posterior(run)
+        prompts = [self.pairs(concept) for concept in concepts]
+        pairs = [tuple(map(model.encode, zip(*pairs, strict=True))) for pairs in prompts]
+
+        def draw(number: int, turn: int) -> Rows:
+            draws = generator(run.seed, "cie batch", number)
+            mean, deviation = posterior(number, turn, draws)
+            wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
+            timestep = torch.randint(count, (len(mean),), generator=draws).to(model.device)
+            latents = noised(model, mean + wobble * deviation, noise, timestep)
+            rows = torch.randint(len(prompts[turn]), (len(mean),), generator=draws)
+            concept, empty = (embeddings[rows] for embeddings in pairs[turn])
+            return rows_of(run.student, latents, timestep, concept, empty)
+
+        return draw
+
+    def _posterior(self, run: Run) -> "Posterior":
+        """What the VAE makes of the pictures of a batch.
+
+        The released program takes every picture once; without pictures, it draws them.
+        """
+        model, concepts = run.model, run.policy.erase
+        if self.pictures is None:
+            return self._drawn(run)
+        own = (fitted(model, self.pictures, concept.target) for concept in concepts)
+        given = [encoded(model, tensor(pictures)) for pictures in own]
+        once, needed = self.fidelity == "original", self.iterations * self.accumulation
+        fewest = min(len(mean) for mean, _ in given)
+        if once and needed > fewest:
+            raise ExpungeError(
+                f"pictures: the released program takes each of the {fewest} once, so "
+                f"they don't last for {needed} batches; lower iterations or give more"
+            )
+
+        def chosen(number: int, turn: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+            mean, deviation = given[turn]
+            drawn = torch.randint(len(mean), (self.batch_size,), generator=draws)
+            rows = torch.tensor([number]) if once else drawn
+            return mean[rows], deviation[rows]
+
+        return chosen
+
+    def _drawn(self, run: Run) -> "Posterior":
+        """Pictures that the model draws, a block at a time, when they are needed."""
+        sampler = Sampler(
+            scheduler="lms", steps=self.num_inference_steps, guidance_scale=self.guidance_scale
+        )
+
+        @lru_cache(maxsize=len(run.policy.erase))
+        def block(first: int, turn: int) -> tuple[Tensor, Tensor]:
+            words = run.policy.erase[turn].target
+            requests = [
+                ImageRequest(
+                    case_number=str(number),
+                    prompt=words,
+                    seed=derive(run.seed, "cie picture", words, number),
+                )
+                for number in range(first, first + BLOCK)
+            ]
+            colours = [picture for _, picture in sample(run.model, requests, sampler)]
+            return encoded(run.model, torch.stack(colours))
+
+        def chosen(number: int, turn: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+            row = number % BLOCK
+            mean, deviation = block(number - row, turn)
+            return mean[row : row + 1], deviation[row : row + 1]
+
+        return chosen
+
+    def pairs(self, concept: Concept) -> list[tuple[str, str]]:
+        """Prompts that name the concept, and beside each the ``a`` that it is compared with.
+
+        The original knows the bare words and the empty prompt.
+        """
+        if self.fidelity == "original":
+            return [(concept.target, "")]
+        return [
+            (pair.erase, pair.anchor if concept.replacement else "")
+            for pair in concept.pairs(self.contexts)
+        ]
+
+    def _held(self, run: Run) -> Tensor:
+        """Mean Gram matrix, ``[width, width]``, of the prompts to keep and of every ``a``.
+
+        But of no prompt that is erased, should one concept take the place of another.
+        """
+        pairs = [pair for concept in run.policy.erase for pair in self.pairs(concept)]
+        erased = {prompt for prompt, _ in pairs}
+        prompts = ["", *(empty for _, empty in pairs), *run.policy.kept_prompts(self.contexts)]
+        unique = [prompt for prompt in dict.fromkeys(prompts) if prompt not in erased]
+        return mean_moment(run.model, unique)
+
+
+class Rows(NamedTuple):
+    """Training examples, one a row."""
+
+    latents: Tensor
+    timestep: Tensor
+    concept: Tensor
+    """Embeddings of the concept's prompts, ``[rows, tokens, width]``."""
+    empty: Tensor
+    """Embeddings of what they are compared with."""
+    representation: Tensor
+    """The frozen model's ``r``, shaped like ``latents``."""
+    without: Tensor
+    """Its prediction ``f0(x, t, a)``."""
+
+
+class Table(NamedTuple):
+    """Trajectories of a concept, with the embeddings of the prompt and the ``a`` of each."""
+
+    walks: Trajectories
+    concept: Tensor
+    empty: Tensor
+
+
+Draw = Callable[[int, int], Rows]
+"""The rows of a batch from its number and the number of its concept."""
+
+Posterior = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
+"""Mean and deviation of the latents of a batch's pictures, ``[batch, ...]``."""
+
+
+def rows_of(
+    student: Student, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
+) -> Rows:
+    """Examples at some latents, with what the frozen model says there."""
+    frozen, without = predictions(student.teach, latents, timestep, concept, empty)
+    return Rows(latents, timestep, concept, empty, frozen - without, without)

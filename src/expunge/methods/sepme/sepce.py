@@ -1,0 +1,254 @@
+"""SepCE: separable concept erasure, the second half of SepME (Zhao et al., arXiv 2402.05947).
+
+The keys and values of the cross-attention see nothing but the rows ``e`` of a prompt's embedding.
+So a change ``dW_k`` that erases the concept ``k`` leaves a prompt exactly as it is if
+``dW_k e = 0`` for all its rows. Stack the rows of the empty prompt, of all *other* concepts and of
+what is kept, and let ``S_k`` be a basis of what is orthogonal to all of them:
+
+    dW_k = C_k S_k        C_k is trained with CiE's loss, S_k is fixed
+
+Then no concept's change is seen by another, each can be trained by itself, and any subset of them,
+``W = W0 + sum dW_k``, erases just that subset: restoring a concept is leaving its part out.
+
+``corrected`` is the default: of the null space only those directions are trained in which the
+concept's own rows lie (``basis="reduced"``); what isn't in them would change no output of these
+prompts, so nothing is lost and the change is as small as it can be. The null space itself comes
+from orthogonal decompositions in float64. ``original`` has two programs: ``separable`` (SRS_ME)
+trains one concept in a run, ``joint`` (SepCE of January 2024) several at once.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from expunge.algebra.null_space import TOLERANCE, fitting, leading, null_space, rref
+from expunge.concepts import Policy
+from expunge.edits.edit import Edit
+from expunge.errors import ExpungeError
+from expunge.method.base import Batch, Part
+from expunge.method.run import Run
+from expunge.method.student import Student
+from expunge.methods.sepme.bases import Given, beginnings, crowded, named, rows
+from expunge.methods.sepme.cie import FIRST_TEST, CiE, Rows, direction, momentum, predictions
+from expunge.methods.sepme.shifts import JointShifts, Shifts
+from expunge.models import Model
+
+ORIGINAL: Mapping[str, Any] = {
+    "iterations": 1001,  # its limit of 1000 ends it after one more
+    "lr": 1e-6,
+    "gradients": "cumulative",
+    "threshold": 5e-5,
+    "reg_beta": 1e-5,
+    "batch_size": 1,
+    "num_inference_steps": 100,
+    "scale_factor": 1e-2,
+    "max_base": 0,
+    "basis": "rref",
+}
+"""What the released program does when nothing is said."""
+
+
+class SepCE(CiE):
+    """One change for each concept, in the null space of everything else, to be taken out again."""
+
+    name: ClassVar[str] = "sepce"
+    title: ClassVar[str] = "Separable concept erasure (SepME)"
+    corrected_only: ClassVar[tuple[str, ...]] = (*CiE.corrected_only, "protect", "tolerance")
+
+    variant: Literal["separable", "joint"] = "separable"
+    """``joint`` is the program of January 2024, which trains all concepts in each step."""
+    train_method: Literal["x-strict"] = "x-strict"
+    """Keys and values of the cross-attention: nothing else sees the words alone."""
+    lr: float = Field(1e-3, gt=0)
+    """Learning rate of the coefficients."""
+    basis: Literal["reduced", "orthonormal", "rref"] = "reduced"
+    """Directions of a change: those of the null space that the concept's own rows lie in, all of
+    them, or all as elimination by hand gives them."""
+    max_base: int = Field(32, ge=0)
+    """Directions of each change at most; 0 is all. Of the reduced ones those of most are taken, of
+    the others the first; these are all unless something is said."""
+    scale_factor: float = Field(1.0, gt=0)
+    """beta: length of each direction; with Adam only ``lr`` times this counts."""
+    protect: int | None = Field(None, ge=0)
+    """Kept words that no change may touch, the first so many; by default those that fit into half
+    of the width, together with all concepts. ``preserve_scale`` holds all of them."""
+    tolerance: float = Field(TOLERANCE, ge=1e-7, lt=1)
+    """Directions in which protected rows are shorter than this part of the longest one aren't
+    protected. The default is exact in single precision; 0.01 has room for many more words."""
+    thresholds: tuple[float, ...] = ()
+    """``threshold`` of each concept, if not one for all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_basis(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("basis", "reduced") == "reduced":
+            return values
+        return {"max_base": 0, **values}
+
+    @classmethod
+    def released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        return ORIGINAL
+
+    @model_validator(mode="after")
+    def _separable(self) -> "SepCE":
+        if self.rank:
+            raise ValueError("rank: a change has the rank of its basis; set max_base instead")
+        if self.variant == "joint" and self.fidelity == "corrected":
+            raise ValueError('variant: "joint" only with fidelity="original"')
+        if self.variant == "joint" and self.accumulation > 1:
+            raise ValueError(
+                "accumulation: the joint program takes one batch a step; leave it at 1"
+            )
+        return self
+
+    def limit(self, turn: int) -> float:
+        return self.thresholds[turn] if self.thresholds else self.threshold
+
+    def student(self, model: Model, policy: Policy, seed: int, start: Edit | None) -> Shifts:
+        given, count = len(self.thresholds), len(policy.erase)
+        if given not in (0, count):
+            raise ExpungeError(f"thresholds: {given} for {count} concepts; give one for each")
+        return self.shifts(model, self.bases(model, policy))
+
+    def shifts(self, model: Model, bases: Sequence[Tensor]) -> Shifts:
+        """What is trained along given directions, ``[directions, width]`` for each concept."""
+        kind = JointShifts if self.variant == "joint" else Shifts
+        return kind(model, self.parameters(model), [self.scale_factor * basis for basis in bases])
+
+    def groups(self, student: Student) -> list[dict[str, Any]]:
+        return [{"params": [weight for weight in student.weights.values() if weight.requires_grad]}]
+
+    def parts(self, student: Student, policy: Policy) -> Sequence[Part]:
+        """One part for each concept."""
+        assert isinstance(student, Shifts)
+        return [Part((concept,), student.part(turn)) for turn, concept in enumerate(policy.erase)]
+
+    # --- loss
+
+    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+        """CiE's loss with nothing but the change of the batch's concept at work.
+
+        A change that is trained alone erases alone, whichever others are taken out.
+        """
+        assert isinstance(student, Shifts)
+        if isinstance(student, JointShifts):
+            return self._joint(student, batch)
+        student.turns = (round(batch["turn"].item()),)
+        return super().loss(student, batch)
+
+    def _joint(self, student: JointShifts, batch: Batch) -> dict[str, Tensor]:
+        """The mean over concepts of ``w_k D_k + beta sum_j mean |C_kj|``; a row a concept.
+
+        ``w_k = |r'_1 r_1| / |r'_k r_k|`` evens the concepts out and has no gradient. A concept
+        whose rule has fired takes no part.
+        """
+        count = len(student.bases)
+        limits = [self.limit(turn) for turn in range(count)]
+        student.settle(student.state["m"].new_tensor(limits), FIRST_TEST)
+        own, empty = predictions(
+            student.predict, *(batch[key] for key in ("latents", "timestep", "concept", "empty"))
+        )
+        frozen = batch["representation"]
+        terms = direction(own - empty, frozen)
+        sizes = ((own - empty) * frozen).flatten(1).norm(dim=1).detach()
+        changes = torch.stack(
+            [
+                torch.stack([c.abs().mean() for c in student.coefficients(turn).values()]).sum()
+                for turn in range(count)
+            ]
+        )
+        each = sizes[0] / sizes * terms + self.reg_beta * changes
+        loss = (student.active * each).sum() / student.active.sum()
+        student.note(terms)
+        return {"loss": loss, **{f"direction{turn}": terms[turn] for turn in range(count)}}
+
+    def finished(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Whether every concept meets its stopping rule; jointly, whether each has met it."""
+        if self.variant == "separable" or not history:
+            return super().finished(history)
+        columns = [key for key in history[0] if key.startswith("direction")]
+        return all(
+            min(momentum(record[key] for record in history)[FIRST_TEST - 1 :], default=torch.inf)
+            < self.limit(turn)
+            for turn, key in enumerate(columns)
+        )
+
+    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+        """As in CiE; jointly, a row for each concept at the same timestep."""
+        if self.variant == "separable":
+            yield from super().batches(run, numbers)
+            return
+        draw = self._pictured(run)
+        for number in numbers:
+            drawn = [draw(number, turn) for turn in range(len(run.policy.erase))]
+            columns = [
+                torch.cat(column).to(run.model.device) for column in zip(*drawn, strict=True)
+            ]
+            yield dict(zip(Rows._fields, columns, strict=True))
+
+    # --- directions
+
+    def bases(self, model: Model, policy: Policy) -> list[Tensor]:
+        """``S_k`` of each concept, ``[directions, width]`` float64.
+
+        Raises:
+            ExpungeError: there is no room for all that is protected; the message says for how much.
+        """
+        given = self._given(model, policy)
+        spaces = given.spaces(self.tolerance)
+        if (turn := given.first_blind(spaces)) is not None:
+            names = [concept.target for concept in policy.erase]
+            suggest = self.fidelity == "corrected"
+            raise ExpungeError(crowded(given, names, turn, self.tolerance, suggest=suggest))
+        if self.basis == "reduced":
+            both = zip(given.own, spaces, strict=True)
+            return [leading(own, space, self.max_base) for own, space in both]
+        if self.basis == "rref":
+            spaces = [
+                rref(torch.cat(given.seen(turn)), self.tolerance) for turn in range(len(spaces))
+            ]
+        for concept, space in zip(policy.erase, spaces, strict=True):
+            if self.max_base > len(space):
+                raise ExpungeError(
+                    f"max_base: {concept.target} has {len(space)} directions, not {self.max_base}"
+                )
+        return [space[: self.max_base or None] for space in spaces]
+
+    def _given(self, model: Model, policy: Policy) -> Given:
+        """The concepts' own rows, and what the changes leave alone.
+
+        The original knows bare words. Corrected, the sentences of training count as well, up to
+        their end: their padding would fill the space, and it is nearly that of the bare words.
+        What stands before a concept's words in its own sentences is part of many prompts.
+        """
+        prompts = [[prompt for prompt, _ in self.pairs(concept)] for concept in policy.erase]
+        own = [rows(model, list(dict.fromkeys(listed))) for listed in prompts]
+        if self.fidelity == "original":
+            concepts = [rows(model, [concept.target]) for concept in policy.erase]
+            return Given(own, rows(model, [""]), concepts, [rows(model, [w]) for w in policy.kept])
+        sentences = [concept.sentences(self.contexts) for concept in policy.erase]
+        everywhere = tuple(dict.fromkeys(chain(*sentences)))
+        erased = {phrase.lower() for concept in policy.erase for phrase in concept.phrases}
+        plain = dict.fromkeys(["", *(concept.replacement for concept in policy.erase)])
+        unerased = [words for words in plain if words.lower() not in erased]
+        shared = torch.cat([rows(model, unerased), *beginnings(model, everywhere)])
+        concepts = [
+            named(model, concept.phrases, its)
+            for concept, its in zip(policy.erase, sentences, strict=True)
+        ]
+        kept = [
+            partial(named, model, [words], its)
+            for words, its in policy.kept_in(self.contexts).items()
+        ]
+        count = self.protect
+        if count is None:
+            within = null_space(torch.cat([shared, *concepts]), tolerance=self.tolerance)
+            half = model.text_width // 2
+            blocks = (block() for block in kept)
+            count = fitting(blocks, within, lambda space: len(space) >= half, self.tolerance)
+        return Given(own, shared, concepts, [block() for block in kept[:count]])

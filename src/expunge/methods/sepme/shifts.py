@@ -1,0 +1,103 @@
+"""What SepCE trains: for each concept a change of its own, in directions that are given.
+
+dW_k = C_k S_k        C_k [out, directions] is trained, S_k [directions, width] never changes
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from expunge.edits.payloads import LowRank
+from expunge.method.student import Student
+from expunge.models import Model
+
+
+class Shifts(Student):
+    """A student whose change of each parameter is the sum of ``dW_k`` of the concepts at work."""
+
+    def __init__(self, model: Model, names: Sequence[str], bases: Sequence[Tensor]) -> None:
+        """``bases`` are ``S_k`` of each concept, ``[directions, width]``."""
+        self.bases = [basis.to(model.device, torch.float32) for basis in bases]
+        self.turns: Sequence[int] = range(len(bases))
+        """The concepts at work; the others are as if they had never been trained."""
+        super().__init__(model, names)
+
+    def _fresh(self, name: str, seed: int) -> dict[str, Tensor]:
+        """Coefficients that change nothing yet."""
+        rows = len(self.before(name))
+        return {
+            f"{turn}:{name}": torch.zeros(rows, len(basis)) for turn, basis in enumerate(self.bases)
+        }
+
+    def coefficients(self, turn: int) -> dict[str, Tensor]:
+        """``C_k`` of one concept by parameter, each ``[out, directions]``."""
+        return {name: self.weights[f"{turn}:{name}"] for name in self.names}
+
+    def change(self, name: str) -> Tensor:
+        parts = (self.weights[f"{turn}:{name}"] @ self.bases[turn] for turn in self.turns)
+        return torch.stack([*parts]).sum(0)
+
+    def value(self, name: str) -> Tensor:
+        return self.before(name) + self.change(name)
+
+    @contextmanager
+    def shown(self) -> Iterator[Model]:
+        self.turns = range(len(self.bases))
+        with super().shown() as model:
+            yield model
+
+    def part(self, turn: int) -> LowRank:
+        """What training has added for one concept."""
+        return _factors(self.coefficients(turn), self.bases[turn])
+
+
+class JointShifts(Shifts):
+    """Shifts that are trained at once, each of which is taken as it was when its rule fired.
+
+    Whatever a resumed run needs is among the weights: the statistic ``m`` of each concept, the
+    number of steps, which rules have fired, and the coefficients as they were then.
+    """
+
+    def __init__(self, model: Model, names: Sequence[str], bases: Sequence[Tensor]) -> None:
+        super().__init__(model, names, bases)
+        count = len(bases)
+        taken = {f"taken:{key}": torch.zeros_like(c.detach()) for key, c in self.weights.items()}
+        self.state = {key: torch.zeros(count, device=model.device) for key in ("m", "steps", "met")}
+        self.weights |= {**taken, **self.state}
+
+    @property
+    def active(self) -> Tensor:
+        """1 where the rule hasn't fired, ``[concepts]``."""
+        return 1 - self.state["met"]
+
+    @torch.no_grad()
+    def note(self, directions: Tensor) -> None:
+        """Take the ``D`` of a step, ``[concepts]``, into ``m``."""
+        m, steps = self.state["m"], self.state["steps"]
+        m.copy_(torch.where(steps == 0, directions, 0.9 * m + 0.1 * directions))
+        steps += 1
+
+    @torch.no_grad()
+    def settle(self, thresholds: Tensor, first: int) -> None:
+        """Take the coefficients of each concept whose rule fires: ``m`` is below its threshold.
+
+        ``thresholds`` are ``[concepts]``; no rule fires before the step ``first``.
+        """
+        below = (self.state["m"] < thresholds) & (self.state["steps"] >= first)
+        for turn in (below & (self.active > 0)).nonzero().flatten().tolist():
+            self.state["met"][turn] = 1
+            for name, coefficients in self.coefficients(turn).items():
+                self.weights[f"taken:{turn}:{name}"].copy_(coefficients)
+
+    def part(self, turn: int) -> LowRank:
+        if not self.state["met"][turn]:
+            return super().part(turn)
+        taken = {name: self.weights[f"taken:{turn}:{name}"] for name in self.names}
+        return _factors(taken, self.bases[turn])
+
+
+def _factors(coefficients: dict[str, Tensor], basis: Tensor) -> LowRank:
+    up = {name: matrix.detach().clone() for name, matrix in coefficients.items()}
+    return LowRank(up, dict.fromkeys(up, basis))

@@ -1,0 +1,225 @@
+"""TRCE: Towards Reliable Malicious Concept Erasure (Chen et al., ICCV 2025), stage 1.
+
+The row at the end of a prompt's words, the end-of-text row, carries what the prompt says. Each
+key and value projection ``W`` of the cross-attention gets the closed-form minimiser of
+
+    sum_i sum_r w_r b_ir |W' c_ir - W s_ir|^2  +  eta sum_j |W' e_j - W e_j|^2  +  lam |W' - W|^2
+
+over pairs ``i`` of a prompt with the erased words and the same prompt with safe words: the row
+``c_ir`` of the first gets the outputs of the row ``s_ir`` of the second. There are four classes
+``r`` of rows with the weights ``w``: the start, the end of the text, the last row of the padding,
+which stands for all ``b_ir`` rows of it, and the erased words themselves, which get the last row.
+The rows ``e_j`` of ordinary captions stay.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field, NonNegativeFloat, model_validator
+from torch import Tensor
+
+from expunge.algebra.ridge import Moved, Rows, factor, gram, joined, kept_rows
+from expunge.concepts import Concept, Context, Policy
+from expunge.edits.payloads import Change, Ridge
+from expunge.errors import ExpungeError
+from expunge.method.base import Method
+from expunge.models import Model
+from expunge.prior import PriorFile
+
+PROMPTS = 64
+"""Prompts encoded at a time."""
+CLASSES = ("start", "end", "last", "words")
+"""The classes of rows, in the order of their weights."""
+RELEASED = {"index": "word", "preserve_scale": 0.01, "lamb": 0.0}
+"""The program's settings where they differ from the corrected defaults."""
+RELEASED_CAPTIONS = 30_000
+"""How many captions the released program takes every cache to hold."""
+
+
+class Pair(NamedTuple):
+    """A prompt that names what is erased, and the same prompt with the safe words."""
+
+    erase: str
+    safe: str
+    before: str
+    """``erase`` up to the words."""
+    words: str
+
+
+class Match(NamedTuple):
+    """A row of the erased prompt that gets the outputs of a row of the safe one."""
+
+    source: int
+    target: int
+    weight: float
+
+
+class TRCE(Method):
+    """Closed-form edit that gives the ends of erased prompts the outputs of safe ends."""
+
+    name: ClassVar[str] = "trce"
+    title: ClassVar[str] = "TRCE: Towards Reliable Malicious Concept Erasure"
+    year: ClassVar[int] = 2025
+    url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
+    shape: ClassVar[Literal["solve", "train"]] = "solve"
+
+    contexts: tuple[Context, ...] = ()
+    """Sentences with ``{}`` for the words; by default the words alone and the templates."""
+    token_weight_scale: tuple[NonNegativeFloat, ...] = Field(
+        (0.0, 1.0, 0.0, 0.0), min_length=1, max_length=4
+    )
+    """w: weights of the rows start, end of text, last of the padding, erased words."""
+    prior: PriorFile | None = None
+    """Ordinary captions that stay: a file that ``expunge prior`` wrote."""
+    preserve_scale: float = Field(0.03, ge=0)
+    """eta: weight of the captions' mean, and of the mean of the prompts to keep. original: s,
+    0.01; its square over 30000 weighs the captions' sum."""
+    lamb: float = Field(1.0, ge=0)
+    """lam: weight of staying near the old weights; 0 in the original."""
+    index: Literal["word", "bpe"] = "bpe"
+    """What is counted to find a row: word pieces or, as in the released program, words."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _released_defaults(cls, values: Any) -> Any:
+        """An original run starts from the program's defaults."""
+        original = isinstance(values, dict) and values.get("fidelity") == "original"
+        return {**RELEASED, **values} if original else values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TRCE":
+        if not any(self.token_weight_scale):
+            raise ValueError("token_weight_scale: all weights are 0, so nothing would be erased")
+        if self.fidelity == "corrected" and len(self.token_weight_scale) < len(CLASSES):
+            raise ValueError(f"token_weight_scale: give four weights ({', '.join(CLASSES)})")
+        if self.fidelity == "corrected" and self.index == "word":
+            raise ValueError('index: words are counted only with fidelity="original"')
+        return self
+
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change:
+        """The ridge system of all projections.
+
+        Raises:
+            ExpungeError: it has no solution, or a prompt or the prior doesn't suit the model.
+        """
+        names = model.select("cross_attention.kv")
+        system = Ridge(names, self._moved(model, policy), self._kept(model, policy), self.lamb)
+        _ = system.factors  # without lam it may have no solution; better told now than when applied
+        return system
+
+    # --- what moves
+
+    def pairs(self, concept: Concept) -> Iterator[Pair]:
+        """Each phrase of a concept in each sentence, beside the sentence with the safe words."""
+        for phrase in concept.phrases:
+            for sentence in concept.sentences(self.contexts):
+                erase, safe = sentence.format(phrase), sentence.format(concept.replacement)
+                yield Pair(erase, safe, sentence.partition("{}")[0], phrase)
+
+    def matches(self, model: Model, pair: Pair) -> tuple[Match, ...]:
+        """Which rows of a pair go where, and with what weight ``w b``; those of weight 0 don't.
+
+        Raises:
+            ExpungeError: the prompt is so long that there is no such row.
+        """
+        w = (*self.token_weight_scale, *self.token_weight_scale[-1:] * len(CLASSES))
+        last = model.pipe.tokenizer.model_max_length - 1
+        count = self._length(model, pair.erase)
+        rows = (
+            Match(0, 0, w[0]),
+            Match(count + 1, self._length(model, pair.safe) + 1, w[1]),
+            Match(last, last, w[2] * (last - 1 - count)),
+            *(Match(row, last, w[3]) for row in (self._words(model, pair) if w[3] else ())),
+        )
+        moved = tuple(row for row in rows if row.weight > 0)
+        if not moved or max(max(row.source, row.target) for row in moved) > last:
+            raise ExpungeError(
+                f"{pair.erase!r}: a row with a weight in token_weight_scale isn't among the "
+                f"{last + 1} rows; the prompt is too long for its words or its padding to be there"
+            )
+        return moved
+
+    def _length(self, model: Model, prompt: str) -> int:
+        return len(prompt.split()) if self.index == "word" else model.last_token(prompt)
+
+    def _words(self, model: Model, pair: Pair) -> Sequence[int]:
+        """Rows of the erased words; in the original the first."""
+        if self.index == "word":
+            return _first_word(pair)
+        start, end = (
+            model.last_token(text) + 1 for text in (pair.before, pair.before + pair.words)
+        )
+        return range(start, end)[: 1 if self.fidelity == "original" else None]
+
+    def _moved(self, model: Model, policy: Policy) -> Moved:
+        """Rows of all pairs, a few prompts at a time.
+
+        Each concept weighs 1, so that two edits add up to the edit of both; in the original all
+        concepts together do.
+        """
+        groups = [list(self.pairs(concept)) for concept in policy.erase]
+        if self.fidelity == "original":
+            groups = [[pair for pairs in groups for pair in pairs]]
+        blocks = (
+            self._rows(model, pairs[at : at + PROMPTS], 1 / len(pairs))
+            for pairs in groups
+            for at in range(0, len(pairs), PROMPTS)
+        )
+        return reduce(lambda moved, more: joined([moved, more]), blocks)
+
+    def _rows(self, model: Model, pairs: Sequence[Pair], share: float) -> Moved:
+        """The rows of some pairs, each with ``share`` times its weight."""
+        erased = model.encode([pair.erase for pair in pairs])
+        safe = model.encode([pair.safe for pair in pairs])
+        rows = [(i, row) for i, pair in enumerate(pairs) for row in self.matches(model, pair)]
+        weights = torch.tensor([share * row.weight for _, row in rows], dtype=torch.float64)
+        return Rows(
+            torch.stack([erased[i, row.source] for i, row in rows]),
+            torch.stack([safe[i, row.target] for i, row in rows]),
+            weights.to(erased.device),
+        )
+
+    # --- what stays
+
+    def kept(self, policy: Policy) -> tuple[str, ...]:
+        """Prompts that stay: the empty one and the policy's, also in the sentences.
+
+        In the original none does; only the prior stays.
+        """
+        if self.fidelity == "original":
+            return ()
+        return tuple(dict.fromkeys(("", *policy.kept_prompts(self.contexts))))
+
+    def _kept(self, model: Model, policy: Policy) -> Tensor:
+        """Rows of all that stays, times the root of its weight, ``[kept, width]`` float64."""
+        prompts = self.kept(policy)
+        blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
+        encoded = (model.encode(block) for block in blocks)
+        weight = self.preserve_scale / max(1, len(prompts))
+        rows = kept_rows(encoded, weight, model.text_width).to(model.device)
+        if self.prior is None:
+            return rows
+        self.prior.check(model)
+        if self.fidelity == "original":
+            captions = self.preserve_scale**2 / RELEASED_CAPTIONS * self.prior.gram
+        else:
+            captions = self.preserve_scale * self.prior.mean
+        return factor(gram(rows) + captions.to(rows.device))
+
+
+def _first_word(pair: Pair) -> tuple[int]:
+    """Row of the first of the erased words, if every word were one token.
+
+    Raises:
+        ExpungeError: the words don't stand in the prompt as words of their own.
+    """
+    prompt, words = pair.erase.split(), pair.words.split()
+    for start in range(len(prompt)):
+        if prompt[start : start + len(words)] == words:
+            return (start + 1,)
+    raise ExpungeError(
+        f"{pair.erase!r}: {pair.words!r} can't be found when words are counted; put spaces around "
+        'the {} or use index="bpe"'
+    )

@@ -1,0 +1,181 @@
+"""UCE: Unified Concept Editing (Gandikota et al., WACV 2024).
+
+Each key and value projection ``W`` of the cross-attention gets the closed-form minimiser of
+
+    a |W' C^T - V^T|^2 + p |W' P^T - W P^T|^2 + lam |W' - W|^2
+
+where the rows ``C`` of the erased words get the outputs ``V`` of the anchor's rows ``T``, and
+the rows ``P`` of everything to keep stay. There are two released algorithms: in 2023 the rows
+run from the last word piece through the padding and kept prompts give every row, in 2025 each
+prompt gives the row of its last word piece.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from expunge.algebra.ridge import Moved, Rows, joined, kept_rows, shared_factors
+from expunge.concepts import Concept, Context, Pair, Policy
+from expunge.edits.payloads import Change, LowRank, Ridge
+from expunge.method.base import Method
+from expunge.models import Model
+
+PROMPTS = 64
+"""Prompts encoded at a time."""
+
+RELEASED_TEMPLATES = {
+    "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
+    "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
+}
+
+
+class UCE(Method):
+    """Closed-form edit of the cross-attention keys and values."""
+
+    name: ClassVar[str] = "uce"
+    title: ClassVar[str] = "Unified Concept Editing"
+    year: ClassVar[int] = 2024
+    url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
+    shape: ClassVar[Literal["solve", "train"]] = "solve"
+
+    variant: Literal["2023", "2025"] = "2023"
+    """Which rows a prompt gives: last word piece through padding, or the last word piece alone."""
+    technique: Literal["replace", "tensor"] = "replace"
+    """``tensor`` (2023) first takes the erased outputs' own direction out of the targets."""
+    templates: bool = False
+    """Erase the words in sentences of their kind too; a larger edit that carries over better."""
+    contexts: tuple[Context, ...] = ()
+    """Sentences with ``{}`` for the words, in place of the templates; only when corrected."""
+    preserve: tuple[str, ...] | None = None
+    """Exactly these prompts to keep; by default the policy's, and in 2023 the empty prompt."""
+    erase_scale: float = Field(1.0, gt=0)
+    """a: weight of the rows to move."""
+    preserve_scale: float | None = Field(None, ge=0)
+    """p: weight of the rows to keep. By default all that is kept together weighs as much as one
+    erased phrase; original: 1 in 2025, max(0.1, 1 / prompts kept) in 2023."""
+    lamb: float = Field(0.5, gt=0)
+    """lam: weight of staying near the old weights."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "UCE":
+        if self.fidelity == "original" and self.contexts:
+            raise ValueError('contexts: only with fidelity="corrected"')
+        if self.technique == "tensor" and self.variant == "2025":
+            raise ValueError('technique: "tensor" is of the 2023 variant')
+        return self
+
+    def solve(self, model: Model, policy: Policy, seed: int) -> Change:
+        """The ridge system of all projections, or one low-rank change each for ``tensor``."""
+        names = model.select("cross_attention.kv")
+        pairs = self.pairs(policy)
+        kept = self.preserved(model, policy)
+        if self.technique == "tensor":
+            moved = [self._weighted([old], [new]) for old, new in self._pair_rows(model, pairs)]
+            return tensor_edit({n: model.base_weight(n) for n in names}, moved, kept, self.lamb)
+        return Ridge(names, self._moved(model, pairs), kept, self.lamb)
+
+    def _moved(self, model: Model, pairs: Sequence[Pair]) -> Moved:
+        """Rows of all pairs, a few prompts at a time."""
+        blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
+        rows: Iterator[Moved] = (
+            self._weighted(*zip(*self._pair_rows(model, block), strict=True)) for block in blocks
+        )
+        return reduce(lambda moved, more: joined([moved, more]), rows)
+
+    def _weighted(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> Rows:
+        rows = torch.cat(list(sources))
+        weights = torch.full((len(rows),), self.erase_scale, dtype=torch.float64)
+        return Rows(rows, torch.cat(list(targets)), weights.to(rows.device))
+
+    def pairs(self, policy: Policy) -> tuple[Pair, ...]:
+        """Every prompt to erase with its anchor prompt."""
+        return tuple(pair for concept in policy.erase for pair in self.pairs_of(concept))
+
+    def pairs_of(self, concept: Concept) -> Iterator[Pair]:
+        """The same of one concept."""
+        if self.fidelity == "original":
+            return self._released(concept)
+        return concept.pairs(self._sentences)
+
+    @property
+    def _sentences(self) -> tuple[str, ...]:
+        """What ``Concept.pairs`` takes: own sentences, none for the templates, or the words."""
+        return self.contexts or (() if self.templates else ("{}",))
+
+    def _released(self, concept: Concept) -> Iterator[Pair]:
+        """The target alone; its templates put the anchor into a sentence only in 2025."""
+        kind = "style" if concept.kind == "style" else "object"
+        for sentence in ("{}", *(RELEASED_TEMPLATES[kind] if self.templates else ())):
+            erase = sentence.format(concept.target)
+            anchor = (sentence if self.variant == "2025" else "{}").format(concept.replacement)
+            yield Pair(erase, anchor, erase, anchor)
+
+    def _pair_rows(self, model: Model, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of each erased prompt and of its anchor, paired by position ``[rows, width]``."""
+        erased, anchors = [pair.erase for pair in pairs], [pair.anchor for pair in pairs]
+        firsts = [model.last_token(pair.erase_head) for pair in pairs]
+        seconds = [model.last_token(pair.anchor_head) for pair in pairs]
+        if self.variant == "2025":
+            old, new = model.encode_rows(erased, firsts), model.encode_rows(anchors, seconds)
+            yield from zip(old[:, None], new[:, None], strict=True)
+            return
+        old, new = model.encode(erased), model.encode(anchors)
+        for first, second, before, after in zip(firsts, seconds, old, new, strict=True):
+            length = len(before) - max(first, second)
+            yield before[first : first + length], after[second : second + length]
+
+    def preserved(self, model: Model, policy: Policy) -> Tensor:
+        """Rows of all prompts to keep, times the root of p, ``[kept, width]`` float64."""
+        prompts = self.kept(policy)
+        blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
+        rows = (self._kept_rows(model, block) for block in blocks)
+        return kept_rows(rows, self._scale(policy, len(prompts)), model.text_width)
+
+    def _kept_rows(self, model: Model, prompts: Sequence[str]) -> Tensor:
+        if self.variant == "2023":
+            return model.encode(prompts)
+        return model.encode_rows(prompts, [model.last_token(prompt) for prompt in prompts])
+
+    def kept(self, policy: Policy) -> tuple[str, ...]:
+        """Every prompt to keep; when corrected, the policy's stand in the sentences too."""
+        if self.preserve is not None:
+            return self.preserve
+        corrected = self.fidelity == "corrected"
+        prompts = policy.kept_prompts(self._sentences) if corrected else policy.kept
+        empty = ("",) if self.variant == "2023" else ()
+        return tuple(dict.fromkeys((*empty, *prompts)))
+
+    def _scale(self, policy: Policy, kept: int) -> float:
+        if self.preserve_scale is not None:
+            return self.preserve_scale
+        if self.fidelity == "corrected":
+            return 1 / max(1, kept if self.preserve is not None else len(policy.kept))
+        return 1.0 if self.variant == "2025" else max(0.1, 1 / max(1, kept))
+
+
+def tensor_edit(
+    weights: Mapping[str, Tensor], moved: Sequence[Rows], kept: Tensor, lamb: float
+) -> LowRank:
+    """``V = T W^T - <u, T W^T> u`` with ``u`` the erased outputs scaled to norm one.
+
+    Each of ``moved`` is one prompt, whose outputs have one norm; ``kept`` is ``[kept, width]``.
+    """
+    columns = zip(*((part.sources, part.targets, part.weights) for part in moved), strict=True)
+    rows = Rows(*(torch.cat(column) for column in columns))
+    right = shared_factors(rows, kept, lamb).right
+    up = {
+        name: torch.cat([_tensor_change(weight, part) for part in moved], 1)
+        for name, weight in weights.items()
+    }
+    return LowRank(up, {name: right.clone() for name in up})
+
+
+def _tensor_change(weight: Tensor, moved: Rows) -> Tensor:
+    """``(V - C W^T)^T`` of one prompt, times the roots of its weights, ``[out, rows]``."""
+    old, new = (rows.double() @ weight.double().T for rows in (moved.sources, moved.targets))
+    projection = (old * new).sum() / (old * old).sum()
+    return moved.weights.sqrt() * (new - projection * old - old).T

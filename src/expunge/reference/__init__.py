@@ -1,1 +1,0 @@
-"""``python -m expunge.reference DIR``: our numbers beside those of the original programs."""
