@@ -14,8 +14,8 @@ from expunge.methods import configured
 from expunge.methods.esd.method import ESD
 from expunge.methods.esd.released import Program, parameters
 from expunge.models import Model
+from expunge.models.loading import quietly
 from expunge.models.sdxl import SDXL, packed
-from expunge.models.stable_diffusion import quietly
 from expunge.training.loop import fit
 
 

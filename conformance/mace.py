@@ -18,7 +18,7 @@ from conformance.case import (
 )
 from expunge.concepts import Concept
 from expunge.edits import Edit, LowRank
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.errors import ExpungeError, Unsupported
 from expunge.methods import erase
 from expunge.methods.mace.adapters import Adapter, fit, layer_norms

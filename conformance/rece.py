@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from conformance.case import Case, Difference, Tensors, pooled
 from expunge.concepts import Concept, Policy
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.errors import ExpungeError
 from expunge.methods import configured, erase
 from expunge.methods.rece import RECE, Round

@@ -10,8 +10,8 @@ from conformance.case import Case, Difference, Tensors, pooled, relative, under
 from expunge.algebra.null_space import null_space, rref
 from expunge.concepts import Policy
 from expunge.edits import Component, Edit
+from expunge.edits.applied import edited_weights
 from expunge.edits.component import Base, Provenance
-from expunge.edits.edit import edited_weights
 from expunge.errors import ExpungeError
 from expunge.method.base import Part
 from expunge.methods import configured

@@ -11,6 +11,7 @@ from expunge.doctor import anatomy, costs, examine
 from expunge.doctor.costs import cost, measure, timed
 from expunge.doctor.facts import Caution, Cost, Pace, Timing
 from expunge.doctor.words import compare, read, split, warn
+from expunge.edits.applied import Applied
 from expunge.edits.payloads import Dense
 from expunge.method.base import Method
 from expunge.method.run import Run
@@ -47,14 +48,14 @@ def warnings(model: Model, chosen: Policy) -> list[Caution]:
 
 def test_roles_count_what_an_edit_can_select(pico: Model) -> None:
     found = anatomy(pico)
-    weights = dict(pico.unet.named_parameters())
+    weights = dict(pico.denoiser.named_parameters())
     for role in found.roles:
         names = pico.select(role.name)
         assert role.tensors == len(names)
         assert role.parameters == sum(weights[name].numel() for name in names)
         assert role.bytes == 4 * role.parameters
     sizes = {part.name: part.parameters for part in (*found.networks, *found.roles)}
-    attentions = sum(name.endswith(".attn2") for name, _ in pico.unet.named_modules())
+    attentions = sum(name.endswith(".attn2") for name, _ in pico.denoiser.named_modules())
     assert {part.name: part.tensors for part in found.roles}["cross_attention.kv"] == 2 * attentions
     assert sizes["cross_attention.kv"] < sizes["cross_attention"] < sizes["all"] == sizes["unet"]
     assert sizes["text_encoder"] == pico.pipe.text_encoder.num_parameters()
@@ -263,9 +264,9 @@ def test_nothing_is_left_of_a_trial(pico: Model) -> None:
     examine(pico, policy("ghost", "man"), configured("esd", **TRAININGS[0]))
     examine(pico, policy("ghost", "man"), configured("uce"))
     assert pico.fingerprint() == before
-    assert "forward" not in vars(pico.unet)
-    assert pico.components == ()
-    assert not any(weight.requires_grad for weight in pico.unet.parameters())
+    assert "forward" not in vars(pico.denoiser)
+    assert Applied.to(pico).components == ()
+    assert not any(weight.requires_grad for weight in pico.denoiser.parameters())
 
 
 @pytest.mark.parametrize("settings", TRAININGS)
@@ -276,10 +277,12 @@ def test_calls_noted_without_the_unet_are_those_of_a_real_run(
     student = Student(pico, method.parameters(pico))
     run = Run(student, policy("ghost", "man", keep=("dog",)), 0)
     calls: Counter[torch.Size] = Counter()
-    hook = pico.unet.register_forward_pre_hook(lambda _, inputs: calls.update([inputs[0].shape]))
+    hook = pico.denoiser.register_forward_pre_hook(
+        lambda _, inputs: calls.update([inputs[0].shape])
+    )
     real = list(method.batches(run, range(method.iterations)))
     hook.remove()
-    with costs._unet_left_out(pico.unet) as noted:
+    with costs._unet_left_out(pico.denoiser) as noted:
         without = list(method.batches(run, range(method.iterations)))
     assert noted == calls
     assert calls
@@ -330,7 +333,7 @@ def test_what_takes_long_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_both_networks_are_timed_at_their_own_size(pico: Model) -> None:
     shapes: Counter[tuple[int, ...]] = Counter()
-    pico.unet.register_forward_pre_hook(lambda _, inputs: shapes.update([(*inputs[0].shape,)]))
+    pico.denoiser.register_forward_pre_hook(lambda _, inputs: shapes.update([(*inputs[0].shape,)]))
     pace = measure(pico)
     assert shapes == {(1, 4, 8, 8): 1 + pace.unet.repeats}
     assert pace.text_encoder.seconds > 0
@@ -355,7 +358,7 @@ class Draws(Method):
     shape: ClassVar[str] = "solve"
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Dense:
-        model.predict_noise(torch.zeros(1, *model.latent_shape), 1, model.encode([""]))
+        model.predict(torch.zeros(1, *model.latent_shape), 1, model.condition([""]))
         raise AssertionError("the UNet was called")
 
 
@@ -375,7 +378,7 @@ def test_what_cannot_be_tried_in_short_is_said(pico: Model, method: Method, reas
     assert [refusal.method for refusal in found.refusals] == [method.name]
     assert reason in found.refusals[0].reason
     assert not found.costs
-    assert "forward" not in vars(pico.unet)
+    assert "forward" not in vars(pico.denoiser)
 
 
 def test_all_that_need_no_training_are_tried_or_say_why_not(pico: Model) -> None:

@@ -150,6 +150,15 @@ def tensor(pictures: Pictures) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
 
+def latents_of(model: Model, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the latents of bytes ``[pictures, height, width, 3]``.
+
+    Both are ``[pictures, channels, latent height, latent width]`` float32.
+    """
+    colours = 2 * (pictures.float() / 255) - 1
+    return model.posterior(colours.permute(0, 3, 1, 2))
+
+
 def opened(folder: Path, mode: str) -> list[Image.Image]:
     """All pictures of a folder, in the order of their names.
 

@@ -10,7 +10,6 @@ of captions, and fits in a small file. It belongs to a text encoder, not to a UN
 fine-tuned model with the same text encoder can use it.
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -62,7 +61,7 @@ class Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text_encoder: str
-    """SHA-256 of the text encoder's weights (see ``text_fingerprint``)."""
+    """SHA-256 of the text encoder's weights (see ``Model.text_fingerprint``)."""
     prompts: str | None
     """SHA-256 of the prompts; ``None`` for an old cache, which doesn't say."""
     count: int = Field(ge=1)
@@ -103,7 +102,7 @@ class Prior:
         if not prompts:
             raise ExpungeError("no prompt given; a prior needs captions of ordinary pictures")
         metadata = Metadata(
-            text_encoder=text_fingerprint(model),
+            text_encoder=model.text_fingerprint(),
             prompts=digest(list(prompts)),
             count=len(prompts),
             positions=model.encode(prompts[:1]).shape[1],
@@ -159,7 +158,7 @@ class Prior:
         Raises:
             ExpungeError: the file isn't such a cache, or is of another model.
         """
-        cache, names = _pickled(path), legacy_order(model)
+        cache, names = _pickled(path), model.values_then_keys()
         keys = {f"{i}_for_mat{n}" for i in range(len(names)) for n in (1, 2)}
         if cache.keys() != keys:
             raise ExpungeError(
@@ -182,7 +181,7 @@ class Prior:
                 )
         ordinary = model.encode(PLAIN).double()
         metadata = Metadata(
-            text_encoder=text_fingerprint(model),
+            text_encoder=model.text_fingerprint(),
             prompts=None,
             count=max(1, round(float(total.trace() * len(PLAIN) / ordinary.square().sum()))),
             positions=ordinary.shape[1],
@@ -196,7 +195,7 @@ class Prior:
         Raises:
             ExpungeError: it is of another one.
         """
-        if self.metadata.text_encoder != text_fingerprint(model):
+        if self.metadata.text_encoder != model.text_fingerprint():
             raise ExpungeError(
                 f"this prior is of another text encoder than that of {model.name!r}; make one "
                 'with "expunge prior" and this model'
@@ -212,25 +211,6 @@ def combined(prior: Prior, domain: Prior, weight: float) -> Tensor:
     if prior.metadata.text_encoder != domain.metadata.text_encoder:
         raise ExpungeError("these two priors are of different text encoders and can't be added")
     return prior.gram + weight * domain.gram
-
-
-def text_fingerprint(model: Model) -> str:
-    """SHA-256 of the text encoder's weights in their order, rounded to half precision.
-
-    Without their names, which differ between versions of transformers.
-    """
-    total = hashlib.sha256()
-    for value in model.pipe.text_encoder.parameters():
-        total.update(str(tuple(value.shape)).encode())
-        total.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
-def legacy_order(model: Model) -> tuple[str, ...]:
-    """Value projections, then key projections, of the down, up and middle blocks."""
-    blocks = ("down", "up", "mid")
-    names = model.select("cross_attention.kv")
-    return tuple(sorted(names, key=lambda n: (".to_k." in n, blocks.index(n.partition("_")[0]))))
 
 
 def _versions() -> dict[str, str]:

@@ -36,9 +36,9 @@ def pictures(folder: Path) -> dict[Path, int]:
 def test_both_models_are_drawn_on_the_same_seeds_and_the_model_is_left_as_it_was(
     pico, edit, tmp_path
 ):
-    before = {name: value.clone() for name, value in pico.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in pico.denoiser.state_dict().items()}
     (evaluation,) = evaluate(pico, edit, suite="toy", seeds=(0, 1), folder=tmp_path).evaluations
-    assert all((before[name] == value).all() for name, value in pico.unet.state_dict().items())
+    assert all((before[name] == value).all() for name, value in pico.denoiser.state_dict().items())
     assert len(pictures(tmp_path)) == 2 * 5 * 2
     assert {row.edited.n for row in evaluation.measurements} == {4, 6}
     assert evaluation.protocol.sampler["steps"] == 2

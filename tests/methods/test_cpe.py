@@ -11,6 +11,7 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.doctor.costs import cost, measure
+from expunge.edits.applied import Applied
 from expunge.edits.residual_gates import ResidualGates
 from expunge.method.run import Run
 from expunge.methods import configured, cpe
@@ -388,7 +389,7 @@ def test_a_monitor_sees_the_gates_and_may_end_it(pico: Model, tmp_path: Path) ->
         CPE(**SHORT), pico, Policy.of([GHOST]), seed=0, checkpoints=tmp_path, monitor=monitor
     )
     assert result.steps == 3
-    assert pico.gates is None
+    assert Applied.to(pico).installed is None
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert lines[2]["moved"] > 0
 

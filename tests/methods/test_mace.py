@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.methods import configured
 from expunge.methods.mace.adapters import Adapter, layer_norms, suppression
 from expunge.methods.mace.batches import Batch, columns, drawn, focal, noised

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.methods.trce.closed import RELEASED_CAPTIONS, TRCE, Pair
 from expunge.prior import Prior
 

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.trce.steering import RELEASED_EMPTY, TRCESteering, released

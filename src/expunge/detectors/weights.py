@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from expunge.detectors.base import Pictures
 from expunge.errors import ExpungeError
-from expunge.models.stable_diffusion import quietly
+from expunge.models.loading import quietly
 
 BATCH = 32
 """Pictures looked at together."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.concepts import Policy
 from expunge.doctor.facts import Cost, Pace, Timing
@@ -18,8 +18,7 @@ from expunge.edits.payloads import Change, Dense
 from expunge.errors import ExpungeError, Unsupported
 from expunge.method.base import Method, Solves, Trained
 from expunge.method.run import Run
-from expunge.models import Model
-from expunge.models.roles import ROLES, matching
+from expunge.models import Condition, Model
 from expunge.seeding import generator
 from expunge.training.loop import Trainer
 
@@ -48,8 +47,8 @@ def _unet_pass(model: Model, shape: Sequence[int]) -> Timing:
     noise = torch.randn(tuple(shape), generator=generator(0, "doctor"))
     latents = noise.to(model.device, model.dtype)
     timestep = torch.ones(len(noise), dtype=torch.long, device=model.device)
-    prompts = model.encode([""] * len(noise)).to(model.dtype)
-    return timed(lambda: model.predict_noise(latents, timestep, prompts), model.device)
+    prompts = model.condition([""] * len(noise)).to(dtype=model.dtype)
+    return timed(lambda: model.predict(latents, timestep, prompts), model.device)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> Timing:
@@ -106,14 +105,14 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
 def _solved(model: Model, policy: Policy, method: Solves) -> dict[str, Any]:
     """Run a closed form to its end, with the change of every weight."""
 
-    def refuse(*arguments: object, **options: object) -> object:
+    def refuse(latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         raise Unsupported(
             "it uses the UNet to solve, which can't be tried in short; what it takes is seen when "
             "it runs"
         )
 
     began = _now(model.device)
-    with _unet_replaced(model.unet, refuse):
+    with model.answered_by(refuse):
         payload = method.solve(model, policy, 0)
     for name in payload.names:
         payload.change(name, model.base_weight(name))
@@ -167,7 +166,7 @@ def _batches(
     calls: list[Counter[torch.Size]] = []
     batch: Mapping[str, Tensor] = {}
     model = run.model
-    with _unet_left_out(model.unet) as noted:
+    with _denoiser_left_out(model) as noted:
         began = _now(model.device)
         for made in method.batches(run, range(min(TRIAL_BATCHES, method.iterations))):
             seconds.append(_now(model.device) - began)
@@ -195,37 +194,21 @@ def _prices(model: Model, shapes: set[torch.Size], unet_seconds: float) -> dict[
 
 
 @contextmanager
-def _unet_left_out(unet: nn.Module) -> "Iterator[Counter[torch.Size]]":
-    """Let the UNet predict zeros, and count its calls by the shape of their latents."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
+def _denoiser_left_out(model: Model) -> "Iterator[Counter[torch.Size]]":
+    """Let the denoiser answer zeros, and count its calls by the shape of their latents."""
     calls: Counter[torch.Size] = Counter()
 
-    def forward(sample: Tensor, *arguments: object, **options: object) -> object:
-        calls[sample.shape] += 1
-        return UNet2DConditionOutput(sample=torch.zeros_like(sample))
+    def zeros(latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        calls[latents.shape] += 1
+        return torch.zeros_like(latents)
 
-    with _unet_replaced(unet, forward):
+    with model.answered_by(zeros):
         yield calls
-
-
-@contextmanager
-def _unet_replaced(unet: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """Do something else where the UNet would be called."""
-    own = vars(unet)
-    before = own.get("forward")  # where offloading has put its own
-    own["forward"] = forward
-    try:
-        yield
-    finally:
-        del own["forward"]
-        if before:
-            own["forward"] = before
 
 
 def _changed(model: Model, names: Sequence[str]) -> dict[str, Any]:
     """The fields of a ``Cost`` that say what changes."""
-    roles = {role: matching(model.unet, rule) for role, rule in ROLES.items()}
+    roles = model.members
     fitting = [role for role, members in roles.items() if set(names) <= set(members)]
     role = min(fitting, key=lambda fit: len(roles[fit]))
     return {

@@ -14,6 +14,7 @@ from torch import Tensor
 from expunge.concepts import explain
 from expunge.edits.component import Component, Provenance
 from expunge.edits.membranes import Membranes
+from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.payloads import CHANGES, Payload, stored
 from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
@@ -24,6 +25,7 @@ FORMAT = 1
 FORMS: Mapping[str, type[Payload]] = {
     **CHANGES,
     Membranes.form: Membranes,
+    NegativePrompt.form: NegativePrompt,
     ResidualGates.form: ResidualGates,
 }
 """What an edit may hold, by form."""

@@ -100,7 +100,7 @@ def save(
 
 
 def _check_matrices(edit: Edit, model: Model) -> None:
-    shapes = {name: parameter.ndim for name, parameter in model.unet.named_parameters()}
+    shapes = {name: parameter.ndim for name, parameter in model.denoiser.named_parameters()}
     others = [name for name in edit.names if shapes.get(name, 2) not in (2, 4)]
     if others:
         listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")

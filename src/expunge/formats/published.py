@@ -26,8 +26,9 @@ from torch import Tensor
 
 from expunge.algebra.ridge import gram
 from expunge.concepts import Concept
+from expunge.edits.applied import check_unedited, edited_weights
 from expunge.edits.component import Base, Component, Provenance
-from expunge.edits.edit import Edit, edited_weights
+from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.files import replacing, sha256
@@ -71,8 +72,7 @@ def load(path: Place, model: Model, concepts: Iterable[Concept] = ()) -> Edit:
     Raises:
         ExpungeError: the file is no such result, needs code to be read, or has another base.
     """
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, results compare with a base")
+    check_unedited(model, "results compare with a base")
     weights = _checked(path, _read(Path(path)), model)
     changes = _changes(weights, model)
     if not changes:
@@ -173,7 +173,7 @@ def _flat(content: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
 
 def _checked(path: Place, weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
     """The weights in the order of the model's own, if they can be an edit of it."""
-    shapes = {name: weight.shape for name, weight in model.unet.named_parameters()}
+    shapes = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
     if not weights:
         raise ExpungeError(f"{path}: holds no tensor")
     if foreign := [name for name in weights if name not in shapes]:

@@ -54,8 +54,13 @@ def check_plain(edit: Edit) -> None:
     """See that weights alone can do what the edit does.
 
     Raises:
-        ExpungeError: parts of it depend on the prompt.
+        ExpungeError: parts of it depend on the prompt, or act on the denoiser's answers.
     """
+    if edit.guarded:
+        raise ExpungeError(
+            f"edit {edit.id} has a guard, which stands around the denoiser while it draws: no "
+            "weights can do the same; keep it as an edit, and apply it wherever pictures are drawn"
+        )
     if edit.gated:
         raise ExpungeError(
             f"edit {edit.id} has gates, which open for some prompts and not for others: no weights "

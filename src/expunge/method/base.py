@@ -31,8 +31,8 @@ class Part(NamedTuple):
     payload: Payload
 
 
-Batch = Mapping[str, Tensor]
-"""What one evaluation of a loss needs."""
+Batch = Mapping[str, Any]
+"""What one evaluation of a loss needs, tensors and conditions by name."""
 
 
 class Method(Named):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from expunge.concepts import Concept, Policy, explain
+from expunge.edits.applied import check_unedited
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
@@ -88,8 +89,7 @@ def erase(
     if values and not isinstance(method, str):
         raise ExpungeError(f"{', '.join(values)}: give settings to the method that you configure")
     chosen = configured(method, **values) if isinstance(method, str) else method
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, edits are made for the base")
+    check_unedited(model, "edits are made for the base")
     if chosen.fidelity == "original":
         _check_released(policy)
     steps, start = None, None

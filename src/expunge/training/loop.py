@@ -223,7 +223,7 @@ def train(
     name = _digest(method, model, policy, seed) if folder else ""
     history = trainer.restored(folder, name) if folder else []
     run = Run(student, policy, seed, folder, accelerator)
-    with _checkpointing(model.unet, method.gradient_checkpointing):
+    with _checkpointing(model.denoiser, method.gradient_checkpointing):
         _steps(trainer, run, history, name, monitor)
     accelerator.end_training()
     return Result(method.parts(student, policy), start, len(history))

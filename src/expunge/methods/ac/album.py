@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from expunge.method.run import Run
-from expunge.methods.mace.batches import encoded
-from expunge.pictures import Pictures, fitted, tensor
+from expunge.pictures import Pictures, fitted, latents_of, tensor
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Place, visited
 
@@ -110,7 +109,7 @@ def collected(
     others = [Row(key, key.words, (key.words,)) for key in stays]
     # Given pictures come first, in the order of ``own``: the anchors' are given all, or none.
     keys = list(dict.fromkeys(row.key for rows in (*targets, others) for row in rows))
-    blocks = [encoded(model, block) for block in own.values()]
+    blocks = [latents_of(model, block) for block in own.values()]
     if asked := [key for key in keys if not key.given]:
         drawn = _drawn(run, asked, drawing)
         blocks.append((drawn, torch.zeros_like(drawn)))

@@ -26,20 +26,11 @@ from expunge.method.base import Batch, Trained
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.ac.album import Album, Drawing, collected
-from expunge.methods.ac.prompts import anchored, asked, predict, regressed
-from expunge.methods.ac.released import DEFAULTS, RULES, LossType, Program, Variant, attention
-from expunge.methods.mace.batches import noised
+from expunge.methods.ac.prompts import anchored, asked, predict_start_detached
+from expunge.methods.ac.released import DEFAULTS, GROUPS, LossType, Program, Variant
 from expunge.models import Model
-from expunge.models.roles import ROLES, Rule, matching
 from expunge.pictures import PicturesSetting
 from expunge.seeding import generator
-
-GROUPS: dict[str, Rule] = {
-    "cross-attn": ROLES["cross_attention.kv"],
-    "attn": attention,
-    "full-weight": ROLES["all"],
-}
-"""What the corrected method trains."""
 
 
 def _lines(value: Any) -> Any:
@@ -118,7 +109,7 @@ class AblatingConcepts(Trained):
                 "parameter_group: embedding isn't there; the diffusers program crashes on it, and "
                 "an edit changes the UNet, not the text encoder's embeddings"
             )
-        known = RULES[self.variant] if self.variant else GROUPS
+        known = GROUPS[self.variant]
         if self.parameter_group not in known:
             raise ValueError(f"parameter_group: choose one of {', '.join(known)}")
         if self.prompts and self.contexts:
@@ -145,8 +136,7 @@ class AblatingConcepts(Trained):
         return Program(**{field.name: getattr(self, field.name) for field in fields(Program)})
 
     def parameters(self, model: Model) -> tuple[str, ...]:
-        rules = RULES[self.variant] if self.variant else GROUPS
-        return matching(model.unet, rules[self.parameter_group])
+        return model.select(GROUPS[self.variant][self.parameter_group])
 
     # --- what it minimises
 
@@ -157,7 +147,9 @@ class AblatingConcepts(Trained):
         """
         if self.program:
             return self.program.loss(student, batch)
-        ours = predict(student, batch["latents"], batch["timestep"], batch["embeddings"])
+        ours = predict_start_detached(
+            student, batch["latents"], batch["timestep"], batch["condition"]
+        )
         distance = (ours - batch["target"]).square().flatten(1).mean(1)
         ablation = distance[~batch["kept"]].mean()
         if not batch["kept"].any():
@@ -187,18 +179,18 @@ class AblatingConcepts(Trained):
         mean, deviation = album.mean[pictures], album.deviation[pictures]
         wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
         latents = mean + wobble * deviation
-        steps = len(model.pipe.scheduler.alphas_cumprod)
-        timestep = torch.randint(steps, (len(rows),), generator=draws).to(model.device)
-        noisy = noised(model, latents, noise, timestep)
-        target = regressed(model, latents, noise, timestep).clone()
+        process = model.process
+        timestep = torch.randint(process.times, (len(rows),), generator=draws).to(model.device)
+        noisy = process.mix(latents, noise, timestep)
+        target = process.target(latents, noise, timestep).clone()
         taught = slice(count if self.loss_type == "noise-based" else 0, None)
         if teacher[taught]:
-            embeddings = model.condition(teacher[taught])
-            target[taught] = run.student.teach(noisy[taught], timestep[taught], embeddings)
+            condition = model.condition(teacher[taught])
+            target[taught] = run.student.teach(noisy[taught], timestep[taught], condition)
         return {
             "latents": noisy,
             "timestep": timestep,
-            "embeddings": model.condition(student),
+            "condition": model.condition(student),
             "target": target,
             "kept": torch.arange(len(rows), device=model.device) >= count,
         }

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.concepts import TEMPLATES, Concept
 from expunge.generation.sampler import Sampler, SchedulerName
@@ -23,11 +23,9 @@ from expunge.generation.sampling import ImageRequest, sample
 from expunge.method.base import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.ac.prompts import PREFIX, SUFFIX, anchored, asked, predict, regressed
-from expunge.methods.mace.batches import encoded, noised
-from expunge.models import Model
-from expunge.models.roles import ROLES, Rule
-from expunge.pictures import Pictures, fitted, tensor
+from expunge.methods.ac.prompts import PREFIX, SUFFIX, anchored, asked, predict_start_detached
+from expunge.models import Condition, Model
+from expunge.pictures import Pictures, fitted, latents_of, tensor
 from expunge.seeding import derive, generator
 
 Variant = Literal["diffusers", "compvis", "sepme"]
@@ -44,7 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "diffusers": _RELEASED,
     "compvis": {**_RELEASED, "max_grad_norm": None, "num_inference_steps": 200},
     "sepme": {
-        "parameter_group": "attn2",
+        "parameter_group": "cross-attention",
         "prior_weight": 10.0,
         "iterations": 51,
         "lr": 1e-5,
@@ -61,29 +59,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What a released program does when nothing is said, where that isn't the method's default."""
 
 
-def attention(name: str, _: nn.Module) -> bool:
-    """Both attentions."""
-    return ".attn1." in name or ".attn2." in name
-
-
-def _projections(name: str, module: nn.Module) -> bool:
-    return attention(name, module) and any(f".to_{part}." in name for part in "qkv")
-
-
-RULES: dict[str, dict[str, Rule]] = {
+GROUPS: dict[str | None, dict[str, str]] = {
+    None: {
+        "cross-attn": "cross_attention.kv",
+        "attn": "self_attention | cross_attention",
+        "full-weight": "all",
+    },
     "diffusers": {
-        "cross-attn": ROLES["cross_attention.kv"],
-        "attn": attention,
-        "full-weight": ROLES["all"],
+        "cross-attn": "cross_attention.kv",
+        "attn": "self_attention | cross_attention",
+        "full-weight": "all",
     },
     "compvis": {
-        "cross-attn": ROLES["cross_attention.kv"],
-        "crossattn": _projections,
-        "full-weight": ROLES["all"],
+        "cross-attn": "cross_attention.kv",
+        "crossattn": "attention.qkv",
+        "full-weight": "all",
     },
-    "sepme": {"attn2": ROLES["cross_attention"]},
+    "sepme": {"cross-attention": "cross_attention"},
 }
-"""What is trained, by the name that a program's command line gives it."""
+"""What is trained, by the name that a program's command line gives it; ``None`` is corrected."""
 
 STYLE: dict[str, tuple[str, ...]] = {
     "diffusers": (SUFFIX, PREFIX, PREFIX),
@@ -147,8 +141,8 @@ class Program:
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """``ablation``, the distance of the target from its anchor, plus the weighted ``prior``.
 
-        ``batch`` has ``latents`` (noised), ``timestep`` and ``embeddings``, first those of the
-        targets, then those of the prior, if any; ``anchor``, an embedding for each target; and,
+        ``batch`` has ``latents`` (noised), ``timestep`` and ``condition``, first those of the
+        targets, then those of the prior, if any; ``anchor``, a condition for each target; and,
         but for SepME, what is to be predicted (``regressed``) and ``mask``, one for each latent.
         """
         ours, target = self.predictions(student, batch)
@@ -170,17 +164,17 @@ class Program:
 
     def predictions(self, student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
         """The student's predictions, those for the targets first; what those are to become."""
-        latents, timestep, embeddings = batch["latents"], batch["timestep"], batch["embeddings"]
+        latents, timestep, condition = batch["latents"], batch["timestep"], batch["condition"]
         anchor, count = batch["anchor"], len(batch["anchor"])
         if self.variant == "sepme":
             target = student.teach(latents, timestep, anchor)
-            both = torch.cat([embeddings, anchor])
+            both = Condition.cat([condition, anchor])
             return student.predict(latents.repeat(2, 1, 1, 1), timestep.repeat(2), both), target
         target = batch["regressed"][:count]
         if self.loss_type == "model-based":
             with torch.no_grad():
                 target = student.predict(latents[:count], timestep[:count], anchor)
-        return predict(student, latents, timestep, embeddings), target
+        return predict_start_detached(student, latents, timestep, condition), target
 
     # --- what it trains on
 
@@ -229,20 +223,20 @@ class Program:
         rows = list(zip(pictures, shown, strict=True))
         examples = [self._example(model, *row, draws) for row in rows[:count]]
         examples += [_plain(model, picture, self._prompt(one)) for picture, one in rows[count:]]
-        mean, deviation = encoded(model, torch.stack([one.colours for one in examples]))
+        mean, deviation = latents_of(model, torch.stack([one.colours for one in examples]))
         wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
         latents = mean + wobble * deviation
-        steps = len(model.pipe.scheduler.alphas_cumprod)
-        timestep = torch.randint(steps, (len(shown),), generator=draws).to(model.device)
+        process = model.process
+        timestep = torch.randint(process.times, (len(shown),), generator=draws).to(model.device)
         anchors = [self._prompt(one) for one in shown[:count]]
         if self.variant == "sepme":
             anchors = [PAINTING] * count
         return {
-            "latents": noised(model, latents, noise, timestep),
+            "latents": process.mix(latents, noise, timestep),
             "timestep": timestep,
-            "embeddings": model.condition([one.prompt for one in examples]),
+            "condition": model.condition([one.prompt for one in examples]),
             "anchor": model.condition(anchors),
-            "regressed": regressed(model, latents, noise, timestep),
+            "regressed": process.target(latents, noise, timestep),
             "mask": torch.stack([one.mask for one in examples])[:, None].to(model.device),
         }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from expunge.concepts import Concept
-from expunge.edits.gates import Installed
+from expunge.edits.installed import gated
 from expunge.edits.residual_gates import ResidualGates
 from expunge.method.student import Student
 from expunge.methods.cpe.losses import Surface
@@ -52,7 +52,7 @@ class GateStudent(Student):
     def _begun(self, sizes: Sizes, draws: Draws) -> dict[str, Tensor]:
         """Gates that are half open, and add nothing."""
         count, layers = len(self.concepts), len(self.names)
-        tokens, width = self.model.unconditional().shape[1:]
+        tokens, width = self.model.unconditional().rows.shape[1:]
         r, h = sizes.gate_rank, sizes.adapter_rank
 
         def drawn(name: str, shape: tuple[int, ...], bound: float) -> Tensor:
@@ -105,12 +105,8 @@ class GateStudent(Student):
 
     @contextmanager
     def shown(self) -> Iterator[Model]:
-        self.model.gates = Installed(self.model, [self.payload()])
-        try:
-            yield self.model
-        finally:
-            self.model.gates.remove()
-            self.model.gates = None
+        with gated(self.model, [self.payload()]) as model:
+            yield model
 
     @torch.no_grad()
     def payload(self) -> ResidualGates:  # type: ignore[override]

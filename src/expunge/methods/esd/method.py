@@ -16,7 +16,7 @@ one of the released programs, quirks and all (``esd_programs.py``).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -25,13 +25,12 @@ from torch import Tensor
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.errors import ExpungeError
-from expunge.method.base import Trained
+from expunge.method.base import Batch, Trained
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.esd.released import DEFAULTS, RULES, Batch, Program, Variant, parameters
+from expunge.methods.esd.released import DEFAULTS, SELECTIONS, Program, Variant, parameters
 from expunge.methods.mace.closed import mean_moment
-from expunge.models import Model
-from expunge.models.sdxl import SDXL
+from expunge.models import Condition, Model
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
 
@@ -114,11 +113,11 @@ class ESD(Trained):
     def parameters(self, model: Model) -> tuple[str, ...]:
         if self.variant is None:
             return model.select(ROLES[self.train_method])
-        if (self.variant == "diffusers-sdxl") != isinstance(model, SDXL):
-            raise ExpungeError(f"variant: {self.variant} isn't for a {type(model.pipe).__name__}")
-        names = parameters(model.unet, self.variant, self.train_method)
+        if (self.variant == "diffusers-sdxl") != (model.family == "sdxl"):
+            raise ExpungeError(f"variant: {self.variant} isn't for a model of {model.family}")
+        names = parameters(model, self.variant, self.train_method)
         if not names:
-            known = ", ".join(RULES[self.variant])
+            known = ", ".join(SELECTIONS[self.variant])
             raise ExpungeError(
                 f"train_method {self.train_method!r} selects nothing in {self.variant} "
                 f"(it knows {known})"
@@ -146,14 +145,14 @@ class ESD(Trained):
             batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)
             yield {**batch, **words}
 
-    def loss(self, student: Student, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, student: Student, batch: Batch) -> Tensor:
         """Mean squared distance of the student's prediction from the target.
 
         With prompts to keep, also ``preserve_scale`` times how far their keys and values moved.
         """
         latents, timestep = batch["latents"], batch["timestep"]
         target = self.program.target(student, batch) if self.program else batch["target"]
-        predicted = student.predict(latents, timestep, batch["embeddings"])
+        predicted = student.predict(latents, timestep, batch["condition"])
         loss = torch.nn.functional.mse_loss(predicted, target)
         if "kept_words" in batch:
             loss = loss + self.preserve_scale * student.projection_change(batch["kept_words"])
@@ -247,21 +246,32 @@ class Rows(NamedTuple):
 
     latents: Tensor
     timestep: Tensor
-    embeddings: Tensor
+    condition: Condition
+    """One a trajectory."""
     target: Tensor
 
-    def row(self, number: int) -> Batch:
-        """An example, counted trajectory by trajectory."""
-        trajectory, step = divmod(number, self.timestep.shape[1])
-        return {key: part[trajectory, step] for key, part in self._asdict().items()}
+    def some(self, draws: torch.Generator, count: int) -> Batch:
+        """Examples at random."""
+        size = self.timestep.numel()
+        return self.rows([int(torch.randint(size, (), generator=draws)) for _ in range(count)])
+
+    def rows(self, numbers: Sequence[int]) -> Batch:
+        """Some examples, counted trajectory by trajectory."""
+        steps = self.timestep.shape[1]
+        trajectory, step = [n // steps for n in numbers], [n % steps for n in numbers]
+        return {
+            "latents": self.latents[trajectory, step],
+            "timestep": self.timestep[trajectory, step],
+            "condition": self.condition[trajectory],
+            "target": self.target[trajectory, step],
+        }
 
 
 def _rows(run: Run, pairs: Sequence[tuple[str, str]], drawn: Trajectories, target: Tensor) -> Rows:
     """Every latent of all trajectories, trained on the first prompt of its pair."""
-    count, steps = drawn.latents.shape[:2]
-    embeddings = run.model.condition([prompt for prompt, _ in pairs])[:, None]
-    timestep = drawn.timesteps.expand(count, -1)
-    return Rows(drawn.latents, timestep, embeddings.expand(-1, steps, -1, -1), target.float())
+    condition = run.model.condition([prompt for prompt, _ in pairs])
+    timestep = drawn.timesteps.expand(len(pairs), -1)
+    return Rows(drawn.latents, timestep, condition, target.float())
 
 
 class Table(NamedTuple):
@@ -272,9 +282,10 @@ class Table(NamedTuple):
 
     def draw(self, draws: torch.Generator, size: int, kept: int) -> Batch:
         """A batch of ``size`` rows, ``kept`` of them of prompts to keep."""
-        parts = [self.erased] * (size - kept) + ([self.kept] * kept if self.kept else [])
-        rows = [
-            part.row(int(torch.randint(part.timestep.numel(), (), generator=draws)))
-            for part in parts
-        ]
-        return {key: torch.stack([row[key] for row in rows]) for key in Rows._fields}
+        parts = [self.erased.some(draws, size - kept)]
+        if self.kept and kept:
+            parts.append(self.kept.some(draws, kept))
+        condition = Condition.cat([part["condition"] for part in parts])
+        tensors = ("latents", "timestep", "target")
+        whole = {key: torch.cat([part[key] for part in parts]) for key in tensors}
+        return {**whole, "condition": condition}

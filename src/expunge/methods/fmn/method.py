@@ -28,11 +28,10 @@ from expunge.method.base import Batch, Trained
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.fmn.batches import Pooler, Shown, columns, row
-from expunge.methods.mace.batches import encoded, noised
 from expunge.methods.mace.closed import mean_moment
-from expunge.models import Model
-from expunge.models.attention import Look, cross_attention
-from expunge.pictures import PicturesSetting, fitted, tensor
+from expunge.models import Condition, Model
+from expunge.models.attention import Look
+from expunge.pictures import PicturesSetting, fitted, latents_of, tensor
 from expunge.seeding import derive
 from expunge.training.inversion import inverted
 from expunge.training.trajectories import trajectories
@@ -163,16 +162,17 @@ class ForgetMeNot(Trained):
             self._shown(run, concept, *latents)
             for concept, latents in zip(run.policy.erase, pictures, strict=True)
         ]
-        constant = self._kept_words(run)
+        constant: Batch = self._kept_words(run)
         if self.variant == "sepme":
             constant = {"generic": run.model.encode([PAINTING])}
         for number in numbers:
             turns = range(number * self.batch_size, (number + 1) * self.batch_size)
             rows = [row(run, shown, turn) for turn in turns]
+            condition = Condition.cat([row.pop("condition") for row in rows])
             batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
             noise = batch.pop("noise")
-            latents = noised(run.model, batch["latents"], noise, batch["timestep"])
-            yield {**batch, **constant, "latents": latents}
+            latents = run.model.process.mix(batch["latents"], noise, batch["timestep"])
+            yield {**batch, **constant, "latents": latents, "condition": condition}
 
     def prompts(self, concept: Concept) -> list[tuple[str, str]]:
         """Every prompt that names the concept, and the words it does so with."""
@@ -185,10 +185,10 @@ class ForgetMeNot(Trained):
 
     def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> Shown:
         prompts = self.prompts(concept)
-        embeddings = run.model.encode([prompt for prompt, _ in prompts])
+        condition = run.model.condition([prompt for prompt, _ in prompts])
         if self.inversion_steps:
             own = [(prompt, words) for prompt, words in prompts if words == concept.target]
-            rows = inverted(
+            inversion = inverted(
                 run.model,
                 [prompt for prompt, _ in own],
                 concept.target,
@@ -198,9 +198,9 @@ class ForgetMeNot(Trained):
                 lr=self.inversion_lr,
                 seed=run.seed,
             )
-            prompts, embeddings = prompts + own, torch.cat([embeddings, rows])
+            prompts, condition = prompts + own, Condition.cat([condition, inversion])
         marks = torch.stack([columns(run.model, *pair, self.pooler) for pair in prompts])
-        return Shown(mean, deviation, embeddings, marks.to(run.model.device))
+        return Shown(mean, deviation, condition, marks.to(run.model.device))
 
     def _pictures(self, run: Run) -> list[tuple[Tensor, Tensor]]:
         """Mean and deviation of the latents of each concept's pictures, ``[pictures, c, h, w]``."""
@@ -210,7 +210,7 @@ class ForgetMeNot(Trained):
             return [(zero, zero) for _ in concepts]
         if self.pictures is not None:
             given = [fitted(run.model, self.pictures, concept.target) for concept in concepts]
-            return [encoded(run.model, tensor(pictures)) for pictures in given]
+            return [latents_of(run.model, tensor(pictures)) for pictures in given]
         return [(latents, torch.zeros_like(latents)) for latents in self._drawn(run)]
 
     def _drawn(self, run: Run) -> Tensor:
@@ -266,34 +266,34 @@ class ForgetMeNot(Trained):
 def attention_norms(student: Student, batch: Batch) -> Tensor:
     """``| concat_l A_l[..., S] |_F`` of every sample, ``[batch]``; has gradients.
 
-    ``batch`` has ``latents`` (noised), ``timestep``, ``embeddings`` and ``columns``, the ``S`` of
+    ``batch`` has ``latents`` (noised), ``timestep``, ``condition`` and ``columns``, the ``S`` of
     each sample, ``[batch, tokens]`` bool.
     """
     used = batch["columns"].any(0).nonzero()[:, 0]
     marks = batch["columns"][:, None, None, used]
 
     def squares(look: Look) -> Tensor:
-        seen = look.attention[..., used].float() * marks
+        seen: Tensor = look.attention[..., used].float() * marks
         return seen.square().sum((1, 2, 3))
 
-    with cross_attention(student.model.unet, squares) as layers:
-        student.predict(batch["latents"], batch["timestep"], batch["embeddings"])
+    with student.model.attention_read(squares) as layers:
+        student.predict(batch["latents"], batch["timestep"], batch["condition"])
     return torch.stack(list(layers.values())).sum(0).sqrt()
 
 
 def logit_distances(student: Student, batch: Batch) -> Tensor:
     """``mean((s Q_l (K_l(c) - K_l(g))^T)^2)`` of every layer, ``[layers]``; has gradients.
 
-    ``batch`` has ``latents`` (noised), ``timestep``, ``embeddings`` (c) and ``generic`` (g),
-    ``[1, tokens, width]``. The queries are those of the pass with ``c``.
+    ``batch`` has ``latents`` (noised), ``timestep``, ``condition`` (c) and ``generic``, the rows of
+    g, ``[1, tokens, width]``. The queries are those of the pass with ``c``.
     """
-    generic = batch["generic"].to(student.model.dtype).expand_as(batch["embeddings"])
+    generic = batch["generic"].to(student.model.dtype).expand_as(batch["condition"].rows)
 
     def mean_square(look: Look) -> Tensor:
-        keys = look.keys - look.layer.head_to_batch_dim(look.layer.to_k(generic))
-        logits: Tensor = look.layer.scale * (look.queries @ keys.mT)
+        keys = look.keys - look.keys_of(generic)
+        logits: Tensor = look.scale * (look.queries @ keys.mT)
         return logits.float().square().mean()
 
-    with cross_attention(student.model.unet, mean_square) as layers:
-        student.predict(batch["latents"], batch["timestep"], batch["embeddings"])
+    with student.model.attention_read(mean_square) as layers:
+        student.predict(batch["latents"], batch["timestep"], batch["condition"])
     return torch.stack(list(layers.values()))

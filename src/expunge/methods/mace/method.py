@@ -32,7 +32,7 @@ from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
 from expunge.method.base import Method
 from expunge.methods.mace.adapters import Adapter, fit
-from expunge.methods.mace.batches import Examples, drawn, encoded
+from expunge.methods.mace.batches import Examples, drawn, imagenet_latents
 from expunge.methods.mace.closed import PROMPTS, fusion, moment, rows
 from expunge.methods.uce.method import UCE
 from expunge.models import Model
@@ -41,6 +41,7 @@ from expunge.pictures import (
     PicturesSetting,
     SegmenterSetting,
     fitted,
+    latents_of,
     located,
     tensor,
     whole,
@@ -233,8 +234,8 @@ class MACE(Method):
             pictures = fitted(model, self.pictures, words)
         segmenter = whole if concept.kind == "style" else self.segmenter
         masks = located(segmenter, pictures, words)
-        original = self.fidelity == "original"
-        return Examples(*encoded(model, tensor(pictures), imagenet=original), masks)
+        encode = imagenet_latents if self.fidelity == "original" else latents_of
+        return Examples(*encode(model, tensor(pictures)), masks)
 
     def _draw(self, model: Model, concept: Concept, seed: int) -> Pictures:
         if self.fidelity == "original":

@@ -36,12 +36,12 @@ from expunge.generation.sampling import ImageRequest, sample
 from expunge.method.base import Batch, Trained
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.mace.batches import encoded, noised
 from expunge.methods.mace.closed import mean_moment
-from expunge.models import Model
-from expunge.pictures import PicturesSetting, fitted, tensor
+from expunge.models import Condition, Model
+from expunge.models.model import Answer
+from expunge.pictures import PicturesSetting, fitted, latents_of, tensor
 from expunge.seeding import derive, generator
-from expunge.training.trajectories import Predict, Trajectories, trajectories
+from expunge.training.trajectories import Trajectories, trajectories
 
 ROLES = {"x": "cross_attention", "x-strict": "cross_attention.kv"}
 """Parameter groups; the released program trains the first."""
@@ -66,14 +66,11 @@ ORIGINAL: Mapping[str, Any] = {
 
 
 def predictions(
-    predict: Predict, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
+    predict: Answer, latents: Tensor, timestep: Tensor, concept: Condition, empty: Condition
 ) -> tuple[Tensor, Tensor]:
-    """``f(x, t, c)`` and ``f(x, t, a)``, shaped like ``latents`` ``[batch, ...]``, in one pass.
-
-    ``concept`` and ``empty`` are embeddings, ``[batch, tokens, width]``.
-    """
+    """``f(x, t, c)`` and ``f(x, t, a)``, shaped like ``latents`` ``[batch, ...]``, in one pass."""
     twice = torch.cat([latents, latents]), timestep.repeat(2)
-    both = predict(*twice, torch.cat([concept, empty])).chunk(2)
+    both = predict(*twice, Condition.cat([concept, empty])).chunk(2)
     return both[0], both[1]
 
 
@@ -252,24 +249,24 @@ class CiE(Trained):
             steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
         )
-        return Table(walks, run.model.encode(prompts), run.model.encode(empty))
+        return Table(walks, run.model.condition(prompts), run.model.condition(empty))
 
     def _pictured(self, run: Run) -> "Draw":
         """Noised pictures, and what the frozen model says of them."""
         model, concepts = run.model, run.policy.erase
-        count = len(model.pipe.scheduler.alphas_cumprod)
+        process = model.process
         posterior = self._posterior(run)
         prompts = [self.pairs(concept) for concept in concepts]
-        pairs = [tuple(map(model.encode, zip(*pairs, strict=True))) for pairs in prompts]
+        pairs = [tuple(map(model.condition, zip(*pairs, strict=True))) for pairs in prompts]
 
         def draw(number: int, turn: int) -> Rows:
             draws = generator(run.seed, "cie batch", number)
             mean, deviation = posterior(number, turn, draws)
             wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
-            timestep = torch.randint(count, (len(mean),), generator=draws).to(model.device)
-            latents = noised(model, mean + wobble * deviation, noise, timestep)
+            timestep = torch.randint(process.times, (len(mean),), generator=draws).to(model.device)
+            latents = process.mix(mean + wobble * deviation, noise, timestep)
             rows = torch.randint(len(prompts[turn]), (len(mean),), generator=draws)
-            concept, empty = (embeddings[rows] for embeddings in pairs[turn])
+            concept, empty = (conditions[rows] for conditions in pairs[turn])
             return rows_of(run.student, latents, timestep, concept, empty)
 
         return draw
@@ -283,7 +280,7 @@ class CiE(Trained):
         if self.pictures is None:
             return self._drawn(run)
         own = (fitted(model, self.pictures, concept.target) for concept in concepts)
-        given = [encoded(model, tensor(pictures)) for pictures in own]
+        given = [latents_of(model, tensor(pictures)) for pictures in own]
         once, needed = self.fidelity == "original", self.iterations * self.accumulation
         fewest = min(len(mean) for mean, _ in given)
         if once and needed > fewest:
@@ -318,7 +315,7 @@ class CiE(Trained):
                 for number in range(first, first + BLOCK)
             ]
             colours = [picture for _, picture in sample(run.model, requests, sampler)]
-            return encoded(run.model, torch.stack(colours))
+            return latents_of(run.model, torch.stack(colours))
 
         def chosen(number: int, turn: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
             row = number % BLOCK
@@ -356,10 +353,10 @@ class Rows(NamedTuple):
 
     latents: Tensor
     timestep: Tensor
-    concept: Tensor
-    """Embeddings of the concept's prompts, ``[rows, tokens, width]``."""
-    empty: Tensor
-    """Embeddings of what they are compared with."""
+    concept: Condition
+    """Of the concept's prompts."""
+    empty: Condition
+    """Of what they are compared with."""
     representation: Tensor
     """The frozen model's ``r``, shaped like ``latents``."""
     without: Tensor
@@ -367,11 +364,11 @@ class Rows(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Trajectories of a concept, with the embeddings of the prompt and the ``a`` of each."""
+    """Trajectories of a concept, with the conditions of the prompt and the ``a`` of each."""
 
     walks: Trajectories
-    concept: Tensor
-    empty: Tensor
+    concept: Condition
+    empty: Condition
 
 
 Draw = Callable[[int, int], Rows]
@@ -382,7 +379,7 @@ Posterior = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def rows_of(
-    student: Student, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
+    student: Student, latents: Tensor, timestep: Tensor, concept: Condition, empty: Condition
 ) -> Rows:
     """Examples at some latents, with what the frozen model says there."""
     frozen, without = predictions(student.teach, latents, timestep, concept, empty)

@@ -36,7 +36,7 @@ from expunge.method.student import Student
 from expunge.methods.sepme.bases import Given, beginnings, crowded, named, rows
 from expunge.methods.sepme.cie import FIRST_TEST, CiE, Rows, direction, momentum, predictions
 from expunge.methods.sepme.shifts import JointShifts, Shifts
-from expunge.models import Model
+from expunge.models import Condition, Model
 
 ORIGINAL: Mapping[str, Any] = {
     "iterations": 1001,  # its limit of 1000 ends it after one more
@@ -186,10 +186,8 @@ class SepCE(CiE):
         draw = self._pictured(run)
         for number in numbers:
             drawn = [draw(number, turn) for turn in range(len(run.policy.erase))]
-            columns = [
-                torch.cat(column).to(run.model.device) for column in zip(*drawn, strict=True)
-            ]
-            yield dict(zip(Rows._fields, columns, strict=True))
+            columns = zip(Rows._fields, zip(*drawn, strict=True), strict=True)
+            yield {name: joined(parts, run.model.device) for name, parts in columns}
 
     # --- directions
 
@@ -252,3 +250,11 @@ class SepCE(CiE):
             blocks = (block() for block in kept)
             count = fitting(blocks, within, lambda space: len(space) >= half, self.tolerance)
         return Given(own, shared, concepts, [block() for block in kept[:count]])
+
+
+def joined(parts: Sequence[Tensor | Condition], device: torch.device) -> Tensor | Condition:
+    """Rows of several concepts, one below the other."""
+    conditions = [part for part in parts if isinstance(part, Condition)]
+    if conditions:
+        return Condition.cat(conditions).to(device)
+    return torch.cat([part for part in parts if isinstance(part, Tensor)]).to(device)

@@ -29,8 +29,7 @@ from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.spm.anchors import Split, acting, noise_anchors
 from expunge.methods.spm.student import Acts, Apprentice, distinct
-from expunge.models import Model
-from expunge.models.sdxl import SDXL
+from expunge.models import Condition, Model
 from expunge.seeding import generator
 from expunge.training.trajectories import ddim, denoise
 
@@ -118,7 +117,7 @@ class SPM(Trained):
         return self
 
     def parameters(self, model: Model) -> tuple[str, ...]:
-        if isinstance(model, SDXL):
+        if model.family == "sdxl":
             raise Unsupported("spm: not for SDXL so far")
         return model.select("transformers")
 
@@ -159,19 +158,19 @@ class SPM(Trained):
         rows = len(latents)
         of = torch.arange(len(batch["anchors"]), device=latents.device) % rows
         target, positive, neutral = (
-            batch[key].expand(rows, -1, -1) for key in ("target", "positive", "neutral")
+            batch[key].expand(rows) for key in ("target", "positive", "neutral")
         )
         through = distinct(
             student.predict,
             torch.cat([latents, latents[of]]),
             torch.cat([timestep, timestep[of]]),
-            torch.cat([target, batch["anchors"]]),
+            Condition.cat([target, batch["anchors"]]),
         )
         past = distinct(
             student.teach,
             torch.cat([latents, latents, latents[of]]),
             torch.cat([timestep, timestep, timestep[of]]),
-            torch.cat([positive, neutral, batch["anchors"]]),
+            Condition.cat([positive, neutral, batch["anchors"]]),
         )
         return Predictions(
             through[:rows], past[:rows], past[rows : 2 * rows], through[rows:], past[2 * rows :]
@@ -220,12 +219,12 @@ class SPM(Trained):
         ]
 
     def walked(
-        self, student: Apprentice, noise: Tensor, target: Tensor, stops: Sequence[int]
+        self, student: Apprentice, noise: Tensor, target: Condition, stops: Sequence[int]
     ) -> Tensor:
         """Latents after so many steps of one denoising, ``[stops, channels, height, width]``.
 
         The membrane of the student's turn is open in both branches of the guidance. ``noise`` is
-        ``[1, channels, height, width]``, ``target`` ``[1, rows, width]``.
+        ``[1, channels, height, width]``, ``target`` of one prompt.
         """
         timetable = self._timetable(student.model)
         walk = denoise(
@@ -248,30 +247,26 @@ class SPM(Trained):
         if self.fidelity == "corrected":
             chosen: Tensor = self._timetable(model).timesteps[list(stops)]
             return chosen.to(model.device)
-        count = len(model.pipe.scheduler.alphas_cumprod)
+        count = model.process.times
         late = [count - 1 - stop * count // self.num_inference_steps for stop in stops]
         return torch.tensor(late, device=model.device)
 
     def _timetable(self, model: Model) -> Any:
         """Of the denoising; in the original it has other ends, the last at no noise."""
         if self.fidelity == "corrected":
-            return ddim(model.pipe.scheduler, self.num_inference_steps)
-        from diffusers import DDIMScheduler
-
-        scheduler = DDIMScheduler.from_config(
-            model.pipe.scheduler.config,
-            clip_sample=False,
+            return ddim(model.process, self.num_inference_steps)
+        return model.process.scheduler(
+            "ddim",
+            self.num_inference_steps,
             set_alpha_to_one=True,
             steps_offset=0,
             timestep_spacing="leading",
         )
-        scheduler.set_timesteps(self.num_inference_steps)
-        return scheduler
 
     def _shape(self, model: Model, draws: torch.Generator) -> tuple[int, int, int]:
         """Of the latents; with ``varied_size`` both sides are multiples of 64 pixels, drawn."""
         channels, *_ = model.latent_shape
-        scale = model.pipe.vae_scale_factor
+        scale = model.image_size[0] // model.latent_shape[1]
         sides = [
             64 * _draw(draws, -(-side // 128), -(-side // 64)) // scale
             if self.varied_size and min(model.image_size) >= 512
@@ -281,18 +276,19 @@ class SPM(Trained):
         return channels, sides[0], sides[1]
 
     def _anchors(
-        self, model: Model, draws: torch.Generator, target: Tensor, kept: Sequence[str]
-    ) -> Tensor:
-        """Embeddings, ``[anchors, rows, width]``, for which nothing may change."""
+        self, model: Model, draws: torch.Generator, target: Condition, kept: Sequence[str]
+    ) -> Condition:
+        """Conditions for which nothing may change."""
         if not self.la_strength:
             return target[:0]
+        rows = target.rows[0]
         if self.fidelity == "original":
-            drawn = noise_anchors(draws, target[0], self.anchors)
-            return acting(drawn, model.unconditional(), self.anchor_split)
+            drawn = noise_anchors(draws, rows, self.anchors)
+            return Condition(acting(drawn, model.unconditional().rows, self.anchor_split))
         count = round(self.anchors * self.keep_share)
         prompts = ["", *(kept[_draw(draws, 0, len(kept))] for _ in range(count - 1))][:count]
-        noise = noise_anchors(draws, target[0], self.anchors - len(prompts))
-        return torch.cat([model.condition(prompts), noise]) if prompts else noise
+        noise = Condition(noise_anchors(draws, rows, self.anchors - len(prompts)))
+        return Condition.cat([model.condition(prompts), noise]) if prompts else noise
 
     def _positives(self, policy: Policy) -> Sequence[str]:
         """For each concept what leads away from it, "" for its own prompt."""

@@ -8,13 +8,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from expunge.edits.gates import Installed
+from expunge.edits.installed import gated
 from expunge.edits.membranes import Membranes, Metric, Rule, through
 from expunge.edits.payloads import LowRank
 from expunge.method.student import Student
-from expunge.models import Model
+from expunge.models import Condition, Model
+from expunge.models.model import Answer
 from expunge.seeding import generator
-from expunge.training.trajectories import Predict
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,7 @@ class Apprentice(Student):
         self.acts = acts
         self.turn = 0
         super().__init__(model, names, rank=rank, seed=seed)
-        self.layers = {n: model.unet.get_submodule(n.rpartition(".")[0]) for n in self.names}
+        self.layers = {n: model.denoiser.get_submodule(n.rpartition(".")[0]) for n in self.names}
 
     def _fresh(self, name: str, seed: int) -> dict[str, Tensor]:
         """``U`` is 0 and ``D`` as He et al. draw it with a slope of ``sqrt(5)``."""
@@ -133,19 +133,16 @@ class Apprentice(Student):
     def shown(self) -> Iterator[Model]:
         """The model with all membranes, each as open as a prompt asks for, inside the block."""
         gates = [self.gate(concept) for concept in range(len(self.phrases))]
-        installed = Installed(self.model, [Membranes.joined(gates)])
-        try:
-            yield self.model
-        finally:
-            installed.remove()
+        with gated(self.model, [Membranes.joined(gates)]) as model:
+            yield model
 
 
-def distinct(predict: Predict, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+def distinct(predict: Answer, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
     """Predictions of all rows; those that are the same are computed once."""
-    rows = list(zip(latents, timestep, embeddings, strict=True))
+    rows = list(zip(latents, timestep, condition.rows, strict=True))
     places = [next(at for at, one in enumerate(rows) if _same(one, row)) for row in rows]
     first = sorted(set(places))
-    made = predict(latents[first], timestep[first], embeddings[first])
+    made = predict(latents[first], timestep[first], condition[first])
     return made[[first.index(place) for place in places]]
 
 

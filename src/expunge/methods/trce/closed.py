@@ -125,7 +125,7 @@ class TRCE(Method):
             ExpungeError: the prompt is so long that there is no such row.
         """
         w = (*self.token_weight_scale, *self.token_weight_scale[-1:] * len(CLASSES))
-        last = model.pipe.tokenizer.model_max_length - 1
+        last = model.window - 1
         count = self._length(model, pair.erase)
         rows = (
             Match(0, 0, w[0]),

@@ -18,7 +18,7 @@ is drawn first, and no trajectory is computed beyond it.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -35,17 +35,16 @@ from torch import Tensor
 
 from expunge.concepts import Context, Pair, Policy, explain
 from expunge.edits.edit import Edit
-from expunge.method.base import Trained
+from expunge.method.base import Batch, Trained
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods import erase
 from expunge.methods.trce.closed import RELEASED as RELEASED_STAGE1
 from expunge.methods.trce.closed import TRCE
-from expunge.models import Model
-from expunge.models.roles import matching
+from expunge.models import Condition, Model, Process
 from expunge.prior import PriorFile
 from expunge.seeding import derive, generator
-from expunge.training.trajectories import Place, ddim, visited
+from expunge.training.trajectories import Place, Timetable, ddim, visited
 
 RELEASED: dict[str, Any] = {
     "gradients": "cumulative",
@@ -78,12 +77,11 @@ EditFile = Annotated[
 """A setting that is an ``Edit`` or the path of one; a record of it holds its id."""
 
 
-def released(model_scheduler: Any, steps: int) -> Any:
+def released(process: Process, steps: int) -> Any:
     """``ddim`` with the timesteps ``(1000 / steps) j`` of the released program."""
-    scheduler = ddim(model_scheduler, steps)
-    scheduler = type(scheduler).from_config(scheduler.config, steps_offset=0)
-    scheduler.set_timesteps(steps)
-    return scheduler
+    return process.scheduler(
+        "ddim", steps, set_alpha_to_one=False, steps_offset=0, timestep_spacing="leading"
+    )
 
 
 class Ways(NamedTuple):
@@ -222,24 +220,24 @@ class TRCESteering(Trained):
             return self.stage1
 
     def parameters(self, model: Model) -> tuple[str, ...]:
-        return matching(model.unet, lambda n, _: ".attn1." in n or ".attn2.to_q." in n)
+        return model.select("self_attention | cross_attention.q")
 
     # --- the loss
 
-    def loss(self, student: Student, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The steering ``erase``, the ``regularization``, and their weighted sum.
 
         ``erase`` is the mean of ``erase_prompt`` and ``erase_empty``, which are 0 where the
         student is nearer to the safe target by the margin.
         """
-        latents, timestep, erased = batch["latents"], batch["timestep"], batch["embeddings"]
-        held = [batch[key] for key in ("held_latents", "held_timestep", "held_embeddings")]
-        empty = batch["empty"].expand_as(erased)
+        latents, timestep, erased = batch["latents"], batch["timestep"], batch["condition"]
+        held = batch["held_latents"], batch["held_timestep"], batch["held_condition"]
+        empty = batch["empty"].expand(len(erased))
         positive, negative = self.targets(student, batch)
         predicted = student.predict(
             torch.cat([latents, latents, held[0]]),
             torch.cat([timestep, timestep, held[1]]),
-            torch.cat([erased, empty, held[2]]),
+            Condition.cat([erased, empty, held[2]]),
         )
         steered, stayed = predicted.tensor_split([2 * len(latents)])
         nearer = _distance(steered, positive.repeat(2, 1, 1, 1)) - _distance(
@@ -260,20 +258,20 @@ class TRCESteering(Trained):
             "regularization": regularization,
         }
 
-    def targets(self, student: Student, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def targets(self, student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
         """f+ and f-, shaped like the latents, out of one pass of the base model."""
-        latents, erased = batch["latents"], batch["embeddings"]
+        latents, erased = batch["latents"], batch["condition"]
         g = self.guidance + 1 if self.fidelity == "original" else self.guidance
         safe, unsafe, u = student.teach(
             latents.repeat(3, 1, 1, 1),
             batch["timestep"].repeat(3),
-            torch.cat([batch["safe"], erased, batch["empty"].expand_as(erased)]),
+            Condition.cat([batch["safe"], erased, batch["empty"].expand(len(erased))]),
         ).chunk(3)
         return u + g * (safe - u), u + g * (unsafe - u)
 
     # --- the data
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[dict[str, Tensor]]:
+    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         ways = self.ways(run.policy, run.seed)
         schedule = self.schedule(run.model, ways, run.seed)
         table = self._table(
@@ -283,14 +281,14 @@ class TRCESteering(Trained):
             steered, held = schedule[number]
             yield {
                 **table.rows(steered),
-                "safe": table.texts([visit.safe for visit in steered]),
-                "empty": table.texts([""]),
+                "safe": table.condition([visit.safe for visit in steered]),
+                "empty": table.condition([""]),
                 **{f"held_{key}": rows for key, rows in table.rows(held).items()},
             }
 
     def schedule(self, model: Model, ways: Mapping[str, Ways], seed: int) -> list[Draw]:
         """What every batch of the training looks at."""
-        timesteps = self._timetable(model.pipe.scheduler, self.num_inference_steps).timesteps
+        timesteps = self._timetable(model.process, self.num_inference_steps).timesteps
         count = self.iterations * self.accumulation
         return [self._draw(ways, timesteps.tolist(), number, seed) for number in range(count)]
 
@@ -365,7 +363,7 @@ class TRCESteering(Trained):
         return tuple(chosen)
 
     def _table(self, run: Run, ways: Mapping[str, Ways], visits: Sequence[Visit]) -> "Table":
-        """The latents of all visits, and the embeddings of their prompts."""
+        """The latents of all visits, and the conditions of their prompts."""
         latents: dict[tuple[str, Place], Tensor] = {}
         for sort, (prompts, _, scale) in ways.items():
             places = sorted({visit.place for visit in visits if visit.sort == sort})
@@ -383,11 +381,12 @@ class TRCESteering(Trained):
             )
             latents |= {(sort, place): row for place, row in zip(places, found, strict=True)}
         texts = sorted({"", *(v.prompt for v in visits), *(v.safe for v in visits)})
-        embeddings = dict(zip(texts, run.model.encode(texts), strict=True))
-        return Table(latents, embeddings)
+        return Table(
+            latents, {text: at for at, text in enumerate(texts)}, run.model.condition(texts)
+        )
 
     @property
-    def _timetable(self) -> Callable[[Any, int], Any]:
+    def _timetable(self) -> Timetable:
         return released if self.fidelity == "original" else ddim
 
 
@@ -395,23 +394,23 @@ class Table(NamedTuple):
     """What the visits of a training need."""
 
     latents: Mapping[tuple[str, Place], Tensor]
-    embeddings: Mapping[str, Tensor]
+    texts: Mapping[str, int]
+    """Where each prompt's condition is."""
+    conditions: Condition
 
-    def rows(self, visits: Sequence[Visit]) -> dict[str, Tensor]:
-        """Latents, timesteps and embeddings of some visits, one a row; perhaps none."""
+    def rows(self, visits: Sequence[Visit]) -> dict[str, Any]:
+        """Latents, timesteps and conditions of some visits, one a row; perhaps none."""
         like = next(iter(self.latents.values()))
         latents = [self.latents[visit.sort, visit.place] for visit in visits]
         return {
             "latents": torch.stack(latents) if latents else like.new_zeros((0, *like.shape)),
             "timestep": torch.tensor([v.timestep for v in visits], device=like.device).long(),
-            "embeddings": self.texts([visit.prompt for visit in visits]),
+            "condition": self.condition([visit.prompt for visit in visits]),
         }
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings ``[prompts, tokens, width]``."""
-        like = self.embeddings[""]
-        rows = [self.embeddings[prompt] for prompt in prompts]
-        return torch.stack(rows) if rows else like.new_zeros((0, *like.shape))
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """What the denoiser is told of some prompts."""
+        return self.conditions[[self.texts[prompt] for prompt in prompts]]
 
 
 def _released_pairs(policy: Policy, contexts: tuple[Context, ...]) -> tuple[Pair, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from expunge.algebra.ridge import Rows, kept_rows
 from expunge.concepts import Concept, Policy, WordList
 from expunge.detectors.classifiers import Classifier, classifier
-from expunge.edits.edit import tried
+from expunge.edits.applied import tried
 from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
