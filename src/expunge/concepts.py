@@ -110,6 +110,12 @@ class Concept(BaseModel):
         """Each phrase in each of its ``sentences``, beside the sentence with the replacement."""
         return self.pairs_in(self.sentences(contexts))
 
+    def neutral_pairs(self, contexts: tuple[Context, ...] = ()) -> list[tuple[str, str]]:
+        """Each prompt of ``pairs`` beside its anchor, or the empty prompt without a replacement."""
+        return [
+            (pair.erase, pair.anchor if self.replacement else "") for pair in self.pairs(contexts)
+        ]
+
     def pairs_in(self, sentences: Sequence[Context]) -> "Iterator[Pair]":
         """The same in just these sentences."""
         for phrase in self.phrases:

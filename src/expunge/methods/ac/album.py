@@ -10,7 +10,7 @@ from torch import Tensor
 from expunge.method.run import Run
 from expunge.methods.mace.batches import encoded
 from expunge.pictures import Pictures, fitted, tensor
-from expunge.seeding import derive, generator
+from expunge.seeding import derive, generator, integer
 from expunge.training.trajectories import Place, visited
 
 Item = TypeVar("Item")
@@ -154,4 +154,4 @@ def _drawn(run: Run, keys: Sequence[Key], drawing: Drawing) -> Tensor:
 
 
 def _one(items: Sequence[Item], draws: torch.Generator) -> Item:
-    return items[int(torch.randint(len(items), (), generator=draws))]
+    return items[integer(draws, 0, len(items))]

@@ -12,7 +12,7 @@ itself included, is held to the teacher's predictions. ``original`` is one of th
 programs, quirks and all (``ac_programs.py``).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -22,9 +22,10 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
-from expunge.method.base import Batch, Trained
+from expunge.method.base import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
+from expunge.method.training import TrainedWeights
 from expunge.methods.ac.album import Album, Drawing, collected
 from expunge.methods.ac.prompts import anchored, asked, predict, regressed
 from expunge.methods.ac.released import DEFAULTS, RULES, LossType, Program, Variant, attention
@@ -57,13 +58,15 @@ Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Prompts = Annotated[tuple[Prompt, ...], BeforeValidator(_lines)]
 
 
-class AblatingConcepts(Trained):
+class AblatingConcepts(TrainedWeights):
     """Fine-tuning that draws an anchor where the target is asked for."""
 
     name: ClassVar[str] = "ac"
     title: ClassVar[str] = "Ablating Concepts"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.13516"
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
+    original_only: ClassVar[tuple[str, ...]] = ("variant", "augment", "hflip")
 
     variant: Variant | None = None
     """The released program to follow; only with ``fidelity="original"``."""
@@ -102,14 +105,11 @@ class AblatingConcepts(Trained):
     hflip: bool = False
     """Show every second picture mirrored, as two of the released programs do."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """An original run starts from its program's defaults."""
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
         variant = values.get("variant") or "diffusers"
-        return {**DEFAULTS.get(variant, {}), **values, "variant": variant}
+        return super().with_released({**DEFAULTS.get(variant, {}), **values, "variant": variant})
 
     @model_validator(mode="after")
     def _consistent(self) -> "AblatingConcepts":
@@ -123,19 +123,10 @@ class AblatingConcepts(Trained):
             raise ValueError(f"parameter_group: choose one of {', '.join(known)}")
         if self.prompts and self.contexts:
             raise ValueError("contexts: prompts are given too; give one of the two")
-        if self.fidelity == "corrected":
-            self._only_default('only with fidelity="original"', "variant", "augment", "hflip")
-        else:
-            self._only_default('only with fidelity="corrected"', "contexts")
         if self.variant == "sepme":
             names = ("loss_type", "prompts", "memorized", "augment", "hflip")
-            self._only_default("SepME's program has no such setting", *names)
+            self.refuse_changed("SepME's program has no such setting", *names)
         return self
-
-    def _only_default(self, reason: str, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: {reason}")
 
     @property
     def program(self) -> Program | None:
@@ -206,8 +197,7 @@ class AblatingConcepts(Trained):
     def pairs(self, concept: Concept) -> list[tuple[str, str]]:
         """Each prompt of the anchor with each prompt of the target that goes with it."""
         if not self.prompts and not self.memorized:
-            pairs = concept.pairs(self.contexts)
-            return [(pair.anchor if concept.replacement else "", pair.erase) for pair in pairs]
+            return [(anchor, erase) for erase, anchor in concept.neutral_pairs(self.contexts)]
         sentences = concept.contexts or self.contexts or ("{}",)
         own = [sentence.format(concept.replacement) for sentence in sentences]
         return [

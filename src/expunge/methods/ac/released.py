@@ -28,7 +28,7 @@ from expunge.methods.mace.batches import encoded, noised
 from expunge.models import Model
 from expunge.models.roles import ROLES, Rule
 from expunge.pictures import Pictures, fitted, tensor
-from expunge.seeding import derive, generator
+from expunge.seeding import derive, generator, integer
 
 Variant = Literal["diffusers", "compvis", "sepme"]
 LossType = Literal["model-based", "noise-based"]
@@ -200,11 +200,12 @@ class Program:
             shown = [self._turn(run, own, turn) for turn in turns]
             if self.prior_weight and self.variant != "sepme":
                 shown += [
-                    Shown(one.concept, _draw(draws, self._count(own, one.concept))) for one in shown
+                    Shown(one.concept, integer(draws, 0, self._count(own, one.concept)))
+                    for one in shown
                 ]
             pictures = [own[one.concept.target][one.number] for one in shown if own]
             pictures = [
-                ImageOps.mirror(picture) if self.hflip and _draw(draws, 2) else picture
+                ImageOps.mirror(picture) if self.hflip and integer(draws, 0, 2) else picture
                 for picture in pictures or self._drawn(run, shown)
             ]
             yield self._batch(run, shown, pictures, draws)
@@ -260,12 +261,12 @@ class Program:
             style=STYLE[self.variant],
             memorized=self.memorized,
         )
-        prompt = options[_draw(draws, len(options))]
+        prompt = options[integer(draws, 0, len(options))]
         scale = self._scale(concept, size, draws)
         if 0.6 * size <= scale <= size and self.variant == "compvis":
             return _plain(model, picture, prompt)
         if scale < 0.6 * size or scale > size:
-            prompt = (SMALL if scale < size else LARGE)[_draw(draws, 2)] + prompt
+            prompt = (SMALL if scale < size else LARGE)[integer(draws, 0, 2)] + prompt
         cell = size // model.latent_shape[1]
         return Example(*placed(picture, scale, cell, draws), prompt)
 
@@ -276,7 +277,7 @@ class Program:
         share = 0.66 if self.variant == "diffusers" else 2 / 3
         smaller = float(torch.rand((), generator=draws)) < share
         low, high = (size // 3, size + 1) if smaller else (int(1.2 * size), int(1.4 * size))
-        return low + _draw(draws, high - low)
+        return integer(draws, low, high)
 
     def _words(self, concept: Concept) -> str:
         """What its pictures show."""
@@ -334,7 +335,7 @@ def placed(
     width, height = picture.size
     size = (scale, scale * width // height)
     colours = tensor([picture.resize(size[::-1], Image.Resampling.BILINEAR)])[0].float()
-    corner = [_draw(draws, abs(a - b) + 1) for a, b in zip(size, (height, width), strict=True)]
+    corner = [integer(draws, 0, abs(a - b) + 1) for a, b in zip(size, (height, width), strict=True)]
     top, left = corner
     if scale > height:
         part = colours[top : top + height, left : left + width]
@@ -350,8 +351,3 @@ def placed(
             )
             mask[rows, columns] = 1
     return ground, mask
-
-
-def _draw(draws: torch.Generator, count: int) -> int:
-    """An integer from 0 to ``count - 1``."""
-    return int(torch.randint(count, (), generator=draws))

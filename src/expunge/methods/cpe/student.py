@@ -38,6 +38,7 @@ class GateStudent(Student):
     ) -> None:
         self.model = model
         self.rank = 0
+        self.start = None
         self.fixed = {}
         self.concepts = tuple(concepts)
         self.surface = Surface.of(model)

@@ -25,14 +25,15 @@ from torch import Tensor
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.errors import ExpungeError
-from expunge.method.base import Trained
+from expunge.method.base import Batch, Fixed
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.esd.released import DEFAULTS, RULES, Batch, Program, Variant, parameters
+from expunge.method.training import TrainedWeights
+from expunge.methods.esd.released import DEFAULTS, RULES, Program, Variant, parameters
 from expunge.methods.mace.closed import mean_moment
 from expunge.models import Model
 from expunge.models.sdxl import SDXL
-from expunge.seeding import derive, generator
+from expunge.seeding import derive, generator, integer
 from expunge.training.trajectories import Trajectories, trajectories
 
 Item = TypeVar("Item")
@@ -47,13 +48,24 @@ ROLES = {
 """Parameter groups of the corrected method."""
 
 
-class ESD(Trained):
+class ESD(TrainedWeights):
     """Fine-tuning away from the concept, with negative guidance as the target."""
 
     name: ClassVar[str] = "esd"
     title: ClassVar[str] = "Erased Stable Diffusion"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.07345"
+    released_fixed: ClassVar[Fixed] = {
+        **TrainedWeights.released_fixed,
+        "batch_size": (1, "the released programs train on one latent at a time"),
+    }
+    corrected_only: ClassVar[tuple[str, ...]] = (
+        "contexts",
+        "trajectories",
+        "keep_share",
+        "preserve_scale",
+    )
+    original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
     variant: Variant | None = None
     """The released program to follow; only with ``fidelity="original"``."""
@@ -84,31 +96,19 @@ class ESD(Trained):
     preserve_scale: float = Field(1.0, ge=0)
     """Weight of the relative change of the keys and values of the prompts to keep."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """An original run starts from its program's defaults."""
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
         variant = values.get("variant") or "compvis"
         defaults = DEFAULTS[variant]._asdict() if variant in DEFAULTS else {}
-        return {"variant": variant, **defaults, **values}
+        return super().with_released({**defaults, **values, "variant": variant})
 
     @model_validator(mode="after")
     def _consistent(self) -> "ESD":
-        if self.fidelity == "corrected" and self.variant:
-            raise ValueError('variant: only with fidelity="original"')
         if self.fidelity == "corrected" and self.train_method not in ROLES:
             raise ValueError(f"train_method: choose one of {', '.join(ROLES)}")
         if self.variant == "compvis" and self.erase_from:
             raise ValueError("erase_from: the compvis program doesn't have it, the others do")
-        if self.variant and self.contexts:
-            raise ValueError('contexts: only with fidelity="corrected"')
-        for name in ("trajectories", "keep_share", "preserve_scale") if self.variant else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: only with fidelity="corrected"')
-        if self.variant and self.batch_size != 1:
-            raise ValueError("batch_size: the released programs train on one latent at a time")
         return self
 
     def parameters(self, model: Model) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ class ESD(Trained):
             batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)
             yield {**batch, **words}
 
-    def loss(self, student: Student, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, student: Student, batch: Batch) -> Tensor:
         """Mean squared distance of the student's prediction from the target.
 
         With prompts to keep, also ``preserve_scale`` times how far their keys and values moved.
@@ -184,9 +184,9 @@ class ESD(Trained):
     def _erased(self, run: Run) -> "Rows":
         """Every latent of the erased prompts' trajectories, with its target."""
         pairs = [
-            (pair.erase, pair.anchor if concept.replacement else "")
+            pair
             for concept in run.policy.erase
-            for pair in self._spread(run, list(concept.pairs(self.contexts)), 1)
+            for pair in self._spread(run, concept.neutral_pairs(self.contexts), 1)
         ]
         drawn = self._drawn(run, "erased", pairs, [anchor for _, anchor in pairs])
         away = drawn.conditional - drawn.anchor
@@ -273,8 +273,5 @@ class Table(NamedTuple):
     def draw(self, draws: torch.Generator, size: int, kept: int) -> Batch:
         """A batch of ``size`` rows, ``kept`` of them of prompts to keep."""
         parts = [self.erased] * (size - kept) + ([self.kept] * kept if self.kept else [])
-        rows = [
-            part.row(int(torch.randint(part.timestep.numel(), (), generator=draws)))
-            for part in parts
-        ]
+        rows = [part.row(integer(draws, 0, part.timestep.numel())) for part in parts]
         return {key: torch.stack([row[key] for row in rows]) for key in Rows._fields}

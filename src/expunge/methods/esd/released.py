@@ -9,22 +9,22 @@
 A negative guidance of 2 in the diffusers programs is 1 in the others: see ``Program.target``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from expunge.method.base import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.models import Model
 from expunge.models.roles import Rule, matching
-from expunge.seeding import generator
+from expunge.seeding import generator, integer
 from expunge.training.trajectories import ddim, denoise, native
 
 Variant = Literal["compvis", "alt", "diffusers-sd", "diffusers-sdxl"]
-Batch = dict[str, Tensor]
 
 
 def _weighted(rule: Rule) -> Rule:
@@ -93,7 +93,6 @@ class Defaults(NamedTuple):
     lr: float
     negative_guidance: float
     start_guidance: float = 3.0
-    batch_size: int = 1
 
 
 DEFAULTS: dict[Variant, Defaults] = {
@@ -131,9 +130,9 @@ class Program:
         low, high = (1, self.steps - 1) if self.variant == "alt" else (0, self.steps)
         for number in numbers:
             draws = generator(run.seed, "esd", number)
-            concept, prompt = pairs[_draw(draws, 0, len(pairs))]
-            stop = _draw(draws, low, high)
-            offset = _draw(draws, 0, self._stride)
+            concept, prompt = pairs[integer(draws, 0, len(pairs))]
+            stop = integer(draws, low, high)
+            offset = integer(draws, 0, self._stride)
             noise = torch.randn((1, *self._latent_shape(model)), generator=draws)
             yield {
                 "latents": self.latents(student, concept, prompt, noise.to(model.device), stop),
@@ -188,7 +187,7 @@ class Program:
             latents = step.after
         return latents
 
-    def target(self, student: Student, batch: Mapping[str, Tensor]) -> Tensor:
+    def target(self, student: Student, batch: Batch) -> Tensor:
         """``base - eta (eps*(c) - eps*(""))``; what the base is differs by program.
 
         compvis: the empty prompt. diffusers: the trained prompt. alt: the trained prompt, but the
@@ -220,8 +219,3 @@ class Program:
     def _scheduler(self, model: Model) -> Any:
         make = native if self._by_teacher else ddim
         return make(model.pipe.scheduler, self.steps)
-
-
-def _draw(draws: torch.Generator, low: int, high: int) -> int:
-    """An integer from ``low`` to ``high - 1``."""
-    return int(torch.randint(low, high, (), generator=draws))

@@ -9,7 +9,7 @@ from torch import Tensor
 from expunge.method.run import Run
 from expunge.methods.mace import batches as mace_batches
 from expunge.models import Model
-from expunge.seeding import generator
+from expunge.seeding import generator, integer
 
 Pooler = Literal["none", "first", "all"]
 """Which ends of the text count as the concept."""
@@ -54,7 +54,7 @@ def row(run: Run, shown: Sequence[Shown], turn: int) -> dict[str, Tensor]:
     epoch, at = divmod(round_, len(mean))
     order = torch.randperm(len(mean), generator=generator(run.seed, "fmn order", which, epoch))
     draws = generator(run.seed, "fmn", turn)
-    prompt = int(torch.randint(len(embeddings), (), generator=draws))
+    prompt = integer(draws, 0, len(embeddings))
     count = len(run.model.pipe.scheduler.alphas_cumprod)
     timestep = torch.randint(count, (), generator=draws)
     wobble, noise = torch.randn((2, *mean.shape[1:]), generator=draws).to(mean.device)

@@ -16,7 +16,7 @@ distance of the logits of ``a painting of C`` from those of ``a painting of``, f
     L = sum_l mean((s Q_l (K_l(c) - K_l(g))^T)^2)
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,9 +24,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
-from expunge.method.base import Batch, Trained
+from expunge.method.base import Batch, Fixed
 from expunge.method.run import Run
 from expunge.method.student import Student
+from expunge.method.training import TrainedWeights
 from expunge.methods.fmn.batches import Pooler, Shown, columns, row
 from expunge.methods.mace.batches import encoded, noised
 from expunge.methods.mace.closed import mean_moment
@@ -52,7 +53,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pooler": "all",
         "lr": 2e-6,
         "weight_decay": 0.01,
-        "batch_size": 1,
     },
     "sepme": {
         "iterations": 21,
@@ -60,19 +60,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "optimizer": "torch.optim.Adam",
         "max_grad_norm": None,
         "gradients": "cumulative",
-        "batch_size": 1,
     },
 }
 """What a released program does when nothing is said, where that isn't this class's default."""
 
 
-class ForgetMeNot(Trained):
+class ForgetMeNot(TrainedWeights):
     """Fine-tuning that takes the cross-attention off the concept's words."""
 
     name: ClassVar[str] = "fmn"
     title: ClassVar[str] = "Forget-Me-Not"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.17591"
+    released_fixed: ClassVar[Fixed] = {
+        **TrainedWeights.released_fixed,
+        "batch_size": (1, "the released programs are right for one picture only"),
+    }
+    corrected_only: ClassVar[tuple[str, ...]] = (
+        "contexts",
+        "preserve_scale",
+        "inversion_steps",
+        "inversion_lr",
+    )
+    original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
     variant: Literal["released", "sepme"] | None = None
     """The program to follow; only with ``fidelity="original"``."""
@@ -109,17 +119,14 @@ class ForgetMeNot(Trained):
     inversion_lr: float = Field(1e-3, gt=0)
     """Learning rate of the textual inversion."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """An original run starts from its program's defaults."""
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
         variant = values.get("variant") or "released"
         values = {**DEFAULTS.get(variant, {}), **values, "variant": variant}
         if variant == "released" and values["train_method"] == "full":
-            return {"max_grad_norm": None, **values}
-        return values
+            values = {"max_grad_norm": None, **values}
+        return super().with_released(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ForgetMeNot":
@@ -134,15 +141,9 @@ class ForgetMeNot(Trained):
             raise ValueError("inversion_steps: there is no picture to invert; drop no_real_image")
         if self.variant is None:
             return self
-        if self.fidelity == "corrected":
-            raise ValueError('variant: only with fidelity="original"')
-        if self.batch_size != 1:
-            raise ValueError("batch_size: the released programs are right for one picture only")
         sepme = self.variant == "sepme"
-        absent = ("contexts", "preserve_scale", "inversion_steps", "inversion_lr")
-        for name in (*absent, *(("pooler", "no_real_image") if sepme else ())):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: not with variant="{self.variant}"')
+        if sepme:
+            self.refuse_changed('not with variant="sepme"', "pooler", "no_real_image")
         if self.train_method not in (("x",) if sepme else ("x", "full")):
             raise ValueError(f'train_method: not {self.train_method} with variant="{self.variant}"')
         if not sepme and self.train_method == "full" and self.max_grad_norm:

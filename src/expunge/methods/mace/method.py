@@ -17,7 +17,7 @@ Both closed forms (``mace_closed.py``) invert one matrix for all layers.
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from PIL import Image
@@ -30,7 +30,7 @@ from expunge.edits.payloads import Change, LowRank, Ridge, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Method
+from expunge.method.base import Fixed, Method, Need
 from expunge.methods.mace.adapters import Adapter, fit
 from expunge.methods.mace.batches import Examples, drawn, encoded
 from expunge.methods.mace.closed import PROMPTS, fusion, moment, rows
@@ -60,7 +60,10 @@ class MACE(Method):
     title: ClassVar[str] = "Mass Concept Erasure"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2403.06135"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing", "training", "gradients"})
+    released_fixed: ClassVar[Fixed] = {
+        "batch_size": (1, "the released program trains on one picture at a time"),
+    }
 
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words; by default the words alone and the templates."""
@@ -111,8 +114,6 @@ class MACE(Method):
         if self.domain and not self.prior:
             raise ValueError("domain: goes beside a prior; give one, or this file as the prior")
         if self.fidelity == "original":
-            if self.batch_size != 1:
-                raise ValueError("batch_size: the released program trains on one picture at a time")
             for name in (name for name, scale in scales.items() if self.prior and scale is None):
                 raise ValueError(f"{name}: the released value differs by task; give it or a preset")
             return self
@@ -121,6 +122,10 @@ class MACE(Method):
         if self.preserve_weight and not self.domain:
             raise ValueError("preserve_weight: weighs a domain; give one, or name what to keep")
         return self
+
+    @property
+    def needed(self) -> frozenset[Need]:
+        return self.needs if self.rank else frozenset({"text"})
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The refinement as a ridge system; with adapters, a shared matrix and thin factors."""

@@ -23,19 +23,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Generic, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Batch, Trained
+from expunge.method.base import Batch, Fixed, S, Trained
 from expunge.method.run import Run
 from expunge.method.student import Student
+from expunge.method.training import DenoiserTraining, LearningRateSchedule, TrainedWeights
 from expunge.methods.mace.batches import encoded, noised
 from expunge.methods.mace.closed import mean_moment
 from expunge.models import Model
@@ -52,17 +53,15 @@ FIRST_TEST = 12
 BLOCK = 16
 """Pictures that the original draws at a time."""
 
-ORIGINAL: Mapping[str, Any] = {
-    "train_method": "x",
+RELEASED: Mapping[str, Any] = {
     "iterations": 1001,  # its limit of 1000 ends it after one more
     "lr": 1e-6,
     "gradients": "cumulative",
     "threshold": 5e-5,
     "reg_beta": 1e-5,
-    "batch_size": 1,
     "num_inference_steps": 100,
 }
-"""What the released program does when nothing is said."""
+"""What both released programs do when nothing is said."""
 
 
 def predictions(
@@ -97,13 +96,15 @@ def settled(directions: Sequence[float], threshold: float) -> bool:
     return len(directions) >= FIRST_TEST and momentum(directions)[-1] < threshold
 
 
-class CiE(Trained):
-    """Fine-tuning until the concept's words make no difference along the old one."""
+class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
+    """What CiE and SepCE share: the loss, what they train on, and when it ends."""
 
-    name: ClassVar[str] = "cie"
-    title: ClassVar[str] = "Concept-irrelevant erasure (SepME)"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2402.05947"
+    released: ClassVar[Mapping[str, Any]] = RELEASED
+    released_fixed: ClassVar[Fixed] = {
+        "batch_size": (1, "the released program trains on one picture at a time"),
+    }
     corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "preserve_scale", "trajectories")
 
     train_method: Literal["x", "x-strict"] = "x-strict"
@@ -134,33 +135,10 @@ class CiE(Trained):
     guidance_scale: float = Field(7.5, ge=1)
     """Guidance of these."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
-        return {**cls.released(values), **values}
-
-    @classmethod
-    def released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the released program does when nothing is said but ``values``."""
-        return ORIGINAL
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "CiE":
-        if self.fidelity == "corrected":
-            return self
-        for name in self.corrected_only:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: only with fidelity="corrected"')
-        if self.batch_size != 1:
-            raise ValueError("batch_size: the released program trains on one picture at a time")
-        return self
-
     def parameters(self, model: Model) -> tuple[str, ...]:
         return model.select(ROLES[self.train_method])
 
-    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: S, batch: Batch) -> dict[str, Tensor]:
         """``D + beta R`` for one concept, and how far what is held has moved."""
         changes = weight_term(student.change(name) for name in student.names)
         latents, timestep, frozen = batch["latents"], batch["timestep"], batch["representation"]
@@ -199,7 +177,7 @@ class CiE(Trained):
 
     # --- batches
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+    def batches(self, run: Run[S], numbers: Iterable[int]) -> Iterator[Batch]:
         """Latents of one concept each; all batches of a step are of the same one."""
         concepts, device = run.policy.erase, run.model.device
         if self.fidelity == "original" and len(concepts) > 1:
@@ -334,10 +312,7 @@ class CiE(Trained):
         """
         if self.fidelity == "original":
             return [(concept.target, "")]
-        return [
-            (pair.erase, pair.anchor if concept.replacement else "")
-            for pair in concept.pairs(self.contexts)
-        ]
+        return concept.neutral_pairs(self.contexts)
 
     def _held(self, run: Run) -> Tensor:
         """Mean Gram matrix, ``[width, width]``, of the prompts to keep and of every ``a``.
@@ -349,6 +324,15 @@ class CiE(Trained):
         prompts = ["", *(empty for _, empty in pairs), *run.policy.kept_prompts(self.contexts)]
         unique = [prompt for prompt in dict.fromkeys(prompts) if prompt not in erased]
         return mean_moment(run.model, unique)
+
+
+class CiE(SepME[Student], TrainedWeights):
+    """Fine-tuning until the concept's words make no difference along the old one."""
+
+    name: ClassVar[str] = "cie"
+    title: ClassVar[str] = "Concept-irrelevant erasure (SepME)"
+    released: ClassVar[Mapping[str, Any]] = {"train_method": "x", **RELEASED}
+    released_fixed: ClassVar[Fixed] = {**TrainedWeights.released_fixed, **SepME.released_fixed}
 
 
 class Rows(NamedTuple):

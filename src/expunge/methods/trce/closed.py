@@ -12,7 +12,7 @@ which stands for all ``b_ir`` rows of it, and the erased words themselves, which
 The rows ``e_j`` of ordinary captions stay.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -24,7 +24,7 @@ from expunge.algebra.ridge import Moved, Rows, factor, gram, joined, kept_rows
 from expunge.concepts import Concept, Context, Policy
 from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
-from expunge.method.base import Method
+from expunge.method.base import Method, Need
 from expunge.models import Model
 from expunge.prior import PriorFile
 
@@ -32,7 +32,7 @@ PROMPTS = 64
 """Prompts encoded at a time."""
 CLASSES = ("start", "end", "last", "words")
 """The classes of rows, in the order of their weights."""
-RELEASED = {"index": "word", "preserve_scale": 0.01, "lamb": 0.0}
+RELEASED: Mapping[str, Any] = {"index": "word", "preserve_scale": 0.01, "lamb": 0.0}
 """The program's settings where they differ from the corrected defaults."""
 RELEASED_CAPTIONS = 30_000
 """How many captions the released program takes every cache to hold."""
@@ -63,7 +63,9 @@ class TRCE(Method):
     title: ClassVar[str] = "TRCE: Towards Reliable Malicious Concept Erasure"
     year: ClassVar[int] = 2025
     url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text"})
+    released: ClassVar[Mapping[str, Any]] = RELEASED
+    original_only: ClassVar[tuple[str, ...]] = ("index",)
 
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words; by default the words alone and the templates."""
@@ -81,21 +83,12 @@ class TRCE(Method):
     index: Literal["word", "bpe"] = "bpe"
     """What is counted to find a row: word pieces or, as in the released program, words."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
-        """An original run starts from the program's defaults."""
-        original = isinstance(values, dict) and values.get("fidelity") == "original"
-        return {**RELEASED, **values} if original else values
-
     @model_validator(mode="after")
     def _consistent(self) -> "TRCE":
         if not any(self.token_weight_scale):
             raise ValueError("token_weight_scale: all weights are 0, so nothing would be erased")
         if self.fidelity == "corrected" and len(self.token_weight_scale) < len(CLASSES):
             raise ValueError(f"token_weight_scale: give four weights ({', '.join(CLASSES)})")
-        if self.fidelity == "corrected" and self.index == "word":
-            raise ValueError('index: words are counted only with fidelity="original"')
         return self
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:

@@ -35,19 +35,20 @@ from torch import Tensor
 
 from expunge.concepts import Context, Pair, Policy, explain
 from expunge.edits.edit import Edit
-from expunge.method.base import Trained
+from expunge.method.base import Batch, Fixed, Part
+from expunge.method.edits import edit_of
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods import erase
+from expunge.method.training import TrainedWeights
 from expunge.methods.trce.closed import RELEASED as RELEASED_STAGE1
 from expunge.methods.trce.closed import TRCE
 from expunge.models import Model
 from expunge.models.roles import matching
 from expunge.prior import PriorFile
-from expunge.seeding import derive, generator
+from expunge.seeding import derive, generator, integer
 from expunge.training.trajectories import Place, ddim, visited
 
-RELEASED: dict[str, Any] = {
+RELEASED: Mapping[str, Any] = {
     "gradients": "cumulative",
     "align_timestep": False,
     "lamb": RELEASED_STAGE1["lamb"],
@@ -113,13 +114,19 @@ class Draw(NamedTuple):
     held: list[Visit]
 
 
-class TRCESteering(Trained):
+class TRCESteering(TrainedWeights):
     """TRCE's closed form, then contrastive fine-tuning of the early denoising steps."""
 
     name: ClassVar[str] = "trce-steering"
     title: ClassVar[str] = "TRCE with denoising trajectory steering"
     year: ClassVar[int] = 2025
     url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
+    released: ClassVar[Mapping[str, Any]] = RELEASED
+    released_fixed: ClassVar[Fixed] = {
+        **TrainedWeights.released_fixed,
+        "batch_size": (1, "the released program trains on one prompt at a time"),
+    }
+    corrected_only: ClassVar[tuple[str, ...]] = ("trajectories", "keep_share")
 
     guidance: float = 15.0
     """g: guidance of the two targets. The released program adds 1 to it."""
@@ -169,13 +176,6 @@ class TRCESteering(Trained):
     lamb: float = Field(1.0, ge=0)
     """Stage 1: weight of staying near the old weights; 0 in the original."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
-        """An original run starts from the program's defaults."""
-        original = isinstance(values, dict) and values.get("fidelity") == "original"
-        return {**RELEASED, **values} if original else values
-
     @model_validator(mode="after")
     def _consistent(self) -> "TRCESteering":
         if self.max_early_timestep >= self.num_inference_steps:
@@ -183,11 +183,6 @@ class TRCESteering(Trained):
                 f"max_early_timestep: {self.num_inference_steps} steps are numbered from 0 to "
                 f"{self.num_inference_steps - 1}"
             )
-        for name in ("trajectories", "keep_share") if self.fidelity == "original" else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: only with fidelity="corrected"')
-        if self.fidelity == "original" and self.batch_size != 1:
-            raise ValueError("batch_size: the released program trains on one prompt at a time")
         try:
             _ = self.closed_form
         except ValidationError as error:
@@ -210,14 +205,21 @@ class TRCESteering(Trained):
             lamb=self.lamb,
         )
 
-    def start(self, model: Model, policy: Policy, seed: int) -> Edit:
-        """The edit of stage 1.
+    def student(self, model: Model, policy: Policy, seed: int) -> Student:
+        """What is trained on top of stage 1."""
+        start = self.stage1_edit(model, policy, seed)
+        names = self.parameters(model)
+        return Student(model, names, rank=self.rank, seed=seed, start=start)
+
+    def stage1_edit(self, model: Model, policy: Policy, seed: int) -> Edit:
+        """The edit that the steering goes on from.
 
         Raises:
             ExpungeError: stage 1 has no solution, or the saved edit is of another model.
         """
         if self.stage1 is None:
-            return erase(model, policy, self.closed_form, seed=seed)
+            solved = Part(policy.erase, self.closed_form.solve(model, policy, seed))
+            return edit_of(self.closed_form, model, policy, [solved], seed=seed)
         with self.stage1.applied(model):  # which is refused if it isn't of this model
             return self.stage1
 
@@ -226,7 +228,7 @@ class TRCESteering(Trained):
 
     # --- the loss
 
-    def loss(self, student: Student, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The steering ``erase``, the ``regularization``, and their weighted sum.
 
         ``erase`` is the mean of ``erase_prompt`` and ``erase_empty``, which are 0 where the
@@ -260,7 +262,7 @@ class TRCESteering(Trained):
             "regularization": regularization,
         }
 
-    def targets(self, student: Student, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def targets(self, student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
         """f+ and f-, shaped like the latents, out of one pass of the base model."""
         latents, erased = batch["latents"], batch["embeddings"]
         g = self.guidance + 1 if self.fidelity == "original" else self.guidance
@@ -273,7 +275,7 @@ class TRCESteering(Trained):
 
     # --- the data
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[dict[str, Tensor]]:
+    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         ways = self.ways(run.policy, run.seed)
         schedule = self.schedule(run.model, ways, run.seed)
         table = self._table(
@@ -302,23 +304,23 @@ class TRCESteering(Trained):
         erased = ways["erased"]
         for row in range(self.batch_size):
             at = (number * self.batch_size + row) % len(erased.prompts)
-            step = _random(draws, self.max_early_timestep + 1)
+            step = integer(draws, 0, self.max_early_timestep + 1)
             place = Place(at, step + late)
             steered.append(
                 Visit("erased", place, times[step], erased.prompts[at], erased.others[at])
             )
         turn = number % len(erased.prompts) if original else number
         for row in range(self.regularization_batch_size):
-            step = _random(draws, len(times) + original)
+            step = integer(draws, 0, len(times) + original)
             kept = "kept" in ways and float(torch.rand((), generator=draws)) < self.keep_share
             sort = "kept" if kept else "empty"
             way = ways[sort]
             at = (turn * self.regularization_batch_size + row) % len(way.prompts)
             if step == len(times):  # the released program draws one too many and skips it
                 continue
-            offset = _random(draws, 1000 // len(times)) if original else 0
+            offset = integer(draws, 0, 1000 // len(times)) if original else 0
             # guidance also asks what is drawn there without a prompt
-            prompt = (way.prompts, way.others)[_random(draws, 2)][at]
+            prompt = (way.prompts, way.others)[integer(draws, 0, 2)][at]
             held.append(Visit(sort, Place(at, step + late), times[step] + offset, prompt))
         return Draw(steered, held)
 
@@ -351,7 +353,7 @@ class TRCESteering(Trained):
             pairs = list(concept.pairs(self.contexts))
             sentences = len(pairs) // len(concept.phrases)
             wording = number // len(concepts) % len(concept.phrases)
-            chosen.append(pairs[wording * sentences + _random(draws, sentences)])
+            chosen.append(pairs[wording * sentences + integer(draws, 0, sentences)])
         return tuple(chosen)
 
     def _kept(self, policy: Policy, seed: int) -> tuple[str, ...]:
@@ -361,7 +363,7 @@ class TRCESteering(Trained):
         chosen = []
         for number in range(max(self.trajectories, len(words)) if words else 0):
             choice = [prompt for prompt in prompts if words[number % len(words)] in prompt]
-            chosen.append(choice[_random(draws, len(choice))])
+            chosen.append(choice[integer(draws, 0, len(choice))])
         return tuple(chosen)
 
     def _table(self, run: Run, ways: Mapping[str, Ways], visits: Sequence[Visit]) -> "Table":
@@ -427,8 +429,3 @@ def _released_pairs(policy: Policy, contexts: tuple[Context, ...]) -> tuple[Pair
 def _distance(one: Tensor, two: Tensor) -> Tensor:
     """Mean squared distance of each row, ``[batch]``."""
     return (one - two).square().flatten(1).mean(1)
-
-
-def _random(draws: torch.Generator, count: int) -> int:
-    """A number from 0 to ``count - 1``."""
-    return int(torch.randint(count, (), generator=draws))

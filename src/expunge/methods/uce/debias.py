@@ -10,7 +10,7 @@ from the base weights, so the result is one ridge system like any other.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Method
+from expunge.method.base import Method, Need
 from expunge.models import Model
 from expunge.progress import track
 from expunge.seeding import derive
@@ -52,7 +52,7 @@ class Debias(Method):
     title: ClassVar[str] = "Unified Concept Editing, debiasing"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing"})
 
     attributes: WordList
     """The attributes to balance, e.g. ``[female, male]``."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from expunge.algebra.ridge import Moved, Rows, joined, kept_rows, shared_factors
 from expunge.concepts import Concept, Context, Pair, Policy
 from expunge.edits.payloads import Change, LowRank, Ridge
-from expunge.method.base import Method
+from expunge.method.base import Method, Need
 from expunge.models import Model
 
 PROMPTS = 64
@@ -40,7 +40,8 @@ class UCE(Method):
     title: ClassVar[str] = "Unified Concept Editing"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text"})
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
 
     variant: Literal["2023", "2025"] = "2023"
     """Which rows a prompt gives: last word piece through padding, or the last word piece alone."""
@@ -62,8 +63,6 @@ class UCE(Method):
 
     @model_validator(mode="after")
     def _consistent(self) -> "UCE":
-        if self.fidelity == "original" and self.contexts:
-            raise ValueError('contexts: only with fidelity="corrected"')
         if self.technique == "tensor" and self.variant == "2025":
             raise ValueError('technique: "tensor" is of the 2023 variant')
         return self
