@@ -23,12 +23,12 @@ Kind = Literal["object", "style", "character", "unsafe"]
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """One word where several are allowed: ``keep: dog`` means ``keep: [dog]``."""
     return (value,) if isinstance(value, str) else value
 
 
-WordList = Annotated[tuple[Words, ...], BeforeValidator(_listed)]
+WordList = Annotated[tuple[Words, ...], BeforeValidator(listed)]
 
 
 def _one_place(sentence: str) -> str:

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError, Unsupported
-from expunge.files import replacing, write_json
+from expunge.files import PathLike, replacing, write_json
 from expunge.formats import compvis
 from expunge.formats.writing import (
-    Place,
     check_plain,
     metadata,
     new_folder,
@@ -25,7 +24,7 @@ RECORD_FILE = "expunge.json"
 """What was edited, beside the merged model."""
 
 
-def save_pipeline(edit: Edit, model: Model, path: Place) -> None:
+def save_pipeline(edit: Edit, model: Model, path: PathLike) -> None:
     """Write the user's pipeline with edited weights; every part keeps its own precision.
 
     Raises:
@@ -38,7 +37,7 @@ def save_pipeline(edit: Edit, model: Model, path: Place) -> None:
         write_json(folder / RECORD_FILE, record(edit))
 
 
-def save_checkpoint(edit: Edit, model: Model, path: Place) -> None:
+def save_checkpoint(edit: Edit, model: Model, path: PathLike) -> None:
     """Write one file that A1111, ComfyUI and diffusers' ``from_single_file`` read.
 
     Raises:

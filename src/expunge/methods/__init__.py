@@ -1,6 +1,5 @@
 """All methods by name, and ``erase``, which runs one of them."""
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from pydantic import ValidationError
 from expunge.concepts import Concept, Policy, explain
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.files import PathLike
 from expunge.method.base import Method, Part, Solves, Trained
 from expunge.method.edits import edit_of
 from expunge.models import Model
@@ -62,7 +62,7 @@ def erase(
     method: str | Method = "uce",
     *,
     seed: int = 0,
-    checkpoints: str | os.PathLike[str] | None = None,
+    checkpoints: PathLike | None = None,
     monitor: "Monitor | None" = None,
     tracker: str | None = None,
     **values: Any,

@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.files import digest
+from expunge.files import PathLike, digest
 from expunge.method.base import Batch, Method, Part, S, Staged, Trained
 from expunge.method.run import Run
 from expunge.models import Model
@@ -189,7 +188,7 @@ def train(
     policy: Policy,
     *,
     seed: int,
-    checkpoints: str | os.PathLike[str] | None = None,
+    checkpoints: PathLike | None = None,
     monitor: Monitor | None = None,
     tracker: str | None = None,
 ) -> Result:
@@ -314,9 +313,7 @@ def _log(run: Run, history: History) -> Callable[[Mapping[str, float]], None]:
     return write
 
 
-def _accelerator(
-    model: Model, folder: str | os.PathLike[str] | None, tracker: str | None
-) -> "Accelerator":
+def _accelerator(model: Model, folder: PathLike | None, tracker: str | None) -> "Accelerator":
     from accelerate import Accelerator
 
     if tracker:
@@ -328,7 +325,7 @@ def _accelerator(
     return accelerator
 
 
-def check_tracker(name: str, folder: str | os.PathLike[str] | None) -> None:
+def check_tracker(name: str, folder: PathLike | None) -> None:
     """Refuse an experiment tracker that would silently log nothing.
 
     Raises:

@@ -14,11 +14,10 @@ programs, quirks and all (``ac_programs.py``).
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
@@ -33,7 +32,9 @@ from expunge.methods.mace.batches import noised
 from expunge.models import Model
 from expunge.models.roles import ROLES, Rule, matching
 from expunge.pictures import PicturesSetting
+from expunge.prompts import lists
 from expunge.seeding import generator
+from expunge.settings import or_file
 
 GROUPS: dict[str, Rule] = {
     "cross-attn": ROLES["cross_attention.kv"],
@@ -43,19 +44,8 @@ GROUPS: dict[str, Rule] = {
 """What the corrected method trains."""
 
 
-def _lines(value: Any) -> Any:
-    """The lines of a text file, if that is what is given."""
-    if not isinstance(value, str | Path):
-        return value
-    try:
-        text = Path(value).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{value}: can't read the prompts: {error.strerror}") from None
-    return [line for line in text.splitlines() if line.strip()]
-
-
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Prompts = Annotated[tuple[Prompt, ...], BeforeValidator(_lines)]
+Prompts = Annotated[tuple[Prompt, ...], or_file(lists.lines)]
 
 
 class AblatingConcepts(TrainedWeights):

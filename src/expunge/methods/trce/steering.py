@@ -17,13 +17,11 @@ the prompts p' to keep. The schedule, that is which steps of which trajectories 
 is drawn first, and no trajectory is computed beyond it.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import (
-    BeforeValidator,
     Field,
     InstanceOf,
     NonNegativeFloat,
@@ -46,6 +44,7 @@ from expunge.models import Model
 from expunge.models.roles import matching
 from expunge.prior import PriorFile
 from expunge.seeding import derive, generator, integer
+from expunge.settings import or_file
 from expunge.training.trajectories import Place, ddim, visited
 
 RELEASED: Mapping[str, Any] = {
@@ -67,13 +66,9 @@ STAGE1 = ("prior", "token_weight_scale", "stage1_preserve_scale", "lamb")
 """Settings of stage 1, which a saved edit has behind it."""
 
 
-def _opened(value: Any) -> Any:
-    return Edit.load(value) if isinstance(value, str | os.PathLike) else value
-
-
 EditFile = Annotated[
     InstanceOf[Edit],
-    BeforeValidator(_opened),
+    or_file(Edit.load),
     PlainSerializer(lambda edit: edit.id, return_type=str),
 ]
 """A setting that is an ``Edit`` or the path of one; a record of it holds its id."""
