@@ -111,7 +111,7 @@ def training(case: Case) -> Iterator[Difference]:
         yield Difference(abs(trainer.optimizer.param_groups[0]["lr"] - step["lr"]), 1e-9)
         noise = given[f"step{number}/initial_latents"]
         target = model.condition([prompts["target"]])
-        latents = method.walked(student, noise, target, [step["tau"]])
+        latents = method.denoised_latents(student, noise, target, [step["tau"]])
         timestep = method.timesteps(model, [step["tau"]])
         yield Difference(float(timestep - step["timestep"]), 0.0)
         anchors = target[:0]

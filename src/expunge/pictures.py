@@ -38,7 +38,7 @@ def whole(pictures: Pictures, words: str) -> Tensor:
 
 def threshold(pictures: Pictures, words: str) -> Tensor:
     """Whatever differs from the colour of the border: right for one thing on a plain ground."""
-    colours = tensor(pictures).float() / 255
+    colours = picture_bytes(pictures).float() / 255
     edges = (colours[:, 0], colours[:, -1], colours[:, :, 0], colours[:, :, -1])
     background = torch.cat(edges, 1).median(1).values
     return ((colours - background[:, None, None]).abs().amax(-1) > PLAIN).float()
@@ -125,7 +125,7 @@ class GroundedSam:
         return masks.any(0)[0].float()
 
 
-def located(segmenter: Segmenter, pictures: Pictures, words: str) -> Tensor:
+def concept_masks(segmenter: Segmenter, pictures: Pictures, words: str) -> Tensor:
     """Masks ``[n, height, width]``; a picture in which nothing is found counts as a whole.
 
     Raises:
@@ -144,7 +144,7 @@ def located(segmenter: Segmenter, pictures: Pictures, words: str) -> Tensor:
     return masks.masked_fill(empty[:, None, None], 1.0)
 
 
-def tensor(pictures: Pictures) -> Tensor:
+def picture_bytes(pictures: Pictures) -> Tensor:
     """Bytes ``[n, height, width, 3]`` of pictures of one size."""
     return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
 
@@ -165,7 +165,7 @@ def opened(folder: Path, mode: str) -> list[Image.Image]:
         raise ExpungeError(f"{folder}: {error}") from None
 
 
-def fitted(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[Image.Image]:
+def pictures_of(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[Image.Image]:
     """The given pictures of these words, cut and scaled to the model's own size.
 
     Raises:

@@ -171,7 +171,7 @@ def test_latents_come_by_the_membrane_itself(pico: Model, fidelity: str) -> None
         visited.append(latents)
         c, u = (through(student, 1, latents, t, e) for e in (target, empty))
         latents = timetable.step(u + 2.5 * (c - u), t, latents).prev_sample
-    ours = method.walked(student, noise, target, [3, 1, 4])
+    ours = method.denoised_latents(student, noise, target, [3, 1, 4])
     torch.testing.assert_close(
         ours, torch.cat([visited[i] for i in (3, 1, 4)]), rtol=1e-4, atol=1e-5
     )

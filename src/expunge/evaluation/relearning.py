@@ -24,7 +24,7 @@ from expunge.evaluation.recognition import Recognise, look
 from expunge.evaluation.suite import Record
 from expunge.generation import ImageRequest, Sampler
 from expunge.method.student import Student
-from expunge.methods.ac.prompts import regressed
+from expunge.methods.ac.prompts import regression_target
 from expunge.methods.mace.batches import encoded, noised
 from expunge.models import Model
 from expunge.progress import track
@@ -282,4 +282,4 @@ def _loss(
     predicted = student.predict(
         noised(model, latents, noise, timestep), timestep, conditions[chosen]
     )
-    return F.mse_loss(predicted, regressed(model, latents, noise, timestep))
+    return F.mse_loss(predicted, regression_target(model, latents, noise, timestep))

@@ -143,7 +143,7 @@ class RECE(Method):
             lamb=self.uce_lamb,
         )
 
-    def rounds(self, model: Model, policy: Policy, stage: Change) -> Iterator["Round"]:
+    def rounds(self, model: Model, policy: Policy, stage: Change) -> Iterator["Epoch"]:
         """Adversarial embeddings and edited projections of each epoch after the change ``stage``.
 
         Raises:
@@ -170,7 +170,7 @@ class RECE(Method):
                 for rows, anchor in concept.paired(embeddings)
             ]
             projections = projections.edited(moved, kept, self.lamb)
-            yield Round(found, projections)
+            yield Epoch(found, projections)
 
     def _strength(self, policy: Policy) -> Strength:
         """r and the number of epochs: of the settings, else of the presets of the kinds."""
@@ -395,7 +395,7 @@ class Separate:
         return thin if smaller else Dense(self.changes)
 
 
-class Round(NamedTuple):
+class Epoch(NamedTuple):
     """An epoch: the embeddings that it found, and the projections after its edit."""
 
     adversarial: tuple[Tensor, ...]

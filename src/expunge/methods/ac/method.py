@@ -26,8 +26,8 @@ from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.ac.album import Album, Drawing, collected
-from expunge.methods.ac.prompts import anchored, asked, predict, regressed
-from expunge.methods.ac.released import DEFAULTS, RULES, LossType, Program, Variant, attention
+from expunge.methods.ac.prompts import anchor_prompts, predict, regression_target, target_prompts
+from expunge.methods.ac.released import DEFAULTS, RULES, AcProgram, LossType, Variant, attention
 from expunge.methods.mace.batches import noised
 from expunge.models import Model
 from expunge.models.roles import ROLES, Rule, matching
@@ -119,11 +119,11 @@ class AblatingConcepts(TrainedWeights):
         return self
 
     @property
-    def program(self) -> Program | None:
+    def program(self) -> AcProgram | None:
         """The released program that an original run follows."""
         if self.variant is None:
             return None
-        return Program(**{field.name: getattr(self, field.name) for field in fields(Program)})
+        return AcProgram(**{field.name: getattr(self, field.name) for field in fields(AcProgram)})
 
     def parameters(self, model: Model) -> tuple[str, ...]:
         rules = RULES[self.variant] if self.variant else GROUPS
@@ -171,7 +171,7 @@ class AblatingConcepts(TrainedWeights):
         steps = len(model.pipe.scheduler.alphas_cumprod)
         timestep = torch.randint(steps, (len(rows),), generator=draws).to(model.device)
         noisy = noised(model, latents, noise, timestep)
-        target = regressed(model, latents, noise, timestep).clone()
+        target = regression_target(model, latents, noise, timestep).clone()
         taught = slice(count if self.loss_type == "noise-based" else 0, None)
         if teacher[taught]:
             embeddings = model.condition(teacher[taught])
@@ -192,7 +192,7 @@ class AblatingConcepts(TrainedWeights):
         own = [sentence.format(concept.replacement) for sentence in sentences]
         return [
             (prompt, target)
-            for prompt in anchored(self.prompts or own, concept, memorized=self.memorized)
+            for prompt in anchor_prompts(self.prompts or own, concept, memorized=self.memorized)
             for words in concept.phrases
-            for target in asked(prompt, concept, words, memorized=self.memorized)
+            for target in target_prompts(prompt, concept, words, memorized=self.memorized)
         ]

@@ -23,10 +23,10 @@ def _beside(concept: Concept) -> bool:
     return concept.kind in ("style", "unsafe")
 
 
-def anchored(
+def anchor_prompts(
     prompts: Sequence[str], concept: Concept, *, memorized: bool = False
 ) -> tuple[str, ...]:
-    """Those of some prompts that can be made into prompts of this concept by ``asked``.
+    """Those of some prompts that can be made into prompts of this concept by ``target_prompts``.
 
     Raises:
         ExpungeError: there are none.
@@ -43,7 +43,7 @@ def anchored(
     return held
 
 
-def asked(
+def target_prompts(
     prompt: str,
     concept: Concept,
     words: str,
@@ -90,7 +90,7 @@ def predict(student: Student, latents: Tensor, timestep: Tensor, embeddings: Ten
         return student.predict(latents, timestep, embeddings)
 
 
-def regressed(model: Model, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+def regression_target(model: Model, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     """What a UNet learns to predict, shaped like ``latents``: the noise, or the velocity.
 
     The velocity is ``sqrt(a_t) e - sqrt(1 - a_t) x``, in models that predict it.

@@ -48,7 +48,7 @@ from expunge.methods.cpe.bank import (
 )
 from expunge.methods.cpe.losses import Prompts, attacking, erasing
 from expunge.methods.cpe.stages import Stage, lengths, restarting
-from expunge.methods.cpe.student import Draws, GateStudent, Sizes, copied
+from expunge.methods.cpe.student import ConceptDraws, GateSizes, GateStudent, copied
 from expunge.models import Model
 from expunge.seeding import generator
 
@@ -206,7 +206,7 @@ class CPE(Trained[GateStudent]):
 
     def student(self, model: Model, policy: Policy, seed: int) -> GateStudent:
         attacked = any(stage.attack for stage in self.stages)
-        sizes = Sizes(
+        sizes = GateSizes(
             gate_rank=self.gate_rank,
             adapter_rank=self.adapter_rank,
             scale=self.alpha / self.adapter_rank,
@@ -220,7 +220,7 @@ class CPE(Trained[GateStudent]):
         if self.stages[stage].attack:
             student.begin_attack(self._draws(seed, stage))
 
-    def _draws(self, seed: int, stage: int = 0) -> Draws:
+    def _draws(self, seed: int, stage: int = 0) -> ConceptDraws:
         """A concept's draws are its own; the released program seeds each concept alike."""
 
         def draws(purpose: str, concept: Concept) -> torch.Generator:

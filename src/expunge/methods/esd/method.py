@@ -29,7 +29,7 @@ from expunge.method.base import Batch, Fixed
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
-from expunge.methods.esd.released import DEFAULTS, RULES, Program, Variant, parameters
+from expunge.methods.esd.released import DEFAULTS, RULES, EsdProgram, Variant, parameters
 from expunge.methods.mace.closed import mean_moment
 from expunge.models import Model
 from expunge.models.sdxl import SDXL
@@ -126,11 +126,11 @@ class ESD(TrainedWeights):
         return names
 
     @property
-    def program(self) -> Program | None:
+    def program(self) -> EsdProgram | None:
         """The released program that an original run follows."""
         if self.variant is None:
             return None
-        return Program(
+        return EsdProgram(
             self.variant, self.num_inference_steps, self.start_guidance, self.negative_guidance
         )
 
@@ -177,22 +177,22 @@ class ESD(TrainedWeights):
         each = prompts * len(policy.erase) if len(prompts) == 1 else prompts
         return list(zip(policy.erase, each, strict=True))
 
-    def _table(self, run: Run) -> "Table":
+    def _table(self, run: Run) -> "ExamplePool":
         erased = self._taken_out(run) if self.erase_from else self._erased(run)
-        return Table(erased, self._kept(run))
+        return ExamplePool(erased, self._kept(run))
 
-    def _erased(self, run: Run) -> "Rows":
+    def _erased(self, run: Run) -> "TrajectoryExamples":
         """Every latent of the erased prompts' trajectories, with its target."""
         pairs = [
             pair
             for concept in run.policy.erase
             for pair in self._spread(run, concept.neutral_pairs(self.contexts), 1)
         ]
-        drawn = self._drawn(run, "erased", pairs, [anchor for _, anchor in pairs])
+        drawn = self._trajectories_of(run, "erased", pairs, [anchor for _, anchor in pairs])
         away = drawn.conditional - drawn.anchor
         return _rows(run, pairs, drawn, drawn.anchor - self.negative_guidance * away)
 
-    def _taken_out(self, run: Run) -> "Rows":
+    def _taken_out(self, run: Run) -> "TrajectoryExamples":
         """Every latent of the trajectories of ``erase_from``, with its target.
 
         A trajectory leads away from one concept. Where several share a prompt, it leads as many
@@ -204,22 +204,22 @@ class ESD(TrainedWeights):
             for phrase in self._spread(run, concept.phrases, 1)
         ]
         pairs, anchors = [pair for pair, _ in rows], [anchor for _, anchor in rows]
-        drawn = self._drawn(run, "taken out", pairs, [phrase for _, phrase in pairs])
+        drawn = self._trajectories_of(run, "taken out", pairs, [phrase for _, phrase in pairs])
         anchor = drawn.unconditional
         if any(anchors):
-            anchor = self._drawn(run, "anchors", pairs, anchors).anchor
+            anchor = self._trajectories_of(run, "anchors", pairs, anchors).anchor
         of_prompt = Counter(prompt for prompt, _ in pairs)
         sharing = torch.tensor([of_prompt[prompt] / self.trajectories for prompt, _ in pairs])
         eta = self.negative_guidance * sharing.to(anchor)[:, None, None, None, None]
         return _rows(run, pairs, drawn, drawn.conditional - eta * (drawn.anchor - anchor))
 
-    def _kept(self, run: Run) -> "Rows | None":
+    def _kept(self, run: Run) -> "TrajectoryExamples | None":
         """Every latent of the kept prompts' trajectories, whose target is the base's prediction."""
         prompts = run.policy.kept_prompts(self.contexts) if self.keep_share else ()
         if not prompts:
             return None
         pairs = [(p, p) for p in self._spread(run, prompts, len(run.policy.erase))]
-        drawn = self._drawn(run, "kept", pairs, ())
+        drawn = self._trajectories_of(run, "kept", pairs, ())
         return _rows(run, pairs, drawn, drawn.conditional)
 
     def _spread(self, run: Run, items: Sequence[Item], times: int) -> list[Item]:
@@ -227,7 +227,7 @@ class ESD(TrainedWeights):
         order = torch.randperm(len(items), generator=generator(run.seed, "esd pairs")).tolist()
         return [items[order[at % len(items)]] for at in range(times * self.trajectories)]
 
-    def _drawn(
+    def _trajectories_of(
         self, run: Run, name: str, pairs: Sequence[tuple[str, str]], anchors: Sequence[str]
     ) -> Trajectories:
         """A trajectory of the first prompt of each pair; the seed depends on the whole pair."""
@@ -242,7 +242,7 @@ class ESD(TrainedWeights):
         )
 
 
-class Rows(NamedTuple):
+class TrajectoryExamples(NamedTuple):
     """Training examples, ``[trajectories, steps, ...]``."""
 
     latents: Tensor
@@ -256,22 +256,26 @@ class Rows(NamedTuple):
         return {key: part[trajectory, step] for key, part in self._asdict().items()}
 
 
-def _rows(run: Run, pairs: Sequence[tuple[str, str]], drawn: Trajectories, target: Tensor) -> Rows:
+def _rows(
+    run: Run, pairs: Sequence[tuple[str, str]], drawn: Trajectories, target: Tensor
+) -> TrajectoryExamples:
     """Every latent of all trajectories, trained on the first prompt of its pair."""
     count, steps = drawn.latents.shape[:2]
     embeddings = run.model.condition([prompt for prompt, _ in pairs])[:, None]
     timestep = drawn.timesteps.expand(count, -1)
-    return Rows(drawn.latents, timestep, embeddings.expand(-1, steps, -1, -1), target.float())
+    return TrajectoryExamples(
+        drawn.latents, timestep, embeddings.expand(-1, steps, -1, -1), target.float()
+    )
 
 
-class Table(NamedTuple):
+class ExamplePool(NamedTuple):
     """Examples of erased prompts, and of prompts to keep if there are any."""
 
-    erased: Rows
-    kept: Rows | None
+    erased: TrajectoryExamples
+    kept: TrajectoryExamples | None
 
     def draw(self, draws: torch.Generator, size: int, kept: int) -> Batch:
         """A batch of ``size`` rows, ``kept`` of them of prompts to keep."""
         parts = [self.erased] * (size - kept) + ([self.kept] * kept if self.kept else [])
         rows = [part.row(integer(draws, 0, part.timestep.numel())) for part in parts]
-        return {key: torch.stack([row[key] for row in rows]) for key in Rows._fields}
+        return {key: torch.stack([row[key] for row in rows]) for key in TrajectoryExamples._fields}

@@ -6,7 +6,7 @@
     diffusers-sd    erase_from   the teacher for erase_from  where their timestep says
     diffusers-sdxl  erase_from   the teacher for erase_from  there, but not scaled for the UNet
 
-A negative guidance of 2 in the diffusers programs is 1 in the others: see ``Program.target``.
+A negative guidance of 2 in the diffusers programs is 1 in the others: see ``EsdProgram.target``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -110,7 +110,7 @@ def parameters(unet: nn.Module, variant: Variant, train_method: str) -> tuple[st
 
 
 @dataclass(frozen=True)
-class Program:
+class EsdProgram:
     """One of the released programs with the settings of one run."""
 
     variant: Variant

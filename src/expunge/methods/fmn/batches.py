@@ -15,7 +15,7 @@ Pooler = Literal["none", "first", "all"]
 """Which ends of the text count as the concept."""
 
 
-class Shown(NamedTuple):
+class ShownConcept(NamedTuple):
     """A concept: its pictures, and the prompts that name it."""
 
     mean: Tensor
@@ -44,7 +44,7 @@ def columns(model: Model, prompt: str, words: str, pooler: Pooler) -> Tensor:
     return marks
 
 
-def row(run: Run, shown: Sequence[Shown], turn: int) -> dict[str, Tensor]:
+def row(run: Run, shown: Sequence[ShownConcept], turn: int) -> dict[str, Tensor]:
     """One picture with its noise, timestep and prompt.
 
     Concepts take turns, and each shows all its pictures, shuffled, before it shows one again.

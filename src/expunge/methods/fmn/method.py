@@ -28,12 +28,12 @@ from expunge.method.base import Batch, Fixed
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
-from expunge.methods.fmn.batches import Pooler, Shown, columns, row
+from expunge.methods.fmn.batches import Pooler, ShownConcept, columns, row
 from expunge.methods.mace.batches import encoded, noised
 from expunge.methods.mace.closed import mean_moment
 from expunge.models import Model
 from expunge.models.attention import Look, cross_attention
-from expunge.pictures import PicturesSetting, fitted, tensor
+from expunge.pictures import PicturesSetting, picture_bytes, pictures_of
 from expunge.seeding import derive
 from expunge.training.inversion import inverted
 from expunge.training.trajectories import trajectories
@@ -184,7 +184,7 @@ class ForgetMeNot(TrainedWeights):
         sentences = concept.sentences(self.contexts)
         return [(s.format(words), words) for words in concept.phrases for s in sentences]
 
-    def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> Shown:
+    def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> ShownConcept:
         prompts = self.prompts(concept)
         embeddings = run.model.encode([prompt for prompt, _ in prompts])
         if self.inversion_steps:
@@ -201,7 +201,7 @@ class ForgetMeNot(TrainedWeights):
             )
             prompts, embeddings = prompts + own, torch.cat([embeddings, rows])
         marks = torch.stack([columns(run.model, *pair, self.pooler) for pair in prompts])
-        return Shown(mean, deviation, embeddings, marks.to(run.model.device))
+        return ShownConcept(mean, deviation, embeddings, marks.to(run.model.device))
 
     def _pictures(self, run: Run) -> list[tuple[Tensor, Tensor]]:
         """Mean and deviation of the latents of each concept's pictures, ``[pictures, c, h, w]``."""
@@ -210,11 +210,11 @@ class ForgetMeNot(TrainedWeights):
             zero = torch.zeros(1, *run.model.latent_shape, device=run.model.device)
             return [(zero, zero) for _ in concepts]
         if self.pictures is not None:
-            given = [fitted(run.model, self.pictures, concept.target) for concept in concepts]
-            return [encoded(run.model, tensor(pictures)) for pictures in given]
-        return [(latents, torch.zeros_like(latents)) for latents in self._drawn(run)]
+            given = [pictures_of(run.model, self.pictures, concept.target) for concept in concepts]
+            return [encoded(run.model, picture_bytes(pictures)) for pictures in given]
+        return [(latents, torch.zeros_like(latents)) for latents in self._drawn_latents(run)]
 
-    def _drawn(self, run: Run) -> Tensor:
+    def _drawn_latents(self, run: Run) -> Tensor:
         """What the model draws of all concepts, as latents ``[concepts, pictures, c, h, w]``."""
         prompts, seeds = [], []
         for concept in run.policy.erase:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from expunge.edits.payloads import LowRank
 from expunge.errors import ExpungeError
-from expunge.methods.mace.batches import Batch
+from expunge.methods.mace.batches import AdapterBatch
 from expunge.models import Model
 from expunge.models.attention import cross_attention
 from expunge.seeding import generator
@@ -51,7 +51,7 @@ class Adapter:
             factors[f"up:{name}"] = torch.zeros(len(weight), rank)
         return cls(model, refined, factors)
 
-    def attention(self, batch: Batch) -> dict[str, Tensor]:
+    def attention(self, batch: AdapterBatch) -> dict[str, Tensor]:
         """``A_l`` by layer in the order of the pass, ``[batch, heads, pixels, tokens]``."""
         swapped = {
             name: (weight + self.weights[f"up:{name}"] @ self.weights[f"down:{name}"]).to(
@@ -75,7 +75,7 @@ class Adapter:
         return LowRank(up, down)
 
 
-def layer_norms(maps: Mapping[str, Tensor], batch: Batch, *, nearest: bool) -> Tensor:
+def layer_norms(maps: Mapping[str, Tensor], batch: AdapterBatch, *, nearest: bool) -> Tensor:
     """``| A_l[:, M_l, S] |_F`` of every layer and sample, ``[layers, batch]``.
 
     A mask is made as coarse as a layer by ``nearest`` (as released, which can lose all of a small
@@ -103,7 +103,7 @@ def _grid(pixels: int, height: int, width: int) -> tuple[int, int]:
 
 
 def suppression(
-    adapter: Adapter, batch: Batch, *, squared: bool = False, nearest: bool = False
+    adapter: Adapter, batch: AdapterBatch, *, squared: bool = False, nearest: bool = False
 ) -> Tensor:
     """The loss: the norms, or their squares, summed over layers; the mean over the batch."""
     norms = layer_norms(adapter.attention(batch), batch, nearest=nearest)
@@ -112,7 +112,7 @@ def suppression(
 
 def fit(
     adapter: Adapter,
-    batches: Iterable[Batch],
+    batches: Iterable[AdapterBatch],
     lr: float,
     *,
     squared: bool = False,

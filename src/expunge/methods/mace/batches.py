@@ -31,7 +31,7 @@ class Examples(NamedTuple):
     """``[pictures, pixel height, pixel width]`` in 0..1."""
 
 
-class Batch(NamedTuple):
+class AdapterBatch(NamedTuple):
     """What one step needs."""
 
     latents: Tensor
@@ -103,7 +103,7 @@ def noised(model: Model, latents: Tensor, noise: Tensor, timestep: Tensor) -> Te
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
 
 
-def drawn(
+def training_batches(
     model: Model,
     examples: Examples,
     prompts: Sequence[tuple[str, str]],
@@ -112,7 +112,7 @@ def drawn(
     size: int,
     steps: int,
     focused: bool,
-) -> Iterator[Batch]:
+) -> Iterator[AdapterBatch]:
     """The batch of every step: pictures, prompts (each with its words), timesteps, noise.
 
     Each step has its own draws, which depend on ``seed`` and its number alone.
@@ -129,7 +129,7 @@ def drawn(
         shape = (2, size, *examples.mean.shape[1:])
         wobble, noise = torch.randn(shape, generator=draws).to(model.device)
         latents = examples.mean[picture] + wobble * examples.deviation[picture]
-        yield Batch(
+        yield AdapterBatch(
             noised(model, latents, noise, timestep),
             timestep.to(model.device),
             embeddings[prompt],

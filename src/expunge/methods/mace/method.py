@@ -31,18 +31,18 @@ from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
 from expunge.method.base import Fixed, Method, Need
+from expunge.methods.kept import kept_with_empty, weighed_rows
 from expunge.methods.mace.adapters import Adapter, fit
-from expunge.methods.mace.batches import Examples, drawn, encoded
+from expunge.methods.mace.batches import Examples, encoded, training_batches
 from expunge.methods.mace.closed import PROMPTS, fusion, moment, rows
-from expunge.methods.uce.method import UCE
 from expunge.models import Model
 from expunge.pictures import (
     Pictures,
     PicturesSetting,
     SegmenterSetting,
-    fitted,
-    located,
-    tensor,
+    concept_masks,
+    picture_bytes,
+    pictures_of,
     whole,
 )
 from expunge.prior import PriorFile
@@ -183,8 +183,8 @@ class MACE(Method):
                 captions = captions + weight * prior.gram
         captions = captions.to(model.device)
         if self.fidelity == "corrected":
-            sentences = {"contexts": self.contexts, "templates": True}
-            return Stays(captions, UCE.model_validate(sentences).preserved(model, policy))
+            prompts, weight = kept_with_empty(policy, self.contexts), 1 / max(1, len(policy.kept))
+            return Stays(captions, weighed_rows(model.encode, prompts, weight, model.text_width))
         if policy.kept and not (self.preserve_weight and self.train_preserve_scale):
             raise ExpungeError(
                 "keep: in the original, prompts to keep are part of the domain; give "
@@ -212,7 +212,7 @@ class MACE(Method):
         """
         words, original = concept.target, self.fidelity == "original"
         adapter = Adapter.fresh(model, refined, self.rank, seed, words)
-        batches = drawn(
+        batches = training_batches(
             model,
             self.examples(model, concept, seed),
             self.prompts(concept),
@@ -235,11 +235,11 @@ class MACE(Method):
         if self.pictures is None:
             pictures = self._draw(model, concept, seed)
         else:
-            pictures = fitted(model, self.pictures, words)
+            pictures = pictures_of(model, self.pictures, words)
         segmenter = whole if concept.kind == "style" else self.segmenter
-        masks = located(segmenter, pictures, words)
+        masks = concept_masks(segmenter, pictures, words)
         original = self.fidelity == "original"
-        return Examples(*encoded(model, tensor(pictures), imagenet=original), masks)
+        return Examples(*encoded(model, picture_bytes(pictures), imagenet=original), masks)
 
     def _draw(self, model: Model, concept: Concept, seed: int) -> Pictures:
         if self.fidelity == "original":

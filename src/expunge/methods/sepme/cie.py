@@ -40,7 +40,7 @@ from expunge.method.training import DenoiserTraining, LearningRateSchedule, Trai
 from expunge.methods.mace.batches import encoded, noised
 from expunge.methods.mace.closed import mean_moment
 from expunge.models import Model
-from expunge.pictures import PicturesSetting, fitted, tensor
+from expunge.pictures import PicturesSetting, picture_bytes, pictures_of
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Predict, Trajectories, trajectories
 
@@ -186,7 +186,7 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
                 'use fidelity="corrected" for several'
             )
         drawn = self.fidelity == "corrected" and self.pictures is None
-        draw = self._walked(run) if drawn else self._pictured(run)
+        draw = self._trajectory_examples(run) if drawn else self._picture_examples(run)
         held = {} if self.fidelity == "original" else {"held": self._held(run)}
         for number in numbers:
             turn = number // self.accumulation % len(concepts)
@@ -194,18 +194,18 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
             batch = {key: value.to(device) for key, value in rows.items()}
             yield {**batch, **held, "turn": torch.tensor(float(turn))}
 
-    def _walked(self, run: Run) -> "Draw":
+    def _trajectory_examples(self, run: Run) -> "DrawExamples":
         """Rows of the frozen model's trajectories, every latent of which can be one."""
         tables = [self._table(run, turn) for turn in range(len(run.policy.erase))]
 
-        def draw(number: int, turn: int) -> Rows:
+        def draw(number: int, turn: int) -> ComparedExamples:
             draws = generator(run.seed, "cie batch", number)
             walks, concept, empty = tables[turn]
             count, steps = walks.latents.shape[:2]
             walk = torch.randint(count, (self.batch_size,), generator=draws)
             step = torch.randint(steps, (self.batch_size,), generator=draws)
             without = walks.anchor[walk, step].float()
-            return Rows(
+            return ComparedExamples(
                 walks.latents[walk, step],
                 walks.timesteps[step],
                 concept[walk],
@@ -216,7 +216,7 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
 
         return draw
 
-    def _table(self, run: Run, turn: int) -> "Table":
+    def _table(self, run: Run, turn: int) -> "ConceptTrajectories":
         pairs = self.pairs(run.policy.erase[turn])
         order = torch.randperm(len(pairs), generator=generator(run.seed, "cie pairs", turn))
         chosen = [pairs[order[index % len(pairs)]] for index in range(self.trajectories)]
@@ -230,9 +230,9 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
             steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
         )
-        return Table(walks, run.model.encode(prompts), run.model.encode(empty))
+        return ConceptTrajectories(walks, run.model.encode(prompts), run.model.encode(empty))
 
-    def _pictured(self, run: Run) -> "Draw":
+    def _picture_examples(self, run: Run) -> "DrawExamples":
         """Noised pictures, and what the frozen model says of them."""
         model, concepts = run.model, run.policy.erase
         count = len(model.pipe.scheduler.alphas_cumprod)
@@ -240,7 +240,7 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
         prompts = [self.pairs(concept) for concept in concepts]
         pairs = [tuple(map(model.encode, zip(*pairs, strict=True))) for pairs in prompts]
 
-        def draw(number: int, turn: int) -> Rows:
+        def draw(number: int, turn: int) -> ComparedExamples:
             draws = generator(run.seed, "cie batch", number)
             mean, deviation = posterior(number, turn, draws)
             wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
@@ -259,9 +259,9 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
         """
         model, concepts = run.model, run.policy.erase
         if self.pictures is None:
-            return self._drawn(run)
-        own = (fitted(model, self.pictures, concept.target) for concept in concepts)
-        given = [encoded(model, tensor(pictures)) for pictures in own]
+            return self._drawn_posterior(run)
+        own = (pictures_of(model, self.pictures, concept.target) for concept in concepts)
+        given = [encoded(model, picture_bytes(pictures)) for pictures in own]
         once, needed = self.fidelity == "original", self.iterations * self.accumulation
         fewest = min(len(mean) for mean, _ in given)
         if once and needed > fewest:
@@ -278,7 +278,7 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
 
         return chosen
 
-    def _drawn(self, run: Run) -> "Posterior":
+    def _drawn_posterior(self, run: Run) -> "Posterior":
         """Pictures that the model draws, a block at a time, when they are needed."""
         sampler = Sampler(
             scheduler="lms", steps=self.num_inference_steps, guidance_scale=self.guidance_scale
@@ -335,7 +335,7 @@ class CiE(SepME[Student], TrainedWeights):
     released_fixed: ClassVar[Fixed] = {**TrainedWeights.released_fixed, **SepME.released_fixed}
 
 
-class Rows(NamedTuple):
+class ComparedExamples(NamedTuple):
     """Training examples, one a row."""
 
     latents: Tensor
@@ -350,7 +350,7 @@ class Rows(NamedTuple):
     """Its prediction ``f0(x, t, a)``."""
 
 
-class Table(NamedTuple):
+class ConceptTrajectories(NamedTuple):
     """Trajectories of a concept, with the embeddings of the prompt and the ``a`` of each."""
 
     walks: Trajectories
@@ -358,7 +358,7 @@ class Table(NamedTuple):
     empty: Tensor
 
 
-Draw = Callable[[int, int], Rows]
+DrawExamples = Callable[[int, int], ComparedExamples]
 """The rows of a batch from its number and the number of its concept."""
 
 Posterior = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
@@ -367,7 +367,7 @@ Posterior = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
 
 def rows_of(
     student: Student, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
-) -> Rows:
+) -> ComparedExamples:
     """Examples at some latents, with what the frozen model says there."""
     frozen, without = predictions(student.teach, latents, timestep, concept, empty)
-    return Rows(latents, timestep, concept, empty, frozen - without, without)
+    return ComparedExamples(latents, timestep, concept, empty, frozen - without, without)

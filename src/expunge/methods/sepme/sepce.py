@@ -31,11 +31,11 @@ from expunge.concepts import Policy
 from expunge.errors import ExpungeError
 from expunge.method.base import Batch, Part
 from expunge.method.run import Run
-from expunge.methods.sepme.bases import Given, beginnings, crowded, named, rows
+from expunge.methods.sepme.bases import Given, beginnings, crowded, rows, rows_naming
 from expunge.methods.sepme.cie import (
     FIRST_TEST,
     RELEASED,
-    Rows,
+    ComparedExamples,
     SepME,
     direction,
     momentum,
@@ -175,13 +175,13 @@ class SepCE(SepME[Shifts]):
         if self.variant == "separable":
             yield from super().batches(run, numbers)
             return
-        draw = self._pictured(run)
+        draw = self._picture_examples(run)
         for number in numbers:
             drawn = [draw(number, turn) for turn in range(len(run.policy.erase))]
             columns = [
                 torch.cat(column).to(run.model.device) for column in zip(*drawn, strict=True)
             ]
-            yield dict(zip(Rows._fields, columns, strict=True))
+            yield dict(zip(ComparedExamples._fields, columns, strict=True))
 
     # --- directions
 
@@ -230,11 +230,11 @@ class SepCE(SepME[Shifts]):
         unerased = [words for words in plain if words.lower() not in erased]
         shared = torch.cat([rows(model, unerased), *beginnings(model, everywhere)])
         concepts = [
-            named(model, concept.phrases, its)
+            rows_naming(model, concept.phrases, its)
             for concept, its in zip(policy.erase, sentences, strict=True)
         ]
         kept = [
-            partial(named, model, [words], its)
+            partial(rows_naming, model, [words], its)
             for words, its in policy.kept_in(self.contexts).items()
         ]
         count = self.protect

@@ -179,7 +179,9 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
             target = model.condition([words])
             yield {
                 "turn": torch.tensor(float(turn)),
-                "latents": self.walked(run.student.taking_turn(turn), noise, target, stops),
+                "latents": self.denoised_latents(
+                    run.student.taking_turn(turn), noise, target, stops
+                ),
                 "timestep": self.timesteps(model, stops),
                 "target": target,
                 "positive": model.condition([positives[turn] or words]),
@@ -196,7 +198,7 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
             return [(phrase, concept.anchor or "") for phrase in concept.phrases]
         return concept.neutral_pairs(self.contexts)
 
-    def walked(
+    def denoised_latents(
         self, student: MembraneStudent, noise: Tensor, target: Tensor, stops: Sequence[int]
     ) -> Tensor:
         """Latents after so many steps of one denoising, ``[stops, channels, height, width]``.

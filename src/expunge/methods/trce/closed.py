@@ -20,16 +20,15 @@ import torch
 from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import Moved, Rows, factor, gram, joined, kept_rows
+from expunge.algebra.ridge import Moved, Rows, factor, gram, joined
 from expunge.concepts import Concept, Context, Policy
 from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Need
+from expunge.methods.kept import PROMPTS, kept_with_empty, weighed_rows
 from expunge.models import Model
 from expunge.prior import PriorFile
 
-PROMPTS = 64
-"""Prompts encoded at a time."""
 CLASSES = ("start", "end", "last", "words")
 """The classes of rows, in the order of their weights."""
 RELEASED: Mapping[str, Any] = {"index": "word", "preserve_scale": 0.01, "lamb": 0.0}
@@ -38,7 +37,7 @@ RELEASED_CAPTIONS = 30_000
 """How many captions the released program takes every cache to hold."""
 
 
-class Pair(NamedTuple):
+class SafePair(NamedTuple):
     """A prompt that names what is erased, and the same prompt with the safe words."""
 
     erase: str
@@ -104,14 +103,14 @@ class TRCE(Method):
 
     # --- what moves
 
-    def pairs(self, concept: Concept) -> Iterator[Pair]:
+    def pairs(self, concept: Concept) -> Iterator[SafePair]:
         """Each phrase of a concept in each sentence, beside the sentence with the safe words."""
         for phrase in concept.phrases:
             for sentence in concept.sentences(self.contexts):
                 erase, safe = sentence.format(phrase), sentence.format(concept.replacement)
-                yield Pair(erase, safe, sentence.partition("{}")[0], phrase)
+                yield SafePair(erase, safe, sentence.partition("{}")[0], phrase)
 
-    def matches(self, model: Model, pair: Pair) -> tuple[Match, ...]:
+    def matches(self, model: Model, pair: SafePair) -> tuple[Match, ...]:
         """Which rows of a pair go where, and with what weight ``w b``; those of weight 0 don't.
 
         Raises:
@@ -137,7 +136,7 @@ class TRCE(Method):
     def _length(self, model: Model, prompt: str) -> int:
         return len(prompt.split()) if self.index == "word" else model.last_token(prompt)
 
-    def _words(self, model: Model, pair: Pair) -> Sequence[int]:
+    def _words(self, model: Model, pair: SafePair) -> Sequence[int]:
         """Rows of the erased words; in the original the first."""
         if self.index == "word":
             return _first_word(pair)
@@ -162,7 +161,7 @@ class TRCE(Method):
         )
         return reduce(lambda moved, more: joined([moved, more]), blocks)
 
-    def _rows(self, model: Model, pairs: Sequence[Pair], share: float) -> Moved:
+    def _rows(self, model: Model, pairs: Sequence[SafePair], share: float) -> Moved:
         """The rows of some pairs, each with ``share`` times its weight."""
         erased = model.encode([pair.erase for pair in pairs])
         safe = model.encode([pair.safe for pair in pairs])
@@ -183,15 +182,13 @@ class TRCE(Method):
         """
         if self.fidelity == "original":
             return ()
-        return tuple(dict.fromkeys(("", *policy.kept_prompts(self.contexts))))
+        return kept_with_empty(policy, self.contexts)
 
     def _kept(self, model: Model, policy: Policy) -> Tensor:
         """Rows of all that stays, times the root of its weight, ``[kept, width]`` float64."""
         prompts = self.kept(policy)
-        blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
-        encoded = (model.encode(block) for block in blocks)
         weight = self.preserve_scale / max(1, len(prompts))
-        rows = kept_rows(encoded, weight, model.text_width).to(model.device)
+        rows = weighed_rows(model.encode, prompts, weight, model.text_width).to(model.device)
         if self.prior is None:
             return rows
         self.prior.check(model)
@@ -202,7 +199,7 @@ class TRCE(Method):
         return factor(gram(rows) + captions.to(rows.device))
 
 
-def _first_word(pair: Pair) -> tuple[int]:
+def _first_word(pair: SafePair) -> tuple[int]:
     """Row of the first of the erased words, if every word were one token.
 
     Raises:

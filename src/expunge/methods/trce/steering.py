@@ -102,7 +102,7 @@ class Visit(NamedTuple):
     safe: str = ""
 
 
-class Draw(NamedTuple):
+class BatchVisits(NamedTuple):
     """What one batch looks at."""
 
     steered: list[Visit]
@@ -285,13 +285,15 @@ class TRCESteering(TrainedWeights):
                 **{f"held_{key}": rows for key, rows in table.rows(held).items()},
             }
 
-    def schedule(self, model: Model, ways: Mapping[str, Ways], seed: int) -> list[Draw]:
+    def schedule(self, model: Model, ways: Mapping[str, Ways], seed: int) -> list[BatchVisits]:
         """What every batch of the training looks at."""
         timesteps = self._timetable(model.pipe.scheduler, self.num_inference_steps).timesteps
         count = self.iterations * self.accumulation
         return [self._draw(ways, timesteps.tolist(), number, seed) for number in range(count)]
 
-    def _draw(self, ways: Mapping[str, Ways], times: list[int], number: int, seed: int) -> Draw:
+    def _draw(
+        self, ways: Mapping[str, Ways], times: list[int], number: int, seed: int
+    ) -> BatchVisits:
         """The trajectories take turns; what is random of one batch are the steps on them."""
         draws = generator(seed, "trce batch", number)
         original, late = self.fidelity == "original", int(not self.align_timestep)
@@ -317,7 +319,7 @@ class TRCESteering(TrainedWeights):
             # guidance also asks what is drawn there without a prompt
             prompt = (way.prompts, way.others)[integer(draws, 0, 2)][at]
             held.append(Visit(sort, Place(at, step + late), times[step] + offset, prompt))
-        return Draw(steered, held)
+        return BatchVisits(steered, held)
 
     def ways(self, policy: Policy, seed: int) -> dict[str, Ways]:
         """All trajectories that the schedule may use, by sort: erased, empty and kept."""
@@ -361,7 +363,7 @@ class TRCESteering(TrainedWeights):
             chosen.append(choice[integer(draws, 0, len(choice))])
         return tuple(chosen)
 
-    def _table(self, run: Run, ways: Mapping[str, Ways], visits: Sequence[Visit]) -> "Table":
+    def _table(self, run: Run, ways: Mapping[str, Ways], visits: Sequence[Visit]) -> "VisitTable":
         """The latents of all visits, and the embeddings of their prompts."""
         latents: dict[tuple[str, Place], Tensor] = {}
         for sort, (prompts, _, scale) in ways.items():
@@ -381,14 +383,14 @@ class TRCESteering(TrainedWeights):
             latents |= {(sort, place): row for place, row in zip(places, found, strict=True)}
         texts = sorted({"", *(v.prompt for v in visits), *(v.safe for v in visits)})
         embeddings = dict(zip(texts, run.model.encode(texts), strict=True))
-        return Table(latents, embeddings)
+        return VisitTable(latents, embeddings)
 
     @property
     def _timetable(self) -> Callable[[Any, int], Any]:
         return released if self.fidelity == "original" else ddim
 
 
-class Table(NamedTuple):
+class VisitTable(NamedTuple):
     """What the visits of a training need."""
 
     latents: Mapping[tuple[str, Place], Tensor]

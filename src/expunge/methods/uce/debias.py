@@ -32,7 +32,7 @@ from expunge.progress import track
 from expunge.seeding import derive
 
 
-class Round(NamedTuple):
+class BalancingRound(NamedTuple):
     """One solution and what was drawn with it."""
 
     payload: Ridge
@@ -118,7 +118,7 @@ class Debias(Method):
             return rounds[-1].payload
         return min(rounds, key=lambda round: self._error(round.observed)).payload
 
-    def rounds(self, model: Model, policy: Policy, seed: int) -> Iterator[Round]:
+    def rounds(self, model: Model, policy: Policy, seed: int) -> Iterator[BalancingRound]:
         """Solve, draw, classify and correct, until the shares are reached or rounds run out."""
         classify = classifier(self.classifier, self.attributes)
         kept = self._kept(model, policy)
@@ -127,7 +127,7 @@ class Debias(Method):
         for number in track(range(self.iterations), "balancing", total=self.iterations):
             payload = self._solution(model, policy, kept, mixture)
             observed = self._observed(model, policy, payload, classify, seed, number)
-            yield Round(payload, mixture, observed)
+            yield BalancingRound(payload, mixture, observed)
             if self._error(observed) < self.tolerance:
                 return
             missing = self.wanted - observed

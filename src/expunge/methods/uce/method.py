@@ -11,21 +11,19 @@ prompt gives the row of its last word piece.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import Moved, Rows, joined, kept_rows, shared_factors
+from expunge.algebra.ridge import Moved, Rows, joined, shared_factors
 from expunge.concepts import Concept, Context, Pair, Policy
 from expunge.edits.payloads import Change, LowRank, Ridge
 from expunge.method.base import Method, Need
+from expunge.methods.kept import PROMPTS, weighed_rows
 from expunge.models import Model
-
-PROMPTS = 64
-"""Prompts encoded at a time."""
 
 RELEASED_TEMPLATES = {
     "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
@@ -130,9 +128,8 @@ class UCE(Method):
     def preserved(self, model: Model, policy: Policy) -> Tensor:
         """Rows of all prompts to keep, times the root of p, ``[kept, width]`` float64."""
         prompts = self.kept(policy)
-        blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
-        rows = (self._kept_rows(model, block) for block in blocks)
-        return kept_rows(rows, self._scale(policy, len(prompts)), model.text_width)
+        rows = partial(self._kept_rows, model)
+        return weighed_rows(rows, prompts, self._scale(policy, len(prompts)), model.text_width)
 
     def _kept_rows(self, model: Model, prompts: Sequence[str]) -> Tensor:
         if self.variant == "2023":
