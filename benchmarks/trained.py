@@ -98,8 +98,7 @@ def steps(only: Iterable[str]) -> None:
         for name in only:
             method = configured(name, **METHODS[name])
             assert isinstance(method, Trained)
-            start = method.start(model, policy, 0)
-            student = method.student(model, policy, 0, start)
+            student = method.student(model, policy, 0)
             trainer = Trainer(method, student)
             batch = next(method.batches(Run(student, policy, 0), range(1)))
             trainer.step([batch])

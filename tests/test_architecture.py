@@ -2,10 +2,10 @@
 
 import ast
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "expunge").rglob("*.py"))

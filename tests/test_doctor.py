@@ -13,7 +13,7 @@ from expunge.doctor.facts import Caution, Cost, Pace, Timing
 from expunge.doctor.words import compare, read, split, warn
 from expunge.edits.applied import Applied
 from expunge.edits.payloads import Dense
-from expunge.method.base import Method
+from expunge.method.base import Method, Need, Solves
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods import METHODS, configured
@@ -352,26 +352,25 @@ def test_memory_in_use_for_a_moment_is_seen() -> None:
 
 
 class Draws(Method):
-    """Solves, but looks at the UNet's predictions."""
+    """Solves, but draws pictures to do so."""
 
     name: ClassVar[str] = "draws"
-    shape: ClassVar[str] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing"})
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Dense:
-        model.predict(torch.zeros(1, *model.latent_shape), 1, model.condition([""]))
-        raise AssertionError("the UNet was called")
+        raise AssertionError("it was run")
 
 
 class Hides(Draws):
     """Trains inside of its solution."""
 
     name: ClassVar[str] = "hides"
-    shape: ClassVar[str] = "train"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "training", "gradients"})
 
 
 @pytest.mark.parametrize(
     ("method", "reason"),
-    [(Draws(), "uses the UNet to solve"), (Hides(), "training is part of its solution")],
+    [(Draws(), "drawing is part of its solution"), (Hides(), "training is part of its solution")],
 )
 def test_what_cannot_be_tried_in_short_is_said(pico: Model, method: Method, reason: str) -> None:
     found = examine(pico, policy("ghost"), method)
@@ -381,10 +380,10 @@ def test_what_cannot_be_tried_in_short_is_said(pico: Model, method: Method, reas
     assert "forward" not in vars(pico.denoiser)
 
 
-def test_all_that_need_no_training_are_tried_or_say_why_not(pico: Model) -> None:
+def test_all_that_solve_are_tried_or_say_why_not(pico: Model) -> None:
     found = examine(pico, policy("ghost", "man"))
     spoken = [*(one.method for one in found.costs), *(one.method for one in found.refusals)]
-    assert sorted(spoken) == [name for name in METHODS if METHODS.get(name).shape == "solve"]
+    assert sorted(spoken) == [name for name in METHODS if issubclass(METHODS.get(name), Solves)]
     assert "uce" in [one.method for one in found.costs]
 
 

@@ -11,19 +11,17 @@ fine-tuned model with the same text encoder can use it.
 """
 
 import json
-import os
 import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
@@ -37,9 +35,10 @@ from torch import Tensor
 from expunge.algebra.ridge import gram
 from expunge.concepts import explain
 from expunge.errors import ExpungeError
-from expunge.files import digest, replacing
+from expunge.files import PathLike, digest, replacing
 from expunge.models import Model
 from expunge.progress import track
+from expunge.settings import or_file
 
 BATCH = 64
 """Prompts encoded at a time."""
@@ -51,8 +50,6 @@ AGREE = 1e-3
 """Relative distance up to which two single-precision sums of an old cache are the same."""
 PLAIN = ("a brown dog sleeps on a sofa", "a bowl of fruit on a wooden table in the kitchen")
 """Captions as ordinary as those of the caches, to tell from a sum how many they were."""
-
-Place = str | os.PathLike[str]
 
 
 class Metadata(BaseModel):
@@ -86,7 +83,7 @@ class Prior:
 
     @classmethod
     def of(
-        cls, model: Model, prompts: Sequence[str], *, checkpoint: Place | None = None
+        cls, model: Model, prompts: Sequence[str], *, checkpoint: PathLike | None = None
     ) -> "Prior":
         """Encode all ``prompts`` and sum up.
 
@@ -124,12 +121,12 @@ class Prior:
                 saved = time.monotonic()
         return cls(_sound(total, "these prompts"), metadata)
 
-    def save(self, path: Place) -> None:
+    def save(self, path: PathLike) -> None:
         """Write one safetensors file, whole or not at all."""
         _write(path, self.gram, self.metadata)
 
     @classmethod
-    def load(cls, path: Place) -> "Prior":
+    def load(cls, path: PathLike) -> "Prior":
         """Read a prior that ``save`` wrote.
 
         Raises:
@@ -144,7 +141,7 @@ class Prior:
         return cls(total, metadata)
 
     @classmethod
-    def legacy(cls, path: Place, model: Model) -> "Prior":
+    def legacy(cls, path: PathLike, model: Model) -> "Prior":
         """Import an old cache: a torch file of ``{i}_for_mat1`` = ``W_i C``, ``{i}_for_mat2`` = C.
 
         ``i`` counts the cross-attention's value projections and then its key projections, each
@@ -217,13 +214,9 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("expunge", "torch", "transformers")}
 
 
-def _opened(value: Any) -> Any:
-    return Prior.load(value) if isinstance(value, str | os.PathLike) else value
-
-
 PriorFile = Annotated[
     InstanceOf[Prior],
-    BeforeValidator(_opened),
+    or_file(Prior.load),
     PlainSerializer(lambda prior: prior.metadata.model_dump(mode="json"), return_type=dict),
 ]
 """A setting that is a ``Prior`` or the path of one; a record of it holds the metadata."""
@@ -241,13 +234,13 @@ def _sound(total: Tensor, source: str) -> Tensor:
     return total
 
 
-def _write(path: Place, total: Tensor, metadata: Metadata, *, done: int | None = None) -> None:
+def _write(path: PathLike, total: Tensor, metadata: Metadata, *, done: int | None = None) -> None:
     header = json.dumps({"metadata": metadata.model_dump(mode="json"), "done": done})
     with replacing(path) as temporary:
         save_file({"gram": total.cpu().contiguous()}, temporary, metadata={HEADER: header})
 
 
-def _read(path: Place) -> tuple[Tensor, Metadata, int | None]:
+def _read(path: PathLike) -> tuple[Tensor, Metadata, int | None]:
     """The sum, its metadata, and how many prompts are in it if they aren't all."""
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such prior")
@@ -270,7 +263,7 @@ def _read(path: Place) -> tuple[Tensor, Metadata, int | None]:
     return _sound(total, str(path)), metadata, header.get("done")
 
 
-def _restore(path: Place, wanted: Metadata) -> tuple[Tensor, int]:
+def _restore(path: PathLike, wanted: Metadata) -> tuple[Tensor, int]:
     total, metadata, done = _read(path)
     if metadata != wanted or done is None:
         raise ExpungeError(
@@ -280,7 +273,7 @@ def _restore(path: Place, wanted: Metadata) -> tuple[Tensor, int]:
     return total, done
 
 
-def _pickled(path: Place) -> Mapping[str, Tensor]:
+def _pickled(path: PathLike) -> Mapping[str, Tensor]:
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such cache")
     try:

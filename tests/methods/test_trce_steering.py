@@ -37,8 +37,7 @@ def counted(model: Model) -> Iterator[list[int]]:
 
 
 def started(model: Model, method: TRCESteering, policy: Policy) -> Student:
-    start = method.start(model, policy, 0)
-    return Student(model, method.parameters(model), start=start)
+    return method.student(model, policy, 0)
 
 
 def shaken(student: Student, size: float = 0.02) -> Student:

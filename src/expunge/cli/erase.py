@@ -17,7 +17,7 @@ from expunge.concepts import Concept, Kind, Policy, explain
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Trained
-from expunge.methods import configured, settings
+from expunge.methods import configured, refuse_for_training, settings
 from expunge.methods import erase as compute
 from expunge.models import load
 from expunge.progress import shown
@@ -78,7 +78,8 @@ def erase(
     seed:
         Decides every random draw.
     checkpoints:
-        Folder for the state of a training; the same command continues from there.
+        Folder for the state of a training; the same command continues from there. Like the next
+        four options, only for methods that "expunge methods" says train.
     stop_when:
         Ends a training early, e.g. "erased<=0.05" or "erased<=0.05 and kept>=0.8": shares of a few
         pictures in which the erased words still give the concept, and the kept words theirs.
@@ -96,8 +97,8 @@ def erase(
     wanted = policy_of(policy, concept, given, keep)
     named = {"preset": preset} if preset else {}
     chosen = configured(method, **named | assignments(method, setting))
-    if (stop_when or tracker) and not isinstance(chosen, Trained):
-        raise ExpungeError(f"--stop-when and --tracker: {method} is solved at once, not trained")
+    for_training = {"--checkpoints": checkpoints, "--stop-when": stop_when, "--tracker": tracker}
+    refuse_for_training(chosen, **for_training)
     watch = monitor_of(stop_when, look_every, classifier, wanted, chosen, seed)
     if tracker:
         from expunge.training.loop import check_tracker

@@ -14,7 +14,7 @@ from expunge.doctor.facts import Anatomy, Cost, Diagnosis, Part, Refusal
 from expunge.doctor.words import compare, read, warn
 from expunge.edits.applied import check_unedited
 from expunge.errors import ExpungeError
-from expunge.method.base import Method
+from expunge.method.base import Method, Solves
 from expunge.methods import METHODS, configured
 from expunge.models import Model
 from expunge.versions import versions
@@ -28,7 +28,7 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
     Args:
         model: a base model; it stays as it is.
         policy: what is to be erased; without it only the model is looked at.
-        method: the method to try; by default all that need no training, with their defaults.
+        method: the method to try; by default all closed forms, with their defaults.
 
     Raises:
         ExpungeError: the model is edited already, or a method is given without a policy.
@@ -59,10 +59,10 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
 
 
 def _chosen(method: Method | None) -> dict[str, Callable[[], Method]]:
-    """How to make the methods to try: the given one, or all that need no training."""
+    """How to make the methods to try: the given one, or all closed forms."""
     if method:
         return {method.name: lambda: method}
-    names = (name for name in METHODS if METHODS.get(name).shape == "solve")
+    names = (name for name in METHODS if issubclass(METHODS.get(name), Solves))
     return {name: partial(configured, name) for name in names}
 
 

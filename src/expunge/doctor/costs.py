@@ -16,7 +16,7 @@ from expunge.concepts import Policy
 from expunge.doctor.facts import Cost, Pace, Timing
 from expunge.edits.payloads import Change, Dense
 from expunge.errors import ExpungeError, Unsupported
-from expunge.method.base import Method, Solves, Trained
+from expunge.method.base import Method, S, Solves, Trained
 from expunge.method.run import Run
 from expunge.models import Condition, Model
 from expunge.seeding import generator
@@ -84,18 +84,19 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
         ExpungeError: the method refuses this model or policy, or can't be tried in short.
     """
     with _watched(model.device) as peak:
-        if method.shape == "solve" and isinstance(method, Solves):
-            found = _solved(model, policy, method)
-        elif method.shape == "train" and isinstance(method, Trained):
+        if isinstance(method, Trained):
             found = _trained(model, policy, method, pace)
+        elif isinstance(method, Solves) and not method.needed - {"text"}:
+            found = _solved(model, policy, method)
         else:
+            takes = " and ".join(sorted(method.needed - {"text", "gradients"}))
             raise Unsupported(
-                "its training is part of its solution and can't be tried in short; what it takes "
-                "is seen when it runs"
+                f"{takes} is part of its solution and can't be tried in short; what it takes is "
+                "seen when it runs"
             )
     return Cost(
         method=method.name,
-        shape=method.shape,
+        needs=tuple(sorted(method.needed)),
         **found,
         peak_bytes=peak(),
         memory="GPU" if model.device.type == "cuda" else "process",
@@ -104,16 +105,8 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
 
 def _solved(model: Model, policy: Policy, method: Solves) -> dict[str, Any]:
     """Run a closed form to its end, with the change of every weight."""
-
-    def refuse(latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        raise Unsupported(
-            "it uses the UNet to solve, which can't be tried in short; what it takes is seen when "
-            "it runs"
-        )
-
     began = _now(model.device)
-    with model.answered_by(refuse):
-        payload = method.solve(model, policy, 0)
+    payload = method.solve(model, policy, 0)
     for name in payload.names:
         payload.change(name, model.base_weight(name))
     seconds = _now(model.device) - began
@@ -133,10 +126,9 @@ def _rows(model: Model, payload: Change) -> int | None:
     return max(len(payload.low_rank(name, model.base_weight(name))[1]) for name in payload.names)
 
 
-def _trained(model: Model, policy: Policy, method: Trained, pace: Pace) -> dict[str, Any]:
+def _trained(model: Model, policy: Policy, method: Trained[S], pace: Pace) -> dict[str, Any]:
     """Take a few steps on copies of the weights, and add up what all steps would take."""
-    start = method.start(model, policy, 0)
-    student = method.student(model, policy, 0, start)
+    student = method.student(model, policy, 0)
     batch, first, later = _batches(method, Run(student, policy, 0), pace.unet.seconds)
     trainer = Trainer(method, student)
     one = timed(lambda: trainer.step([batch]), model.device)
@@ -155,7 +147,7 @@ def _trained(model: Model, policy: Policy, method: Trained, pace: Pace) -> dict[
 
 
 def _batches(
-    method: Trained, run: Run, unet_seconds: float
+    method: Trained[S], run: Run[S], unet_seconds: float
 ) -> tuple[Mapping[str, Tensor], float, float]:
     """A batch, and the seconds that the first batch and each later one would take to make.
 

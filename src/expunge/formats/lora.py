@@ -21,8 +21,8 @@ from torch import Tensor
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, together
 from expunge.errors import ExpungeError
-from expunge.files import replacing, write_json
-from expunge.formats.writing import Place, check_plain, metadata, new_folder, safetensors_file
+from expunge.files import PathLike, replacing, write_json
+from expunge.formats.writing import check_plain, metadata, new_folder, safetensors_file
 from expunge.models import Model
 
 Layout = Literal["lora", "kohya", "peft"]
@@ -72,7 +72,7 @@ def factors(
 def save(
     edit: Edit,
     model: Model,
-    path: Place,
+    path: PathLike,
     layout: Layout = "lora",
     *,
     rank: int | None = None,

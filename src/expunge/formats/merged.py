@@ -10,10 +10,9 @@ from torch import Tensor
 from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import Unsupported
-from expunge.files import replacing, write_json
+from expunge.files import PathLike, replacing, write_json
 from expunge.formats import compvis
 from expunge.formats.writing import (
-    Place,
     check_plain,
     metadata,
     new_folder,
@@ -26,7 +25,7 @@ RECORD_FILE = "expunge.json"
 """What was edited, beside the merged model."""
 
 
-def save_pipeline(edit: Edit, model: Model, path: Place) -> None:
+def save_pipeline(edit: Edit, model: Model, path: PathLike) -> None:
     """Write the user's pipeline with edited weights; every part keeps its own precision.
 
     Raises:
@@ -39,7 +38,7 @@ def save_pipeline(edit: Edit, model: Model, path: Place) -> None:
         write_json(folder / RECORD_FILE, record(edit))
 
 
-def save_checkpoint(edit: Edit, model: Model, path: Place) -> None:
+def save_checkpoint(edit: Edit, model: Model, path: PathLike) -> None:
     """Write one file that A1111, ComfyUI and diffusers' ``from_single_file`` read.
 
     Raises:

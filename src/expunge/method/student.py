@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import Self
 
 from expunge.edits.applied import edited_weights
 from expunge.edits.edit import Edit
@@ -15,6 +16,9 @@ from expunge.edits.payloads import Change, Dense, LowRank
 from expunge.errors import ExpungeError
 from expunge.models import Condition, Model
 from expunge.seeding import generator
+
+if TYPE_CHECKING:
+    from expunge.method.base import Batch
 
 Result = TypeVar("Result")
 
@@ -39,6 +43,7 @@ class Student:
         """``start`` is an edit that the student begins with; it stays part of it."""
         self.model = model
         self.rank = rank
+        self.start = start
         self.names = tuple(names)
         self.fixed = _edited(model, start)
         """Parameters that ``start`` changed, as they were before training."""
@@ -76,6 +81,10 @@ class Student:
     def change(self, name: str) -> Tensor:
         """What training has added to a parameter so far, float32; has gradients."""
         return self.value(name) - self.before(name)
+
+    def for_batch(self, batch: "Batch") -> Self:
+        """What the loss of a batch reads; where concepts take turns, just the batch's own."""
+        return self
 
     def within(self, action: Callable[[], Result]) -> Result:
         """What ``action`` gives while the UNet has the student's weights, with gradients."""

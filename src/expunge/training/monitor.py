@@ -79,7 +79,7 @@ def _rule(text: str) -> Rule:
     return Rule(score, sign, float(bound))
 
 
-class Look(NamedTuple):
+class WatchedConcept(NamedTuple):
     """Pictures that ask for one concept, and who looks for it in them."""
 
     requests: tuple[ImageRequest, ...]
@@ -120,12 +120,12 @@ def monitor(
         raise ExpungeError(f"looks {every} steps apart; make it at least 1")
     known = cache(lambda words: classifier(judge, words))
 
-    def looks(score: str) -> list[Look]:
+    def looks(score: str) -> list[WatchedConcept]:
         concepts = _concepts(score, policy, pictures)
         each = ceil(pictures / len(concepts))
         parts = [(concept, _words(policy, judge, concept)) for concept in concepts]
         return [
-            Look(
+            WatchedConcept(
                 tuple(_requests(concept, contexts, each, seed)),
                 known(words),
                 words.index(concept.target),
@@ -196,7 +196,7 @@ def _spread(items: Sequence[Item], count: int) -> list[Item]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _share(model: Model, looks: Sequence[Look], sampler: Sampler) -> float:
+def _share(model: Model, looks: Sequence[WatchedConcept], sampler: Sampler) -> float:
     """The share of all pictures in which the concept that they ask for is found."""
     requests = [request for look in looks for request in look.requests]
     drawn = (Image.fromarray(picture.numpy()) for _, picture in sample(model, requests, sampler))

@@ -21,10 +21,10 @@ def _beside(concept: Concept) -> bool:
     return concept.kind in ("style", "unsafe")
 
 
-def anchored(
+def anchor_prompts(
     prompts: Sequence[str], concept: Concept, *, memorized: bool = False
 ) -> tuple[str, ...]:
-    """Those of some prompts that can be made into prompts of this concept by ``asked``.
+    """Those of some prompts that can be made into prompts of this concept by ``target_prompts``.
 
     Raises:
         ExpungeError: there are none.
@@ -41,7 +41,7 @@ def anchored(
     return held
 
 
-def asked(
+def target_prompts(
     prompt: str,
     concept: Concept,
     words: str,

@@ -23,10 +23,16 @@ from expunge.generation.sampling import ImageRequest, sample
 from expunge.method.base import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.ac.prompts import PREFIX, SUFFIX, anchored, asked, predict_start_detached
+from expunge.methods.ac.prompts import (
+    PREFIX,
+    SUFFIX,
+    anchor_prompts,
+    predict_start_detached,
+    target_prompts,
+)
 from expunge.models import Condition, Model
-from expunge.pictures import Pictures, fitted, latents_of, tensor
-from expunge.seeding import derive, generator
+from expunge.pictures import Pictures, latents_of, picture_bytes, pictures_of
+from expunge.seeding import derive, generator, integer
 
 Variant = Literal["diffusers", "compvis", "sepme"]
 LossType = Literal["model-based", "noise-based"]
@@ -102,14 +108,14 @@ def masked(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return (squares.sum((1, 2, 3)) / mask.sum((1, 2, 3))).mean()
 
 
-class Shown(NamedTuple):
+class ShownPicture(NamedTuple):
     """A picture that a batch shows: the how-manieth of which concept's."""
 
     concept: Concept
     number: int
 
 
-class Example(NamedTuple):
+class ShownExample(NamedTuple):
     """A picture as it is shown, and the prompt that the student gets."""
 
     colours: Tensor
@@ -120,7 +126,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Program:
+class AcProgram:
     """One of the released programs with the settings of one run, which the method explains."""
 
     variant: Variant
@@ -184,7 +190,7 @@ class Program:
         They are drawn when a batch needs them, so that none is drawn in vain.
         """
         own = {
-            concept.target: fitted(run.model, self.pictures, self._words(concept))
+            concept.target: pictures_of(run.model, self.pictures, self._words(concept))
             for concept in run.policy.erase
             if self.pictures is not None
         }
@@ -194,30 +200,31 @@ class Program:
             shown = [self._turn(run, own, turn) for turn in turns]
             if self.prior_weight and self.variant != "sepme":
                 shown += [
-                    Shown(one.concept, _draw(draws, self._count(own, one.concept))) for one in shown
+                    ShownPicture(one.concept, integer(draws, 0, self._count(own, one.concept)))
+                    for one in shown
                 ]
             pictures = [own[one.concept.target][one.number] for one in shown if own]
             pictures = [
-                ImageOps.mirror(picture) if self.hflip and _draw(draws, 2) else picture
-                for picture in pictures or self._drawn(run, shown)
+                ImageOps.mirror(picture) if self.hflip and integer(draws, 0, 2) else picture
+                for picture in pictures or self._drawn_pictures(run, shown)
             ]
             yield self._batch(run, shown, pictures, draws)
 
-    def _turn(self, run: Run, own: Mapping[str, Pictures], turn: int) -> Shown:
+    def _turn(self, run: Run, own: Mapping[str, Pictures], turn: int) -> ShownPicture:
         """Concepts take turns, and show all their pictures before they show one again."""
         round_, which = divmod(turn, len(run.policy.erase))
         concept = run.policy.erase[which]
         count = self._count(own, concept)
         epoch, at = divmod(round_, count)
         order = torch.randperm(count, generator=generator(run.seed, "ac order", which, epoch))
-        return Shown(concept, int(order[at]))
+        return ShownPicture(concept, int(order[at]))
 
     def _count(self, own: Mapping[str, Pictures], concept: Concept) -> int:
         """How many pictures there are."""
         return len(own[concept.target]) if own else self.images
 
     def _batch(
-        self, run: Run, shown: list[Shown], pictures: Pictures, draws: torch.Generator
+        self, run: Run, shown: list[ShownPicture], pictures: Pictures, draws: torch.Generator
     ) -> Batch:
         model, count = run.model, self.batch_size
         rows = list(zip(pictures, shown, strict=True))
@@ -241,27 +248,27 @@ class Program:
         }
 
     def _example(
-        self, model: Model, picture: Image.Image, shown: Shown, draws: torch.Generator
-    ) -> Example:
+        self, model: Model, picture: Image.Image, shown: ShownPicture, draws: torch.Generator
+    ) -> ShownExample:
         """A picture of the anchor at some scale, with the target's prompt."""
         concept, size = shown.concept, picture.height
         if self.variant == "sepme":
             return _plain(model, picture, f"{concept.target} {PAINTING}")
-        options = asked(
+        options = target_prompts(
             self._prompt(shown),
             concept,
             concept.target,
             style=STYLE[self.variant],
             memorized=self.memorized,
         )
-        prompt = options[_draw(draws, len(options))]
+        prompt = options[integer(draws, 0, len(options))]
         scale = self._scale(concept, size, draws)
         if 0.6 * size <= scale <= size and self.variant == "compvis":
             return _plain(model, picture, prompt)
         if scale < 0.6 * size or scale > size:
-            prompt = (SMALL if scale < size else LARGE)[_draw(draws, 2)] + prompt
+            prompt = (SMALL if scale < size else LARGE)[integer(draws, 0, 2)] + prompt
         cell = size // model.latent_shape[1]
-        return Example(*placed(picture, scale, cell, draws), prompt)
+        return ShownExample(*placed(picture, scale, cell, draws), prompt)
 
     def _scale(self, concept: Concept, size: int, draws: torch.Generator) -> int:
         """A height in pixels: two times in three less than the own, else more."""
@@ -270,22 +277,22 @@ class Program:
         share = 0.66 if self.variant == "diffusers" else 2 / 3
         smaller = float(torch.rand((), generator=draws)) < share
         low, high = (size // 3, size + 1) if smaller else (int(1.2 * size), int(1.4 * size))
-        return low + _draw(draws, high - low)
+        return integer(draws, low, high)
 
     def _words(self, concept: Concept) -> str:
         """What its pictures show."""
         return concept.target if self.variant == "sepme" else concept.replacement
 
-    def _prompt(self, shown: Shown) -> str:
+    def _prompt(self, shown: ShownPicture) -> str:
         """What a picture is drawn from."""
         if self.variant == "sepme":
             return shown.concept.target
         concept = shown.concept
         own = [sentence.format(concept.replacement) for sentence in TEMPLATES[concept.kind]]
-        prompts = anchored(self.prompts or own, concept, memorized=self.memorized)
+        prompts = anchor_prompts(self.prompts or own, concept, memorized=self.memorized)
         return prompts[shown.number % len(prompts)]
 
-    def _drawn(self, run: Run, shown: list[Shown]) -> Pictures:
+    def _drawn_pictures(self, run: Run, shown: list[ShownPicture]) -> Pictures:
         """What the model draws."""
         requests = [
             ImageRequest(
@@ -304,9 +311,11 @@ class Program:
         return [Image.fromarray(colours.numpy()) for _, colours in drawn]
 
 
-def _plain(model: Model, picture: Image.Image, prompt: str) -> Example:
+def _plain(model: Model, picture: Image.Image, prompt: str) -> ShownExample:
     """A picture as it is."""
-    return Example(tensor([picture])[0].float(), torch.ones(model.latent_shape[1:]), prompt)
+    return ShownExample(
+        picture_bytes([picture])[0].float(), torch.ones(model.latent_shape[1:]), prompt
+    )
 
 
 def placed(
@@ -327,8 +336,8 @@ def placed(
     """
     width, height = picture.size
     size = (scale, scale * width // height)
-    colours = tensor([picture.resize(size[::-1], Image.Resampling.BILINEAR)])[0].float()
-    corner = [_draw(draws, abs(a - b) + 1) for a, b in zip(size, (height, width), strict=True)]
+    colours = picture_bytes([picture.resize(size[::-1], Image.Resampling.BILINEAR)])[0].float()
+    corner = [integer(draws, 0, abs(a - b) + 1) for a, b in zip(size, (height, width), strict=True)]
     top, left = corner
     if scale > height:
         part = colours[top : top + height, left : left + width]
@@ -344,8 +353,3 @@ def placed(
             )
             mask[rows, columns] = 1
     return ground, mask
-
-
-def _draw(draws: torch.Generator, count: int) -> int:
-    """An integer from 0 to ``count - 1``."""
-    return int(torch.randint(count, (), generator=draws))

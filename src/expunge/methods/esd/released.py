@@ -6,7 +6,7 @@
     diffusers-sd    erase_from   the teacher for erase_from  where their timestep says
     diffusers-sdxl  erase_from   the teacher for erase_from  there, but not scaled for the UNet
 
-A negative guidance of 2 in the diffusers programs is 1 in the others: see ``Program.target``.
+A negative guidance of 2 in the diffusers programs is 1 in the others: see ``EsdProgram.target``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from expunge.method.base import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.models import Condition, Model
-from expunge.seeding import generator
+from expunge.seeding import generator, integer
 from expunge.training.trajectories import ddim, denoise, native
 
 Variant = Literal["compvis", "alt", "diffusers-sd", "diffusers-sdxl"]
@@ -67,7 +67,6 @@ class Defaults(NamedTuple):
     lr: float
     negative_guidance: float
     start_guidance: float = 3.0
-    batch_size: int = 1
 
 
 DEFAULTS: dict[Variant, Defaults] = {
@@ -84,7 +83,7 @@ def parameters(model: Model, variant: Variant, train_method: str) -> tuple[str, 
 
 
 @dataclass(frozen=True)
-class Program:
+class EsdProgram:
     """One of the released programs with the settings of one run."""
 
     variant: Variant
@@ -104,9 +103,9 @@ class Program:
         low, high = (1, self.steps - 1) if self.variant == "alt" else (0, self.steps)
         for number in numbers:
             draws = generator(run.seed, "esd", number)
-            concept, prompt = pairs[_draw(draws, 0, len(pairs))]
-            stop = _draw(draws, low, high)
-            offset = _draw(draws, 0, self._stride)
+            concept, prompt = pairs[integer(draws, 0, len(pairs))]
+            stop = integer(draws, low, high)
+            offset = integer(draws, 0, self._stride)
             noise = torch.randn((1, *self._latent_shape(model)), generator=draws)
             yield {
                 "latents": self.latents(student, concept, prompt, noise.to(model.device), stop),
@@ -193,8 +192,3 @@ class Program:
     def _scheduler(self, model: Model) -> Any:
         make = native if self._by_teacher else ddim
         return make(model.process, self.steps)
-
-
-def _draw(draws: torch.Generator, low: int, high: int) -> int:
-    """An integer from ``low`` to ``high - 1``."""
-    return int(torch.randint(low, high, (), generator=draws))

@@ -9,13 +9,13 @@ from torch import Tensor
 from expunge.method.run import Run
 from expunge.models import Condition, Model
 from expunge.models.tokens import word_columns
-from expunge.seeding import generator
+from expunge.seeding import generator, integer
 
 Pooler = Literal["none", "first", "all"]
 """Which ends of the text count as the concept."""
 
 
-class Shown(NamedTuple):
+class ShownConcept(NamedTuple):
     """A concept: its pictures, and the prompts that name it."""
 
     mean: Tensor
@@ -44,7 +44,7 @@ def columns(model: Model, prompt: str, words: str, pooler: Pooler) -> Tensor:
     return marks
 
 
-def row(run: Run, shown: Sequence[Shown], turn: int) -> dict[str, Any]:
+def row(run: Run, shown: Sequence[ShownConcept], turn: int) -> dict[str, Any]:
     """One picture with its noise, timestep and prompt.
 
     Concepts take turns, and each shows all its pictures, shuffled, before it shows one again.
@@ -54,7 +54,7 @@ def row(run: Run, shown: Sequence[Shown], turn: int) -> dict[str, Any]:
     epoch, at = divmod(round_, len(mean))
     order = torch.randperm(len(mean), generator=generator(run.seed, "fmn order", which, epoch))
     draws = generator(run.seed, "fmn", turn)
-    prompt = int(torch.randint(len(condition), (), generator=draws))
+    prompt = integer(draws, 0, len(condition))
     timestep = torch.randint(run.model.process.times, (), generator=draws)
     wobble, noise = torch.randn((2, *mean.shape[1:]), generator=draws).to(mean.device)
     picture = int(order[at])

@@ -16,7 +16,7 @@ distance of the logits of ``a painting of C`` from those of ``a painting of``, f
     L = sum_l mean((s Q_l (K_l(c) - K_l(g))^T)^2)
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,14 +24,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
-from expunge.method.base import Batch, Trained
+from expunge.method.base import Batch, Fixed
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.fmn.batches import Pooler, Shown, columns, row
+from expunge.method.training import TrainedWeights
+from expunge.methods.fmn.batches import Pooler, ShownConcept, columns, row
 from expunge.methods.mace.closed import mean_moment
 from expunge.models import Condition, Model
 from expunge.models.attention import Look
-from expunge.pictures import PicturesSetting, fitted, latents_of, tensor
+from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
 from expunge.seeding import derive
 from expunge.training.inversion import inverted
 from expunge.training.trajectories import trajectories
@@ -51,7 +52,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pooler": "all",
         "lr": 2e-6,
         "weight_decay": 0.01,
-        "batch_size": 1,
     },
     "sepme": {
         "iterations": 21,
@@ -59,19 +59,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "optimizer": "torch.optim.Adam",
         "max_grad_norm": None,
         "gradients": "cumulative",
-        "batch_size": 1,
     },
 }
 """What a released program does when nothing is said, where that isn't this class's default."""
 
 
-class ForgetMeNot(Trained):
+class ForgetMeNot(TrainedWeights):
     """Fine-tuning that takes the cross-attention off the concept's words."""
 
     name: ClassVar[str] = "fmn"
     title: ClassVar[str] = "Forget-Me-Not"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.17591"
+    released_fixed: ClassVar[Fixed] = {
+        **TrainedWeights.released_fixed,
+        "batch_size": (1, "the released programs are right for one picture only"),
+    }
+    corrected_only: ClassVar[tuple[str, ...]] = (
+        "contexts",
+        "preserve_scale",
+        "inversion_steps",
+        "inversion_lr",
+    )
+    original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
     variant: Literal["released", "sepme"] | None = None
     """The program to follow; only with ``fidelity="original"``."""
@@ -108,17 +118,14 @@ class ForgetMeNot(Trained):
     inversion_lr: float = Field(1e-3, gt=0)
     """Learning rate of the textual inversion."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """An original run starts from its program's defaults."""
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
         variant = values.get("variant") or "released"
         values = {**DEFAULTS.get(variant, {}), **values, "variant": variant}
         if variant == "released" and values["train_method"] == "full":
-            return {"max_grad_norm": None, **values}
-        return values
+            values = {"max_grad_norm": None, **values}
+        return super().with_released(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ForgetMeNot":
@@ -133,15 +140,9 @@ class ForgetMeNot(Trained):
             raise ValueError("inversion_steps: there is no picture to invert; drop no_real_image")
         if self.variant is None:
             return self
-        if self.fidelity == "corrected":
-            raise ValueError('variant: only with fidelity="original"')
-        if self.batch_size != 1:
-            raise ValueError("batch_size: the released programs are right for one picture only")
         sepme = self.variant == "sepme"
-        absent = ("contexts", "preserve_scale", "inversion_steps", "inversion_lr")
-        for name in (*absent, *(("pooler", "no_real_image") if sepme else ())):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: not with variant="{self.variant}"')
+        if sepme:
+            self.refuse_changed('not with variant="sepme"', "pooler", "no_real_image")
         if self.train_method not in (("x",) if sepme else ("x", "full")):
             raise ValueError(f'train_method: not {self.train_method} with variant="{self.variant}"')
         if not sepme and self.train_method == "full" and self.max_grad_norm:
@@ -183,7 +184,7 @@ class ForgetMeNot(Trained):
         sentences = concept.sentences(self.contexts)
         return [(s.format(words), words) for words in concept.phrases for s in sentences]
 
-    def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> Shown:
+    def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> ShownConcept:
         prompts = self.prompts(concept)
         condition = run.model.condition([prompt for prompt, _ in prompts])
         if self.inversion_steps:
@@ -200,7 +201,7 @@ class ForgetMeNot(Trained):
             )
             prompts, condition = prompts + own, Condition.cat([condition, inversion])
         marks = torch.stack([columns(run.model, *pair, self.pooler) for pair in prompts])
-        return Shown(mean, deviation, condition, marks.to(run.model.device))
+        return ShownConcept(mean, deviation, condition, marks.to(run.model.device))
 
     def _pictures(self, run: Run) -> list[tuple[Tensor, Tensor]]:
         """Mean and deviation of the latents of each concept's pictures, ``[pictures, c, h, w]``."""
@@ -209,11 +210,11 @@ class ForgetMeNot(Trained):
             zero = torch.zeros(1, *run.model.latent_shape, device=run.model.device)
             return [(zero, zero) for _ in concepts]
         if self.pictures is not None:
-            given = [fitted(run.model, self.pictures, concept.target) for concept in concepts]
-            return [latents_of(run.model, tensor(pictures)) for pictures in given]
-        return [(latents, torch.zeros_like(latents)) for latents in self._drawn(run)]
+            given = [pictures_of(run.model, self.pictures, concept.target) for concept in concepts]
+            return [latents_of(run.model, picture_bytes(pictures)) for pictures in given]
+        return [(latents, torch.zeros_like(latents)) for latents in self._drawn_latents(run)]
 
-    def _drawn(self, run: Run) -> Tensor:
+    def _drawn_latents(self, run: Run) -> Tensor:
         """What the model draws of all concepts, as latents ``[concepts, pictures, c, h, w]``."""
         prompts, seeds = [], []
         for concept in run.policy.erase:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from expunge.edits.payloads import LowRank
 from expunge.errors import ExpungeError
 from expunge.method.student import within
-from expunge.methods.mace.batches import AttentionBatch
+from expunge.methods.mace.batches import AdapterBatch
 from expunge.models import Model
 from expunge.seeding import generator
 
@@ -50,7 +50,7 @@ class Adapter:
             factors[f"up:{name}"] = torch.zeros(len(weight), rank)
         return cls(model, refined, factors)
 
-    def attention(self, batch: AttentionBatch) -> dict[str, Tensor]:
+    def attention(self, batch: AdapterBatch) -> dict[str, Tensor]:
         """``A_l`` by layer in the order of the pass, ``[batch, heads, pixels, tokens]``."""
         swapped = {
             name: (weight + self.weights[f"up:{name}"] @ self.weights[f"down:{name}"]).to(
@@ -76,7 +76,7 @@ class Adapter:
         return LowRank(up, down)
 
 
-def layer_norms(maps: Mapping[str, Tensor], batch: AttentionBatch, *, nearest: bool) -> Tensor:
+def layer_norms(maps: Mapping[str, Tensor], batch: AdapterBatch, *, nearest: bool) -> Tensor:
     """``| A_l[:, M_l, S] |_F`` of every layer and sample, ``[layers, batch]``.
 
     A mask is made as coarse as a layer by ``nearest`` (as released, which can lose all of a small
@@ -104,7 +104,7 @@ def _grid(pixels: int, height: int, width: int) -> tuple[int, int]:
 
 
 def suppression(
-    adapter: Adapter, batch: AttentionBatch, *, squared: bool = False, nearest: bool = False
+    adapter: Adapter, batch: AdapterBatch, *, squared: bool = False, nearest: bool = False
 ) -> Tensor:
     """The loss: the norms, or their squares, summed over layers; the mean over the batch."""
     norms = layer_norms(adapter.attention(batch), batch, nearest=nearest)
@@ -113,7 +113,7 @@ def suppression(
 
 def fit(
     adapter: Adapter,
-    batches: Iterable[AttentionBatch],
+    batches: Iterable[AdapterBatch],
     lr: float,
     *,
     squared: bool = False,

@@ -31,7 +31,7 @@ class Examples(NamedTuple):
     """``[pictures, pixel height, pixel width]`` in 0..1."""
 
 
-class AttentionBatch(NamedTuple):
+class AdapterBatch(NamedTuple):
     """What one step of an adapter needs."""
 
     latents: Tensor
@@ -77,7 +77,7 @@ def imagenet_latents(model: Model, pictures: Tensor) -> tuple[Tensor, Tensor]:
     return model.posterior(scaled.permute(0, 3, 1, 2))
 
 
-def drawn(
+def training_batches(
     model: Model,
     examples: Examples,
     prompts: Sequence[tuple[str, str]],
@@ -86,7 +86,7 @@ def drawn(
     size: int,
     steps: int,
     focused: bool,
-) -> Iterator[AttentionBatch]:
+) -> Iterator[AdapterBatch]:
     """The batch of every step: pictures, prompts (each with its words), timesteps, noise.
 
     Each step has its own draws, which depend on ``seed`` and its number alone.
@@ -103,7 +103,7 @@ def drawn(
         shape = (2, size, *examples.mean.shape[1:])
         wobble, noise = torch.randn(shape, generator=draws).to(model.device)
         latents = examples.mean[picture] + wobble * examples.deviation[picture]
-        yield AttentionBatch(
+        yield AdapterBatch(
             process.mix(latents, noise, timestep),
             timestep.to(model.device),
             condition[prompt],

@@ -10,7 +10,7 @@ from the base weights, so the result is one ridge system like any other.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +26,13 @@ from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Method
+from expunge.method.base import Method, Need
 from expunge.models import Model
 from expunge.progress import track
 from expunge.seeding import derive
 
 
-class Round(NamedTuple):
+class BalancingRound(NamedTuple):
     """One solution and what was drawn with it."""
 
     payload: Ridge
@@ -52,7 +52,7 @@ class Debias(Method):
     title: ClassVar[str] = "Unified Concept Editing, debiasing"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing"})
 
     attributes: WordList
     """The attributes to balance, e.g. ``[female, male]``."""
@@ -118,7 +118,7 @@ class Debias(Method):
             return rounds[-1].payload
         return min(rounds, key=lambda round: self._error(round.observed)).payload
 
-    def rounds(self, model: Model, policy: Policy, seed: int) -> Iterator[Round]:
+    def rounds(self, model: Model, policy: Policy, seed: int) -> Iterator[BalancingRound]:
         """Solve, draw, classify and correct, until the shares are reached or rounds run out."""
         classify = classifier(self.classifier, self.attributes)
         kept = self._kept(model, policy)
@@ -127,7 +127,7 @@ class Debias(Method):
         for number in track(range(self.iterations), "balancing", total=self.iterations):
             payload = self._solution(model, policy, kept, mixture)
             observed = self._observed(model, policy, payload, classify, seed, number)
-            yield Round(payload, mixture, observed)
+            yield BalancingRound(payload, mixture, observed)
             if self._error(observed) < self.tolerance:
                 return
             missing = self.wanted - observed
