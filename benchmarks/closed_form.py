@@ -34,11 +34,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from expunge import Concept, Edit, Model, Policy, erase, load, testing
 from expunge.algebra.ridge import gram
 from expunge.edits import LowRank, Payload, SharedMatrix
-from expunge.methods.mace.closed import aligned, fusion, moment
+from expunge.methods.mace.closed import aligned, fusion
 from expunge.methods.mace.method import MACE
 from expunge.methods.rece import RECE
 from expunge.methods.uce.method import UCE
-from expunge.prior import Metadata, Prior, text_fingerprint
+from expunge.prior import Metadata, Prior, moment, text_fingerprint
 
 WIDTH, TOKENS, LAYERS, OUTPUTS = 768, 77, 32, 24_960
 ARTISTS, CELEBRITIES, SENTENCES, MANY = 1_734, 100, 30, 1_000

@@ -17,7 +17,7 @@ from conformance.case import (
 )
 from expunge.concepts import Concept, Kind
 from expunge.errors import ExpungeError, Unsupported
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.ac.method import AblatingConcepts

@@ -12,7 +12,7 @@ from expunge.edits.edit import Edit
 from expunge.edits.residual_gates import ResidualGates, attention, openings
 from expunge.errors import Unsupported
 from expunge.formats import cpe as files
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.methods import configured
 from expunge.methods.cpe.bank import mixed
 from expunge.methods.cpe.method import CPE

@@ -23,9 +23,9 @@ from expunge.errors import ExpungeError, Unsupported
 from expunge.methods import erase
 from expunge.methods.mace.adapters import Adapter, fit, layer_norms
 from expunge.methods.mace.batches import AdapterBatch, columns, noised
-from expunge.methods.mace.closed import fusion, moment
+from expunge.methods.mace.closed import fusion
 from expunge.models import Model
-from expunge.prior import Metadata, Prior, text_fingerprint
+from expunge.prior import Metadata, Prior, moment, text_fingerprint
 
 # How closely two single-precision programs agree; twice the difference that the case itself
 # reports to a double evaluation, where that is more.

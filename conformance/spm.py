@@ -13,7 +13,7 @@ from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes
 from expunge.errors import ExpungeError
 from expunge.formats import spm
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.methods import configured
 from expunge.methods.spm.anchors import acting
 from expunge.methods.spm.method import SPM

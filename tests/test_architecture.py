@@ -37,7 +37,7 @@ def _docstrings(tree: ast.Module) -> set[int]:
 
 
 def test_the_ladder_in_the_docs_is_the_one_that_is_enforced() -> None:
-    """``lint-imports`` (part of ``make check``) reads pyproject.toml; people read architecture.md."""
+    """``lint-imports``, part of ``make check``, reads pyproject.toml; people read the docs."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     [layers] = [
         contract["layers"]

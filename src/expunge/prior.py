@@ -15,6 +15,7 @@ import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,8 @@ from expunge.models import Model
 from expunge.progress import track
 from expunge.settings import or_file
 
+MOMENT_BATCH = 16
+"""Prompts encoded at a time for a moment; in double precision their rows take 8 MB for SD 1."""
 BATCH = 64
 """Prompts encoded at a time."""
 SAVE_EVERY = 30.0
@@ -197,6 +200,17 @@ class Prior:
                 f"this prior is of another text encoder than that of {model.name!r}; make one "
                 'with "expunge prior" and this model'
             )
+
+
+def moment(model: Model, prompts: Sequence[str]) -> Tensor:
+    """``sum e e^T`` over all rows of all prompts, ``[width, width]`` float64."""
+    blocks = [prompts[at : at + MOMENT_BATCH] for at in range(0, len(prompts), MOMENT_BATCH)]
+    return reduce(torch.add, (gram(model.encode(block)) for block in blocks))
+
+
+def mean_moment(model: Model, prompts: Sequence[str]) -> Tensor:
+    """The mean of a prompt's ``sum e e^T`` over all its rows, ``[width, width]`` float32."""
+    return (moment(model, prompts) / len(prompts)).float()
 
 
 def combined(prior: Prior, domain: Prior, weight: float) -> Tensor:

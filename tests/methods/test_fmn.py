@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.fmn.batches import ShownConcept, columns, row

@@ -13,9 +13,9 @@ from expunge.edits.applied import edited_weights
 from expunge.methods import configured
 from expunge.methods.mace.adapters import Adapter, layer_norms, suppression
 from expunge.methods.mace.batches import AdapterBatch, columns, focal, noised, training_batches
-from expunge.methods.mace.closed import aligned, moment
+from expunge.methods.mace.closed import aligned
 from expunge.methods.mace.method import MACE
-from expunge.prior import Prior
+from expunge.prior import Prior, moment
 
 GHOST = Concept(target="ghost", anchor="man")
 SANTA = Concept(target="santa claus", anchor="dog", synonyms=["santa"])

@@ -14,7 +14,7 @@ from expunge import testing as build
 from expunge.algebra.null_space import null_space, null_spaces, rref
 from expunge.edits import LowRank
 from expunge.edits.applied import edited_weights
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods.sepme.cie import FIRST_TEST, momentum
 from expunge.methods.sepme.sepce import SepCE

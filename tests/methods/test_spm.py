@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.membranes import Membranes
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods import configured

@@ -19,6 +19,7 @@ from typing_extensions import TypeVar
 
 from expunge.concepts import Concept, Policy
 from expunge.edits.payloads import Change, Payload
+from expunge.method.batch import Batch
 from expunge.method.presets import Named, resolved
 from expunge.method.run import Run
 from expunge.method.student import Student
@@ -45,10 +46,6 @@ class Part(NamedTuple):
 
     concepts: tuple[Concept, ...]
     payload: Payload
-
-
-Batch = Mapping[str, Any]
-"""What one evaluation of a loss needs, tensors and conditions by name."""
 
 
 class Method(Named):

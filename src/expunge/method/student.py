@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,9 @@ from expunge.edits.applied import edited_weights
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank
 from expunge.errors import ExpungeError
+from expunge.method.batch import Batch
 from expunge.models import Condition, Model
 from expunge.seeding import generator
-
-if TYPE_CHECKING:
-    from expunge.method.base import Batch
 
 Result = TypeVar("Result")
 
@@ -82,7 +80,7 @@ class Student:
         """What training has added to a parameter so far, float32; has gradients."""
         return self.value(name) - self.before(name)
 
-    def for_batch(self, batch: "Batch") -> Self:
+    def for_batch(self, batch: Batch) -> Self:
         """What the loss of a batch reads; where concepts take turns, just the batch's own."""
         return self
 

@@ -18,7 +18,8 @@ from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.files import PathLike, digest
-from expunge.method.base import Batch, Method, Part, S, Staged, Trained
+from expunge.method.base import Method, Part, S, Staged, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.models import Model
 from expunge.progress import track

@@ -21,7 +21,7 @@ from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights

@@ -20,7 +20,7 @@ from torch import Tensor
 from expunge.concepts import TEMPLATES, Concept
 from expunge.generation.sampler import Sampler, SchedulerName
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.ac.prompts import (

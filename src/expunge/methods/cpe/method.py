@@ -35,7 +35,8 @@ from torch.utils.checkpoint import checkpoint
 
 from expunge.concepts import Concept, Policy
 from expunge.errors import ExpungeError
-from expunge.method.base import Batch, Fixed, Need, Part, Trained
+from expunge.method.base import Fixed, Need, Part, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods.cpe.bank import (
     Bank,

@@ -25,13 +25,14 @@ from torch import Tensor
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.errors import ExpungeError
-from expunge.method.base import Batch, Fixed
+from expunge.method.base import Fixed
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, Variant, parameters
-from expunge.methods.mace.closed import mean_moment
 from expunge.models import Condition, Model
+from expunge.prior import mean_moment
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.models import Condition, Model

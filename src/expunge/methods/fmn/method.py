@@ -24,15 +24,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
-from expunge.method.base import Batch, Fixed
+from expunge.method.base import Fixed
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.fmn.batches import Pooler, ShownConcept, columns, row
-from expunge.methods.mace.closed import mean_moment
 from expunge.models import Condition, Model
 from expunge.models.attention import Look
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
+from expunge.prior import mean_moment
 from expunge.seeding import derive
 from expunge.training.inversion import inverted
 from expunge.training.trajectories import trajectories

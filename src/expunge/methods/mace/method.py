@@ -34,7 +34,7 @@ from expunge.method.base import Fixed, Method, Need
 from expunge.methods.kept import kept_with_empty, weighed_rows
 from expunge.methods.mace.adapters import Adapter, fit
 from expunge.methods.mace.batches import Examples, imagenet_latents, training_batches
-from expunge.methods.mace.closed import PROMPTS, fusion, moment, rows
+from expunge.methods.mace.closed import PROMPTS, fusion, rows
 from expunge.models import Model
 from expunge.pictures import (
     Pictures,
@@ -46,7 +46,7 @@ from expunge.pictures import (
     pictures_of,
     whole,
 )
-from expunge.prior import PriorFile
+from expunge.prior import PriorFile, moment
 from expunge.progress import track
 from expunge.seeding import derive
 

@@ -33,14 +33,15 @@ from expunge.concepts import Concept, Context
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Batch, Fixed, S, Trained
+from expunge.method.base import Fixed, S, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import DenoiserTraining, LearningRateSchedule, TrainedWeights
-from expunge.methods.mace.closed import mean_moment
 from expunge.models import Condition, Model
 from expunge.models.model import Answer
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
+from expunge.prior import mean_moment
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
 

@@ -29,7 +29,8 @@ from torch import Tensor
 from expunge.algebra.null_space import TOLERANCE, fitting, leading, null_space, rref
 from expunge.concepts import Policy
 from expunge.errors import ExpungeError
-from expunge.method.base import Batch, Part
+from expunge.method.base import Part
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods.sepme.bases import Given, beginnings, crowded, rows, rows_naming
 from expunge.methods.sepme.cie import (

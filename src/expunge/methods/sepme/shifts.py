@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from expunge.edits.payloads import LowRank
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.models import Model
 

@@ -23,7 +23,8 @@ from torch.nn.functional import mse_loss
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.edits.membranes import Metric, Rule
 from expunge.errors import ExpungeError, Unsupported
-from expunge.method.base import Batch, Fixed, Part, Trained
+from expunge.method.base import Fixed, Part, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.training import DenoiserTraining, LearningRateSchedule
 from expunge.methods.spm.anchors import Split, acting, noise_anchors

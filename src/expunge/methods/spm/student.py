@@ -13,7 +13,7 @@ from typing_extensions import Self
 from expunge.edits.installed import gated
 from expunge.edits.membranes import Membranes, Metric, Rule, through
 from expunge.edits.payloads import LowRank
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.models import Condition, Model
 from expunge.models.model import Answer

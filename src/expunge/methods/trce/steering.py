@@ -33,7 +33,8 @@ from torch import Tensor
 
 from expunge.concepts import Context, Pair, Policy, explain
 from expunge.edits.edit import Edit
-from expunge.method.base import Batch, Fixed, Part
+from expunge.method.base import Fixed, Part
+from expunge.method.batch import Batch
 from expunge.method.edits import edit_of
 from expunge.method.run import Run
 from expunge.method.student import Student
