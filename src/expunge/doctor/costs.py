@@ -107,6 +107,8 @@ def _solved(model: Model, policy: Policy, method: Solves) -> dict[str, Any]:
     """Run a closed form to its end, with the change of every weight."""
     began = _now(model.device)
     payload = method.solve(model, policy, 0)
+    if not isinstance(payload, Change):
+        raise Unsupported("it changes no weight, and costs nothing beforehand")
     for name in payload.names:
         payload.change(name, model.base_weight(name))
     seconds = _now(model.device) - began

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from expunge.concepts import Concept, Policy
-from expunge.edits.payloads import Change, Payload
+from expunge.edits.payloads import Payload
 from expunge.method.batch import Batch
 from expunge.method.presets import Named, resolved
 from expunge.method.run import Run
@@ -58,6 +58,8 @@ class Method(Named):
     url: ClassVar[str]
     needs: ClassVar[frozenset[Need]]
     """What running it with its defaults takes."""
+    families: ClassVar[tuple[str, ...]] = ("sd",)
+    """Families of models that it is made for and tested on."""
     released: ClassVar[Mapping[str, Any]] = {}
     """Defaults of the released program, where they differ; see ``with_released``."""
     released_fixed: ClassVar[Fixed] = {}
@@ -116,9 +118,9 @@ class Method(Named):
 
 @runtime_checkable
 class Solves(Protocol):
-    """A closed form: from a model and a policy straight to the change."""
+    """A closed form: from a model and a policy straight to the payload."""
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Change: ...
+    def solve(self, model: Model, policy: Policy, seed: int) -> Payload: ...
 
 
 class GradientPlan(NamedTuple):

@@ -39,7 +39,11 @@ def edit_of(
             concepts=part.concepts,
             keep=policy.kept,
             seed=seed,
-            base=Base(name=model.name, fingerprint=fingerprint(part.payload.names)),
+            base=Base(
+                name=model.name,
+                fingerprint=fingerprint(part.payload.names),
+                text="" if part.payload.names else model.text_fingerprint(),
+            ),
             steps=steps,
             versions=versions(),
         )

@@ -55,6 +55,7 @@ class ESD(TrainedWeights):
     title: ClassVar[str] = "Erased Stable Diffusion"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.07345"
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
     released_fixed: ClassVar[Fixed] = {
         **TrainedWeights.released_fixed,
         "batch_size": (1, "the released programs train on one latent at a time"),

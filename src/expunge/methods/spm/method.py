@@ -22,7 +22,7 @@ from torch.nn.functional import mse_loss
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.edits.membranes import Metric, Rule
-from expunge.errors import ExpungeError, Unsupported
+from expunge.errors import ExpungeError
 from expunge.method.base import Fixed, Part, Trained
 from expunge.method.batch import Batch
 from expunge.method.run import Run
@@ -102,8 +102,6 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     """Factor of the closeness ("facilitate_factor")."""
 
     def parameters(self, model: Model) -> tuple[str, ...]:
-        if model.family == "sdxl":
-            raise Unsupported("spm: not for SDXL so far")
         return model.select("transformers")
 
     def student(self, model: Model, policy: Policy, seed: int) -> MembraneStudent:
