@@ -66,10 +66,22 @@ class Broken:
         return self.gives
 
 
-class SantaAlways:
-    """An image-text model whose zero-shot classifiers find the second label in everything."""
+class Always:
+    """A classifier that finds its second label in everything."""
 
-    identity = Identity(name="santa always", version="", sha256="")
+    identity = Identity(name="always", version="", sha256="")
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+
+    def probabilities(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        return torch.eye(len(self.labels))[[1] * len(pictures)]
+
+
+class Open:
+    """An image-text model that remembers what it was to choose among."""
+
+    identity = Identity(name="open", version="", sha256="")
     asked: tuple[tuple[str, ...], ...] = ()
 
     def __init__(self, weights: str) -> None:
@@ -78,22 +90,16 @@ class SantaAlways:
     def scores(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
         raise NotImplementedError
 
-    def zero_shot(self, labels: tuple[str, ...], template: str = "") -> Broken:
-        SantaAlways.asked += (labels,)
-        made = Broken()
-        made.labels = labels  # type: ignore[assignment]
-        made.probabilities = lambda pictures: torch.eye(len(labels))[  # type: ignore[method-assign]
-            [1] * len(pictures)
-        ]
-        return made
+    def zero_shot(self, labels: tuple[str, ...], template: str = "") -> Always:
+        Open.asked += (labels,)
+        return Always(labels)
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detectors as another package would add them."""
-    for name, built in {
-        "as at first": AsAtFirst, "broken": Broken, "open": SantaAlways, "boxes": toy_judges.Parts
-    }.items():  # fmt: skip
+    places = {"as at first": AsAtFirst, "broken": Broken, "open": Open, "boxes": toy_judges.Parts}
+    for name, built in places.items():
         place = f"{built.__module__}:{built.__name__}"
         monkeypatch.setitem(DETECTORS.places, name, place)  # type: ignore[arg-type]
 
@@ -243,11 +249,11 @@ def test_every_concept_and_every_wording_is_looked_at(monkeypatch: pytest.Monkey
 def test_what_has_no_labels_chooses_among_all_words_at_hand(
     monkeypatch: pytest.MonkeyPatch, pico: Model
 ) -> None:
-    monkeypatch.setattr(SantaAlways, "asked", ())
+    monkeypatch.setattr(Open, "asked", ())
     ghost = Concept(target="ghost", anchor="robot")
     policy = Policy(erase=(ghost, Concept(target="santa")), keep=("cat",))
     seen = watch("erased<=0.1 and kept>=0.5", policy, judge="open:here")
-    assert SantaAlways.asked == (("ghost", "santa", "robot", "cat"),)
+    assert Open.asked == (("ghost", "santa", "robot", "cat"),)
     assert seen.score(pico) == {"erased": 0.5, "kept": 0.0}
     with pytest.raises(ExpungeError, match="there is only 'ghost'; name an anchor or words"):
         watch("erased<=0.1", Policy.of("ghost"), judge="open:here")
