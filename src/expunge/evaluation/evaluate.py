@@ -32,7 +32,7 @@ from expunge.evaluation.judging import (
 )
 from expunge.evaluation.panel import Panel
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import Evaluation, Pair, Report, Source
+from expunge.evaluation.records import Evaluation, PicturePair, Report, Source
 from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
     Unrelated,
@@ -351,6 +351,6 @@ def _identity(judge: Judge) -> Identity:
     return Identity(name=judge.name, version="", sha256=judge.sha256)
 
 
-def _write_lines(path: Path, pairs: Iterable[Pair]) -> None:
+def _write_lines(path: Path, pairs: Iterable[PicturePair]) -> None:
     context = {"folder": path.parent}
     write_text(path, "".join(f"{pair.model_dump_json(context=context)}\n" for pair in pairs))

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from expunge.algebra.ridge import Rows, kept_rows
 from expunge.concepts import Concept, Policy, WordList
-from expunge.detectors.classifiers import Classifier, classifier
+from expunge.detectors.base import detector
+from expunge.detectors.vocabulary import WordClassifier, word_classifier
 from expunge.edits.applied import tried
 from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
@@ -61,7 +62,7 @@ class Debias(Method):
     wording: str = "{attribute} {concept}"
     """How a prompt names a concept with an attribute; original: the attribute alone."""
     classifier: str = "emoji"
-    """Who says which attribute a picture shows: ``emoji``, or ``clip:`` and a folder or hub id."""
+    """The detector that says which attribute a picture shows, e.g. ``clip:FOLDER``."""
     images: int = Field(10, ge=1)
     """Pictures of each concept in a round."""
     iterations: int = Field(30, ge=1)
@@ -120,13 +121,13 @@ class Debias(Method):
 
     def rounds(self, model: Model, policy: Policy, seed: int) -> Iterator[BalancingRound]:
         """Solve, draw, classify and correct, until the shares are reached or rounds run out."""
-        classify = classifier(self.classifier, self.attributes)
+        classifier = word_classifier(detector(self.classifier), self.attributes)
         kept = self._kept(model, policy)
         mixture = torch.zeros(len(policy.erase), len(self.attributes), dtype=torch.float64)
         step, before = torch.full((len(policy.erase), 1), self.step).double(), None
         for number in track(range(self.iterations), "balancing", total=self.iterations):
             payload = self._solution(model, policy, kept, mixture)
-            observed = self._observed(model, policy, payload, classify, seed, number)
+            observed = self._observed(model, policy, payload, classifier, seed, number)
             yield BalancingRound(payload, mixture, observed)
             if self._error(observed) < self.tolerance:
                 return
@@ -192,7 +193,7 @@ class Debias(Method):
         model: Model,
         policy: Policy,
         payload: Ridge,
-        classify: Classifier,
+        classifier: WordClassifier,
         seed: int,
         number: int,
     ) -> Tensor:
@@ -208,8 +209,6 @@ class Debias(Method):
         sampler = Sampler(steps=self.num_inference_steps, guidance_scale=self.guidance_scale)
         with tried(model, payload):
             drawn = [np.asarray(picture) for _, picture in sample(model, requests, sampler)]
-        seen = torch.tensor(classify([Image.fromarray(picture) for picture in drawn]))
-        table = seen.reshape(len(policy.erase), self.images, 1) == torch.arange(
-            len(self.attributes)
-        )
-        return table.double().mean(1)
+        seen = classifier.likeliest_words([Image.fromarray(picture) for picture in drawn])
+        table = torch.tensor([[word == one for one in self.attributes] for word in seen])
+        return table.reshape(len(policy.erase), self.images, -1).double().mean(1)
