@@ -117,7 +117,8 @@ class UNetModel(Model):
 
     @torch.no_grad()
     def posterior(self, colours: Tensor) -> tuple[Tensor, Tensor]:
-        vae, parts = self.pipe.vae, []
+        vae: Any = self.decoder
+        parts = []
         for picture in colours:
             found = vae.encode(picture[None].to(vae.device, vae.dtype)).latent_dist
             parts.append((found.mean.float(), found.std.float()))
@@ -128,7 +129,7 @@ class UNetModel(Model):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipe.vae
+        vae: Any = self.decoder
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
         pictures = vae.decode(scaled, return_dict=False)[0].float()
         levels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
