@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from expunge import Concept, Edit, Model, load
-from toy_membranes import membrane
+from expunge.testing import membrane
 
 PROMPTS = ("a picture of a ghost", "a photo of a dog", "santa claus", "a man in the rain")
 
