@@ -28,12 +28,14 @@ class Usage:
 
 
 @contextmanager
-def peak_memory(device: torch.device | None = None) -> Iterator[Usage]:
+def peak_memory(
+    device: torch.device | None = None, *, interval: float = INTERVAL
+) -> Iterator[Usage]:
     """``with peak_memory(device) as used: ...``; then ``used.peak`` is the most bytes in use.
 
     On a GPU that is what torch has allocated there. Elsewhere, and without a device, it is the
-    resident memory of this process; a thread looks at it every ``INTERVAL``, so what is freed
-    sooner may be missed.
+    resident memory of this process; a thread looks at it every ``interval`` seconds, so what is
+    freed sooner may be missed.
     """
     if device is not None and device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -52,7 +54,7 @@ def peak_memory(device: torch.device | None = None) -> Iterator[Usage]:
         used.peak = max(used.peak, process.memory_info().rss)
 
     def watch() -> None:
-        while not ended.wait(INTERVAL):
+        while not ended.wait(interval):
             look()
 
     watcher = Thread(target=watch, daemon=True)
