@@ -11,7 +11,7 @@ from expunge import Concept, Edit, ExpungeError, Model
 from expunge.edits import membranes
 from expunge.edits.gates import Tokens
 from expunge.edits.membranes import Membranes
-from toy_membranes import membrane, random
+from expunge.testing import membrane, random
 
 SIZES = {"a": (6, 4), "b": (4, 4)}
 """Outputs and inputs of two layers."""

@@ -19,7 +19,7 @@ from expunge.evaluation.restoration import weight_bits
 from expunge.generation import Sampler, requests, sample
 from expunge.prompts import PromptSet
 from expunge.statistics.rates import Rate
-from toy_membranes import membrane
+from expunge.testing import membrane
 
 PROMPTS = ["santa claus", "a photo of santa claus", "a picture of santa claus"]
 ASKED = list(requests(PromptSet.of(PROMPTS)))

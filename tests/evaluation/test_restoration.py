@@ -9,7 +9,7 @@ from expunge.evaluation.restoration import exactness, restoration, separable, we
 from expunge.generation import Sampler, requests
 from expunge.prompts import PromptSet
 from expunge.statistics.rates import Rate
-from toy_membranes import membrane
+from expunge.testing import membrane
 
 FAST = Sampler(steps=2)
 TARGETS = ("santa claus", "ghost", "a dog")

@@ -11,7 +11,7 @@ from expunge import Concept, Edit, ExpungeError, Model, erase, load
 from expunge.cli import main
 from expunge.edits.membranes import Membranes
 from expunge.formats import spm
-from toy_membranes import membrane
+from expunge.testing import membrane
 
 SANTA = Concept(target="santa claus", synonyms=["santa"], kind="character")
 GHOST = Concept(target="ghost")

@@ -5,10 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean, median
-from threading import Event, Thread
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from expunge.concepts import Policy
 from expunge.doctor.facts import Cost, Pace, Timing
 from expunge.edits.payloads import Change, Dense
 from expunge.errors import ExpungeError, Unsupported
+from expunge.memory import peak_memory
 from expunge.method.base import Method, S, Solves, Trained
 from expunge.method.run import Run
 from expunge.models import Condition, Model
@@ -83,7 +82,7 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
     Raises:
         ExpungeError: the method refuses this model or policy, or can't be tried in short.
     """
-    with _watched(model.device) as peak:
+    with peak_memory(model.device) as used:
         if isinstance(method, Trained):
             found = _trained(model, policy, method, pace)
         elif isinstance(method, Solves) and not method.needed - {"text"}:
@@ -98,7 +97,7 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
         method=method.name,
         needs=tuple(sorted(method.needed)),
         **found,
-        peak_bytes=peak(),
+        peak_bytes=used.peak,
         memory="GPU" if model.device.type == "cuda" else "process",
     )
 
@@ -215,34 +214,3 @@ def _changed(model: Model, names: Sequence[str]) -> dict[str, Any]:
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-# --- memory
-
-
-@contextmanager
-def _watched(device: torch.device) -> Iterator[Callable[[], int]]:
-    """``with _watched(device) as peak: ...``; then ``peak()`` is the most bytes in use meanwhile.
-
-    On a GPU what torch has allocated there, else the memory of this process, looked at every
-    few milliseconds.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device)
-        return
-    process, ended = psutil.Process(), Event()
-    peak: int = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.005):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield lambda: peak
-    finally:
-        ended.set()
-        watcher.join()
