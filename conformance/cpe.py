@@ -17,7 +17,7 @@ from expunge.methods import configured
 from expunge.methods.cpe.bank import mixed
 from expunge.methods.cpe.method import CPE
 from expunge.methods.cpe.student import GateStudent
-from expunge.models import Model
+from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 
 LOSS, PROJECTION, GRADIENT, SMALL_GRADIENT, UPDATE = 5e-6, 2e-6, 2e-5, 2e-4, 1e-3
@@ -83,14 +83,16 @@ def _gates(payload: object) -> ResidualGates:
 
 @torch.no_grad()
 def _predicted(model: Model, given: Tensors) -> Tensor:
-    return model.predict_noise(given["latents"], given["timesteps"], given["embeddings"])
+    return model.predict(given["latents"], given["timesteps"], Condition(given["embeddings"]))
 
 
 class _outputs:
     """Collects what some layers give, by the names of their weights."""
 
     def __init__(self, model: Model, names: tuple[str, ...]) -> None:
-        self.modules = {name: model.unet.get_submodule(name.rpartition(".")[0]) for name in names}
+        self.modules = {
+            name: model.denoiser.get_submodule(name.rpartition(".")[0]) for name in names
+        }
         self.seen: dict[str, Tensor] = {}
 
     def __enter__(self) -> dict[str, Tensor]:
