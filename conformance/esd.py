@@ -169,7 +169,7 @@ def _drawn(case: Case, program: Program, student: Student) -> Iterator[Differenc
         if (noise := inputs.get(f"noise:{number}")) is None:
             continue
         _, stop = _stop(draw)
-        yield Difference(float(program.timestep(student.model, stop) - draw["timestep"]), 0.0)
+        yield Difference(float(program.timestep(student.model, stop) != draw["timestep"]), 0.0)
         ours = program.latents(student, *_prompts(case), noise, stop)
         theirs = inputs[draw["x_t"]]
         yield Difference(pooled({"": ours}, {"": theirs}), case["tolerance"]["x_t_rel"])

@@ -12,7 +12,7 @@ from expunge.concepts import Concept, Policy
 from expunge.edits.applied import Applied
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, Unsupported
 from expunge.formats import spm
 from expunge.method.base import Batch
 from expunge.methods import configured
@@ -99,6 +99,8 @@ def _drawn(case: Case, model: Model, rule: str, expected: Tensors) -> Iterator[D
 def training(case: Case) -> Iterator[Difference]:
     """Denoising, predictions, losses, gradient and the adapter after some steps."""
     model, given, expected = case.model(), case.file("inputs"), case.file("expected")
+    if model.family != "sd":
+        raise Unsupported(f"spm: no training of {model.family}")
     prompts = case["prompts"]
     named = ("target", "positive", "neutral", "unconditional")
     model.remember({prompts[key]: Condition(given[f"e_{key}"]) for key in named})
@@ -115,7 +117,7 @@ def training(case: Case) -> Iterator[Difference]:
         target = model.condition([prompts["target"]])
         latents = method.walked(student, noise, target, [step["tau"]])
         timestep = method.timesteps(model, [step["tau"]])
-        yield Difference(float(timestep - step["timestep"]), 0.0)
+        yield Difference(float(timestep != step["timestep"]), 0.0)
         anchors = target[:0]
         if method.la_strength:
             drawn = given[f"step{number}/anchor_batch"][1::2]
