@@ -405,7 +405,7 @@ def test_stopping_anywhere_changes_nothing(
         ),
         ({"fidelity": "original", "variant": "sepme", "memorized": True}, "no such setting"),
         ({"prompts": ["a dog"], "contexts": ["a {}"]}, "give one of the two"),
-        ({"prompts": "nowhere.txt"}, "nowhere.txt: can't read the prompts"),
+        ({"prompts": "nowhere.txt"}, "nowhere.txt: can't read it"),
         ({"prompts": ["a house"]}, "no prompt holds the anchor of 'ghost', 'dog'"),
         ({"fidelity": "original", "prompts": ["a house"]}, "name an anchor, and prompts that hold"),
     ],

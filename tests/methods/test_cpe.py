@@ -14,7 +14,8 @@ from expunge.doctor.costs import cost, measure
 from expunge.edits.applied import Applied
 from expunge.edits.residual_gates import ResidualGates
 from expunge.method.run import Run
-from expunge.methods import configured, cpe
+from expunge.methods import configured
+from expunge.methods.cpe import method as cpe
 from expunge.methods.cpe.bank import Bank, mentions, mixed, nearest_names
 from expunge.methods.cpe.losses import Prompts, Surface, attacking, erasing, kappa
 from expunge.methods.cpe.method import CPE
@@ -415,12 +416,12 @@ def test_shifts_are_squared_once_for_a_stage(pico: Model) -> None:
     ("values", "message"),
     [
         ({"iterations": 7}, "iterations: 7, but the stages have 5400 steps; set rounds"),
-        ({"rank": 2}, "rank: not a setting of cpe, gates have gate_rank"),
-        ({"precision": "bf16"}, "precision: not a setting of cpe"),
-        ({"lr_schedule": "constant"}, "lr_schedule: not a setting of cpe"),
+        ({"rank": 2}, "cpe: rank: Extra inputs are not permitted (settings: "),
+        ({"precision": "bf16"}, "cpe: precision: Extra inputs"),
+        ({"lr_schedule": "constant"}, "cpe: lr_schedule: Extra inputs"),
         ({"rounds": 0}, "rounds: Input should be greater"),
         ({"rounds": "many"}, "rounds: Input should be a valid integer"),
-        ({"fidelity": "original", "noise": 0.1}, "noise: the released program always takes 0.001"),
+        ({"fidelity": "original", "noise": 0.1}, "always takes the same; leave it at 0.001"),
         ({"fidelity": "original", "tied": False}, "tied: the released program has one map"),
         ({"contexts": ["no place"]}, "must hold {} once"),
     ],

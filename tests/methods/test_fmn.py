@@ -324,7 +324,7 @@ def test_inversion_fits_the_pictures_and_leaves_the_model_alone(pico: Model) -> 
         ({"contexts": ["a {}s"]}, "doesn't hold the tokens"),
         ({"fidelity": "original", "batch_size": 2}, "right for one picture only"),
         ({"fidelity": "original", "max_grad_norm": 1.0}, "cuts no gradient of the whole UNet"),
-        ({"fidelity": "original", "contexts": ["{}"]}, "contexts: not with variant"),
+        ({"fidelity": "original", "contexts": ["{}"]}, 'contexts: only with fidelity="corrected"'),
         ({"fidelity": "original", "train_method": "x-strict"}, "train_method: not x-strict"),
         ({"fidelity": "original", "variant": "sepme", "pooler": "all"}, "pooler: not with"),
         ({"fidelity": "original", "variant": "other"}, "variant"),

@@ -420,7 +420,7 @@ def test_a_killed_joint_run_ends_the_same(
     ("values", "message"),
     [
         ({"train_method": "x"}, "train_method"),
-        ({"rank": 4}, "set max_base instead"),
+        ({"rank": 4}, "rank: Extra inputs"),
         ({"variant": "joint"}, 'only with fidelity="original"'),
         ({"fidelity": "original", "variant": "joint", "accumulation": 2}, "one batch a step"),
         ({"fidelity": "original", "protect": 1}, 'protect: only with fidelity="corrected"'),

@@ -9,7 +9,7 @@ On noised pictures ``x_t`` of an anchor c (``cat``), the UNet learns to predict 
 ``corrected`` is the default: the teacher ``eps*`` is the frozen model, the pictures stay the
 latents that it draws, all phrases of all concepts take part, and what is to be kept, the anchor
 itself included, is held to the teacher's predictions. ``original`` is one of the released
-programs, quirks and all (``ac_programs.py``).
+programs, quirks and all (``released.py``).
 """
 
 from collections.abc import Iterable, Iterator, Mapping

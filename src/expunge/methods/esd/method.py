@@ -12,7 +12,7 @@ With ``erase_from`` the concept is taken out of another prompt f, and only f is 
 ``corrected`` is the default: the frozen model draws whole trajectories once, in batches, every
 latent of them can serve many steps, and the targets fall out on the way; words are erased inside
 sentences too; and what is to be kept, if anything is named, is taught to stay. ``original`` is
-one of the released programs, quirks and all (``esd_programs.py``).
+one of the released programs, quirks and all (``released.py``).
 """
 
 from collections import Counter
