@@ -26,7 +26,7 @@ def test_only_the_chosen_role_changes(pico: Model, role: str) -> None:
     assert sum(bool(change.abs().max() > 0) for change in changes.values()) > 0.8 * len(changes)
 
 
-@pytest.mark.parametrize("variant", ["compvis", "alt", "diffusers-sd"])
+@pytest.mark.parametrize("variant", ["compvis", "alt", "diffusers-sd", "trainer-2026"])
 def test_the_released_programs_run_from_end_to_end(pico: Model, variant: str) -> None:
     edit = erase(
         pico, "ghost", "esd", fidelity="original", variant=variant, iterations=2,
