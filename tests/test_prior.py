@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from expunge import Edit, ExpungeError, Model, load, prior
 from expunge.cli import main
+from expunge.models import Condition
 from expunge.prior import Prior, combined
 
 CAPTIONS = tuple(
@@ -94,7 +95,7 @@ def test_a_state_of_other_prompts_is_refused(
 def test_no_prompt_and_broken_embeddings_are_errors(pico: Model) -> None:
     with pytest.raises(ExpungeError, match="no prompt given"):
         Prior.of(pico, [])
-    pico.remember({"dog": torch.full((16, 32), torch.nan)})
+    pico.remember({"dog": Condition(torch.full((1, 16, 32), torch.nan))})
     with pytest.raises(ExpungeError, match="aren't all finite"):
         Prior.of(pico, ["dog"])
 
