@@ -129,7 +129,7 @@ def test_kappa_bounds_what_a_change_of_keys_and_values_can_do(pico: Model) -> No
     names = pico.select("cross_attention.kv")
     tokens = pico.encode([""]).shape[1]
     for name, found in zip(names, kappa(pico, names).tolist(), strict=True):
-        layer = pico.unet.get_submodule(name.removesuffix(".weight").rpartition(".")[0])
+        layer = pico.denoiser.get_submodule(name.removesuffix(".weight").rpartition(".")[0])
         out = layer.to_out[0].weight.double()
         exact = torch.linalg.svdvals(out)[0]
         if name.endswith("to_k.weight"):
@@ -165,14 +165,14 @@ def test_each_concept_is_a_part_of_its_own(pico: Model) -> None:
     assert edit.gated
     assert edit.provenance[0].steps == CPE(**SHORT).iterations == 4 + 2 + 3
     first = Edit(edit.components[:1])
-    conditions, latents = pico.encode(["ghost"]), random(1, *pico.latent_shape)
+    condition, latents = pico.condition(["ghost"]), random(1, *pico.latent_shape)
     with torch.no_grad():
-        before = pico.predict_noise(latents, 3, conditions)
+        before = pico.predict(latents, 3, condition)
         with edit.applied(pico):
-            assert not torch.equal(pico.predict_noise(latents, 3, conditions), before)
+            assert not torch.equal(pico.predict(latents, 3, condition), before)
         with (edit - first).applied(pico):
             pass
-        assert torch.equal(pico.predict_noise(latents, 3, conditions), before)
+        assert torch.equal(pico.predict(latents, 3, condition), before)
 
 
 def test_a_concepts_losses_do_not_depend_on_the_others(pico: Model) -> None:
@@ -377,13 +377,13 @@ def test_the_released_program_draws_from_a_bank_for_each_concept(pico: Model) ->
 
 
 def test_a_monitor_sees_the_gates_and_may_end_it(pico: Model, tmp_path: Path) -> None:
-    conditions, latents = pico.encode(["ghost"]), random(1, *pico.latent_shape)
+    condition, latents = pico.condition(["ghost"]), random(1, *pico.latent_shape)
     with torch.no_grad():
-        plain = pico.predict_noise(latents, 3, conditions)
+        plain = pico.predict(latents, 3, condition)
 
     def score(model: Model) -> dict[str, float]:
         with torch.no_grad():
-            return {"moved": float((model.predict_noise(latents, 3, conditions) - plain).norm())}
+            return {"moved": float((model.predict(latents, 3, condition) - plain).norm())}
 
     monitor = Monitor(every=3, score=score, stop=lambda scores: scores["moved"] > 0)
     result = train(
