@@ -261,7 +261,7 @@ def test_a_damaged_file_is_refused(santa: Edit, tmp_path: Path) -> None:
 def test_sd14_size_is_under_a_megabyte_and_quick_and_exact(tmp_path: Path) -> None:
     model = load(build.sd14(tmp_path, filled=False))
     draws = torch.Generator().manual_seed(0)
-    for parameter in model.unet.parameters():
+    for parameter in model.denoiser.parameters():
         torch.nn.init.normal_(parameter, std=0.02, generator=draws)
     names = model.select("cross_attention.kv")
     before = {name: model.denoiser.get_parameter(name).clone() for name in names}

@@ -130,7 +130,7 @@ def test_an_edit_of_another_base_is_refused_before_anything_is_drawn(
     other = other_model(tmp_path_factory.mktemp("other"))
     with torch.no_grad():
         for name in edit.changed:
-            other.unet.get_parameter(name).add_(0.5)
+            other.denoiser.get_parameter(name).add_(0.5)
     wrong = erase(other, GHOST, "uce")
     with pytest.raises(ExpungeError, match="base"):
         audit(pico, Policy(erase=(GHOST,)), edit=wrong, folder=tmp_path)

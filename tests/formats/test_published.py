@@ -300,7 +300,7 @@ def test_edited_parameters_are_written_as_uce_does(
     assert set(written) == set(pico.select("cross_attention.kv"))
     assert {weight.dtype for weight in written.values()} == {torch.float32}
     other = load(pico_folder, device="cpu")
-    other.unet.load_state_dict(written, strict=False)
+    other.denoiser.load_state_dict(written, strict=False)
     with edit.applied(pico):
         assert torch.equal(predicted(other), predicted(pico))
     again = published.load(path, pico)
