@@ -10,7 +10,7 @@ from expunge import Concept, ExpungeError, Model, Policy, erase
 from expunge.method.presets import parsed, presets, resolved
 from expunge.methods import METHODS, configured
 from expunge.methods.mace.method import MACE
-from expunge.methods.rece import BY_KIND, RECE
+from expunge.methods.rece.method import BY_KIND, RECE
 from expunge.methods.uce.method import UCE
 from expunge.prior import Prior
 

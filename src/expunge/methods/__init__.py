@@ -28,7 +28,7 @@ METHODS: Registry[type[Method]] = Registry(
         "fmn": "expunge.methods.fmn.method:ForgetMeNot",
         "mace": "expunge.methods.mace.method:MACE",
         "negative-prompt": "expunge.methods.negative_prompt:NegativePrompting",
-        "rece": "expunge.methods.rece:RECE",
+        "rece": "expunge.methods.rece.method:RECE",
         "sepce": "expunge.methods.sepme.sepce:SepCE",
         "spm": "expunge.methods.spm.method:SPM",
         "trce": "expunge.methods.trce.closed:TRCE",
