@@ -12,7 +12,8 @@ from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.applied import edited_weights
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.trce.steering import RELEASED_EMPTY, TRCESteering, released
+from expunge.methods.trce.schedule import RELEASED_EMPTY, released
+from expunge.methods.trce.steering import TRCESteering
 from expunge.seeding import derive
 from expunge.training import loop
 from expunge.training.loop import fit
