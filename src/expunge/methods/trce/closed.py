@@ -67,7 +67,7 @@ class TRCE(Method):
     original_only: ClassVar[tuple[str, ...]] = ("index",)
 
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the concept's words. Default: the words alone and the templates."""
+    """Sentences with ``{}`` for the words. Default: the words alone and the templates."""
     token_weight_scale: tuple[NonNegativeFloat, ...] = Field(
         (0.0, 1.0, 0.0, 0.0), min_length=1, max_length=4
     )
@@ -75,8 +75,8 @@ class TRCE(Method):
     prior: PriorFile | None = None
     """Ordinary captions that stay, as a file written by ``expunge prior``."""
     preserve_scale: float = Field(0.03, ge=0)
-    """Sentences with ``{}`` for the words. Default: the words alone and the templates."""
-    square divided by 30000 weighs the captions' sum."""
+    """eta: weight of the captions' mean, and of the mean of the prompts to keep. Original: its
+    square divided by 30000 weighs the captions' sum; default 0.01."""
     lamb: float = Field(1.0, ge=0)
     """lam: weight of staying near the old weights; original: 0."""
     index: Literal["word", "bpe"] = "bpe"

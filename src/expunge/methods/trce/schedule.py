@@ -82,8 +82,8 @@ class SteeringSchedule(TrainedWeights):
     """Evaluate latents at their own timestep. The released program evaluates the latents after a
     step at the timestep before it."""
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the concept's words. Default: the words alone and the templates;
-    original: ``a photo of {}`` for the trajectories."""
+    """Sentences with ``{}`` for the words. Default: the words alone and the templates; original:
+    ``a photo of {}`` for the trajectories."""
     batch_size: int = Field(1, ge=1)
     """Erased prompts in one step."""
     trajectories: int = Field(32, ge=1)
