@@ -6,10 +6,10 @@ On noised pictures ``x_t`` of an anchor c (``cat``), the UNet learns to predict 
     model-based    |eps(x_t, c*, t) - eps*(x_t, c, t)|^2
     noise-based    |eps(x_t, c*, t) - e|^2                  with the noise e that made x_t
 
-In ``corrected``, the default, the teacher ``eps*`` is the frozen model, and training uses the latents
-that it draws without decoding them. All phrases of all concepts are erased. The anchors and the
-prompts to keep are held to the teacher's predictions. ``original`` follows one of the released
-programs, quirks included (``released.py``).
+In ``corrected``, the default, the teacher ``eps*`` is the frozen model, and training uses the
+latents that it draws without decoding them. All phrases of all concepts are erased. The anchors
+and the prompts to keep are held to the teacher's predictions. ``original`` follows one of the
+released programs, quirks included (``released.py``).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,7 +63,7 @@ class AblatingConcepts(TrainedWeights):
     lr: float = Field(1.6e-5, gt=0)
     """Learning rate of a step; no batch size multiplies it."""
     max_grad_norm: float | None = Field(1.0, gt=0)
-    """Longer gradients are cut to this length."""
+    """Gradients with a larger norm are scaled down to this norm."""
     batch_size: int = Field(4, ge=1)
     """Pictures with a target's prompt in a batch; as many again hold what stays."""
     accumulation: int = Field(2, ge=1)

@@ -32,6 +32,7 @@ from expunge.methods.ac.prompts import (
     target_prompts,
 )
 from expunge.methods.ac.variants import AcVariant, LossType
+from expunge.methods.turns import picture_in_turn
 from expunge.models import Condition, Model
 from expunge.pictures import Pictures, latents_of, pictures_of
 from expunge.seeding import derive, generator, integer
@@ -152,13 +153,10 @@ class AcProgram:
             yield self._batch(run, shown, pictures, draws)
 
     def _turn(self, run: Run, own: Mapping[str, Pictures], turn: int) -> ShownPicture:
-        """The picture of a turn: concepts take turns, and show every picture before repeating."""
-        round_, which = divmod(turn, len(run.policy.erase))
-        concept = run.policy.erase[which]
-        count = self._count(own, concept)
-        epoch, at = divmod(round_, count)
-        order = torch.randperm(count, generator=generator(run.seed, "ac order", which, epoch))
-        return ShownPicture(concept, int(order[at]))
+        concepts = run.policy.erase
+        counts = [self._count(own, concept) for concept in concepts]
+        which, number = picture_in_turn(run.seed, "ac order", counts, turn)
+        return ShownPicture(concepts[which], number)
 
     def _count(self, own: Mapping[str, Pictures], concept: Concept) -> int:
         """The number of pictures of a concept."""
