@@ -34,7 +34,7 @@ from expunge.edits.gates import Installed
 from expunge.edits.residual_gates import ResidualGates
 from expunge.evaluation.bench import presets
 from expunge.memory import peak_memory
-from expunge.methods.cpe.losses import Prompts, Surface, erasing
+from expunge.methods.cpe.losses import StepEmbeddings, Surface, erasing
 from expunge.models.emoji import catalog
 from expunge.statistics.rates import Rate
 from pictures import pictures
@@ -68,7 +68,7 @@ def gates(
 # --- training
 
 
-def direct(surface: Surface, own: ResidualGates, prompts: Prompts, shifts: Tensor) -> Tensor:
+def direct(surface: Surface, own: ResidualGates, prompts: StepEmbeddings, shifts: Tensor) -> Tensor:
     """The loss of one concept, layer by layer, each with keys, values and a gate of its own."""
     target, neutral = prompts.target, prompts.neutral
     shifted = target + shifts[0]
@@ -113,7 +113,7 @@ def training(concepts: int, count: int, anchors: int) -> None:
         return [t.grad for t in trained if t.grad is not None]
 
     def reduced(many: int) -> Callable[[ResidualGates], Tensor]:
-        prompts = Prompts(rows[:1].expand(many, -1, -1), rows[1:].expand(many, -1, -1), kept)
+        prompts = StepEmbeddings(rows[:1].expand(many, -1, -1), rows[1:].expand(many, -1, -1), kept)
         shifts = 0.1 * torch.randn(many, count, TOKENS, WIDTH, generator=draws.manual_seed(1))
         square = surface.squared(shifts)  # once for a stage
 
@@ -126,7 +126,7 @@ def training(concepts: int, count: int, anchors: int) -> None:
 
     one = gates(1, names, OUTPUTS)
     shifts = 0.1 * torch.randn(1, count, TOKENS, WIDTH, generator=draws.manual_seed(1))
-    prompts = Prompts(rows[:1], rows[1:], kept)
+    prompts = StepEmbeddings(rows[:1], rows[1:], kept)
     loss = reduced(1)
     ours: list[Tensor] = []
     theirs: list[Tensor] = []

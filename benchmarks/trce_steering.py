@@ -21,7 +21,8 @@ from typing import Any
 
 from expunge import Concept, Model, Policy, load, testing
 from expunge.method.run import Run
-from expunge.methods.trce.steering import RELEASED_EMPTY, RELEASED_REPEATS, TRCESteering
+from expunge.methods.trce.schedule import RELEASED_EMPTY, RELEASED_REPEATS
+from expunge.methods.trce.steering import TRCESteering
 from expunge.training.loop import fit
 
 STEPS, HELD = 50, 4

@@ -21,7 +21,9 @@ from expunge.errors import ExpungeError
 from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.methods import configured
-from expunge.methods.sepme.cie import CiE, momentum, rows_of
+from expunge.methods.sepme.cie import CiE
+from expunge.methods.sepme.examples import rows_of
+from expunge.methods.sepme.loss import momentum
 from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 

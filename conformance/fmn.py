@@ -22,12 +22,8 @@ from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.fmn.batches import columns
-from expunge.methods.fmn.method import (
-    PAINTING,
-    ForgetMeNot,
-    attention_norms,
-    logit_distances,
-)
+from expunge.methods.fmn.losses import attention_norms, logit_distances
+from expunge.methods.fmn.method import PAINTING, ForgetMeNot
 from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 

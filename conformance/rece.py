@@ -7,7 +7,7 @@ from expunge.concepts import Concept, Policy
 from expunge.edits.applied import edited_weights
 from expunge.errors import ExpungeError
 from expunge.methods import configured, erase
-from expunge.methods.rece import RECE, Epoch
+from expunge.methods.rece.method import RECE, Epoch
 
 EMBEDDINGS = {
     "close_regzero": "zero",

@@ -15,7 +15,8 @@ from expunge.edits.component import Base, Provenance
 from expunge.errors import ExpungeError
 from expunge.method.base import Part
 from expunge.methods import configured
-from expunge.methods.sepme.cie import ComparedExamples, momentum, rows_of
+from expunge.methods.sepme.examples import ComparedExamples, rows_of
+from expunge.methods.sepme.loss import momentum
 from expunge.methods.sepme.sepce import SepCE, joined
 from expunge.methods.sepme.shifts import JointShifts, Shifts
 from expunge.models import Condition, Model

@@ -21,7 +21,8 @@ from expunge.errors import ExpungeError
 from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.methods import configured
-from expunge.methods.trce.steering import TRCESteering, released
+from expunge.methods.trce.schedule import released
+from expunge.methods.trce.steering import TRCESteering
 from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 from expunge.training.trajectories import denoise, walked

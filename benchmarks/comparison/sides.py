@@ -13,7 +13,7 @@ from expunge import Concept, Model, Policy, load, testing
 from expunge.edits import LowRank, Payload, SharedMatrix
 from expunge.methods.mace.closed import aligned, fusion, moment
 from expunge.methods.mace.method import MACE
-from expunge.methods.rece import RECE
+from expunge.methods.rece.method import RECE
 from expunge.methods.uce.method import UCE
 
 AGREE = 2e-3

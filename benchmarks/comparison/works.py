@@ -7,7 +7,7 @@ from comparison.made_up import phrases, remember
 from comparison.sides import Mace, Sides
 from comparison.table import Row, measured, saved, scaled
 from expunge import Concept, Edit, Model, Policy, erase
-from expunge.methods.rece import RECE
+from expunge.methods.rece.method import RECE
 from expunge.methods.uce.method import UCE
 from sizes import OUTPUTS, TOKENS, WIDTH
 from timing import seconds, typical

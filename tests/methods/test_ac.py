@@ -16,8 +16,9 @@ from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.ac.method import AblatingConcepts
+from expunge.methods.ac.placing import placed
 from expunge.methods.ac.prompts import predict_start_detached, target_prompts
-from expunge.methods.ac.released import PAINTING, STYLE, masked, placed
+from expunge.methods.ac.released import PAINTING, STYLE, masked
 from expunge.models import Condition
 from expunge.training import loop
 from expunge.training.loop import Trainer, fit

@@ -14,7 +14,9 @@ from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.sepme.cie import FIRST_TEST, CiE, momentum, rows_of, settled
+from expunge.methods.sepme.cie import CiE
+from expunge.methods.sepme.examples import rows_of
+from expunge.methods.sepme.loss import FIRST_TEST, momentum, settled
 from expunge.models import Condition
 from expunge.training import loop
 from expunge.training.loop import Trainer

@@ -17,7 +17,7 @@ from expunge.method.run import Run
 from expunge.methods import configured
 from expunge.methods.cpe import method as cpe
 from expunge.methods.cpe.bank import Bank, mentions, mixed, nearest_names
-from expunge.methods.cpe.losses import Prompts, Surface, attacking, erasing, kappa
+from expunge.methods.cpe.losses import StepEmbeddings, Surface, attacking, erasing, kappa
 from expunge.methods.cpe.method import CPE
 from expunge.methods.cpe.student import GateStudent
 from expunge.training import loop
@@ -55,7 +55,7 @@ def added(own: ResidualGates, n: int, rows: Tensor) -> list[Tensor]:
 
 
 def direct(
-    surface: Surface, own: ResidualGates, n: int, prompts: Prompts, g: float, shifts: Tensor
+    surface: Surface, own: ResidualGates, n: int, prompts: StepEmbeddings, g: float, shifts: Tensor
 ) -> dict[str, Tensor]:
     """All losses of one concept with keys and values written out, float64."""
     t, u = prompts.target[n].double(), prompts.neutral[n].double()
@@ -86,7 +86,7 @@ def test_reduced_losses_and_gradients_are_the_direct_ones(
     rows = pico.encode(words)
     anchors = random(count, 5, *rows.shape[1:], seed=6)
     counted = torch.tensor([[True, False, True, True, True]] * count)
-    prompts = Prompts(
+    prompts = StepEmbeddings(
         rows[:3], rows[3:], anchors if own_anchors else anchors[0], None if own_anchors else counted
     )
     shifts = random(count, 2, *rows.shape[1:], seed=7) / 5
@@ -117,7 +117,7 @@ def test_the_attackers_loss_is_the_direct_one(pico: Model) -> None:
     rows = pico.encode(["ghost", "cat"])
     one, two = (random(2, 3, *rows.shape[1:]).div(5).requires_grad_() for _ in range(2))
     ours = attacking(own, surface, rows, one)
-    prompts = Prompts(rows, rows, rows)
+    prompts = StepEmbeddings(rows, rows, rows)
     exact = torch.stack([direct(surface, own, n, prompts, 0, two)["attack"] for n in range(2)])
     torch.testing.assert_close(ours.detach(), exact.detach(), rtol=1e-5, atol=0)
     ours.sum().backward()

@@ -14,7 +14,8 @@ from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.fmn.batches import ShownConcept, columns, row
-from expunge.methods.fmn.method import ForgetMeNot, attention_norms, logit_distances
+from expunge.methods.fmn.losses import attention_norms, logit_distances
+from expunge.methods.fmn.method import ForgetMeNot
 from expunge.models import Condition
 from expunge.training import loop
 from expunge.training.inversion import inverted
@@ -320,7 +321,7 @@ def test_inversion_fits_the_pictures_and_leaves_the_model_alone(pico: Model) -> 
         ({"train_method": "selfattn"}, "train_method"),
         ({"gradient_checkpointing": True}, "a smaller batch_size"),
         ({"no_real_image": True, "inversion_steps": 1}, "no picture to invert"),
-        ({"no_real_image": True, "pictures": {"dog": []}}, "leave pictures away"),
+        ({"no_real_image": True, "pictures": {"dog": []}}, "leave pictures out"),
         ({"pictures": {"cat": []}}, "none of 'dog'; there are some of cat"),
         ({"contexts": ["a {}s"]}, "doesn't hold the tokens"),
         ({"fidelity": "original", "batch_size": 2}, "right for one picture only"),

@@ -10,7 +10,7 @@ from expunge import Concept, ExpungeError, Model, Policy, erase
 from expunge.method.presets import parsed, presets, resolved
 from expunge.methods import METHODS, configured
 from expunge.methods.mace.method import MACE
-from expunge.methods.rece import BY_KIND, RECE
+from expunge.methods.rece.method import BY_KIND, RECE
 from expunge.methods.uce.method import UCE
 from expunge.prior import Prior
 
@@ -127,10 +127,10 @@ HEAD = "one: {kind: any, model: emoji, fidelity: %s, source: here, settings: {%s
         ("one: {kind: any}", "one: model: Field required"),
         (HEAD % ("both", "lambda: 1"), "one: lambda: uce has no such setting"),
         (HEAD % ("both", "lamb: -1"), "one: lamb: Input should be greater than 0"),
-        (HEAD % ("both", "lamb: 1e-5"), "one: lamb: '1e-5' would be taken for 1e-05; write it so"),
+        (HEAD % ("both", "lamb: 1e-5"), "one: lamb: '1e-5' would be read as 1e-05; write it with"),
         (HEAD % ("both", "variant: 2023"), "one: variant: Input should be '2023' or '2025'"),
-        (HEAD % ("both", "fidelity: original"), "settings: fidelity has no place there"),
-        (HEAD % ("both", "preset: two"), "settings: preset has no place there"),
+        (HEAD % ("both", "fidelity: original"), "settings: fidelity doesn't belong there"),
+        (HEAD % ("both", "preset: two"), "settings: preset doesn't belong there"),
         (HEAD % ("always", ""), "one: fidelity: Input should be"),
         ((HEAD % ("original", ""))[:-1] + ", corrected: {lamb: 1.0}}", 'only with fidelity "both"'),
     ],

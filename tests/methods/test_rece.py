@@ -11,15 +11,9 @@ from torch import Tensor
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits import Dense, LowRank, SharedMatrix
 from expunge.methods import configured
-from expunge.methods.rece import (
-    RECE,
-    Penalty,
-    Separate,
-    Strength,
-    Sums,
-    adversarial,
-    best_epoch,
-)
+from expunge.methods.rece.best_epoch import best_epoch
+from expunge.methods.rece.closed import Penalty, Separate, Sums, adversarial
+from expunge.methods.rece.method import RECE, Strength
 from expunge.models import Condition
 
 POLICY = Policy(

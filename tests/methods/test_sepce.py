@@ -16,7 +16,7 @@ from expunge.edits import LowRank
 from expunge.edits.applied import edited_weights
 from expunge.method.batch import Batch
 from expunge.method.run import Run
-from expunge.methods.sepme.cie import FIRST_TEST, momentum
+from expunge.methods.sepme.loss import FIRST_TEST, momentum
 from expunge.methods.sepme.sepce import SepCE
 from expunge.methods.sepme.shifts import JointShifts, Shifts
 from expunge.training import loop

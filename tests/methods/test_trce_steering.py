@@ -13,7 +13,8 @@ from expunge.edits.applied import edited_weights
 from expunge.method.base import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.trce.steering import RELEASED_EMPTY, TRCESteering, released
+from expunge.methods.trce.schedule import RELEASED_EMPTY, released
+from expunge.methods.trce.steering import TRCESteering
 from expunge.seeding import derive
 from expunge.training import loop
 from expunge.training.loop import fit

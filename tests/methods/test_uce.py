@@ -67,7 +67,7 @@ def test_kept_prompts_move_less_when_they_are_named(pico: Model, variant: str) -
         ({"lamb": 0}, "lamb"),
         ({"erase_scal": 1}, "erase_scal: Extra inputs"),
         ({"fidelity": "original", "contexts": ["a {}"]}, 'only with fidelity="corrected"'),
-        ({"variant": "2025", "technique": "tensor"}, "of the 2023 variant"),
+        ({"variant": "2025", "technique": "tensor"}, "part of the 2023 variant only"),
         ({"contexts": ["a photo"]}, "must hold {} once"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The contract between a published method and what runs it: its settings, and what it computes."""
+"""The contract between a published method and the code that runs it."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 Fidelity = Literal["original", "corrected"]
 
 Need = Literal["text", "drawing", "training", "gradients"]
-"""What running a method takes: ``text``, the text encoder; ``drawing``, pictures or latents that
-the model draws first; ``training``, steps of an optimiser; ``gradients``, those of the UNet."""
+"""What a method needs to run: the text encoder (``text``), pictures or latents that the model draws
+first (``drawing``), optimiser steps (``training``), or gradients of the UNet (``gradients``)."""
 
 Fixed = Mapping[str, tuple[Any, str]]
 """Settings by name, each with its only value and the reason."""
@@ -42,7 +42,7 @@ S = TypeVar("S", bound=Student, default=Student)
 
 
 class Part(NamedTuple):
-    """What a method has made for some of the concepts."""
+    """What a method made for some of the concepts."""
 
     concepts: tuple[Concept, ...]
     payload: Payload
@@ -57,11 +57,11 @@ class Method(Named):
     year: ClassVar[int]
     url: ClassVar[str]
     needs: ClassVar[frozenset[Need]]
-    """What running it with its defaults takes."""
+    """What it needs to run with its default settings."""
     families: ClassVar[tuple[str, ...]] = ("sd",)
-    """Families of models that it is made for and tested on."""
+    """The families of models that it is made for and tested on."""
     released: ClassVar[Mapping[str, Any]] = {}
-    """Defaults of the released program, where they differ; see ``with_released``."""
+    """Defaults of the released program where they differ; see ``with_released``."""
     released_fixed: ClassVar[Fixed] = {}
     """Settings that the released program can't change."""
     corrected_only: ClassVar[tuple[str, ...]] = ()
@@ -70,10 +70,10 @@ class Method(Named):
     """Settings that only the released program has."""
 
     fidelity: Fidelity = "corrected"
-    """``original`` does what the released code does, ``corrected`` what is right."""
+    """``original`` does exactly what the released code does; ``corrected`` fixes its faults."""
     preset: str | None = None
-    """Start from these settings, see ``expunge methods NAME``; what else is given takes
-    precedence."""
+    """Start from the settings of this preset; see ``expunge methods NAME``. Settings that you give
+    take precedence."""
 
     @model_validator(mode="wrap")  # around the subclasses' own: a preset may decide the fidelity
     @classmethod
@@ -87,7 +87,7 @@ class Method(Named):
 
     @classmethod
     def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The settings of an original run: ``values``, and the released program's defaults."""
+        """The settings of an original run: ``values`` on top of the released program's defaults."""
         fixed = {name: value for name, (value, _) in cls.released_fixed.items()}
         return {**fixed, **cls.released, **values}
 
@@ -104,7 +104,7 @@ class Method(Named):
         """Refuse settings that aren't at their defaults.
 
         Raises:
-            ValueError: one isn't; the message names it and gives the reason.
+            ValueError: a setting was changed; the message names it and gives the reason.
         """
         for name in names:
             if getattr(self, name) != type(self).model_fields[name].default:
@@ -112,13 +112,13 @@ class Method(Named):
 
     @property
     def needed(self) -> frozenset[Need]:
-        """What running it takes with these settings."""
+        """What it needs to run with these settings."""
         return self.needs
 
 
 @runtime_checkable
 class Solves(Protocol):
-    """A closed form: from a model and a policy straight to the payload."""
+    """A method in closed form: it computes the payload directly."""
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Payload: ...
 
@@ -129,13 +129,13 @@ class GradientPlan(NamedTuple):
     half: bool = False
     """Losses are computed in bfloat16 where torch finds that safe."""
     checkpointing: bool = False
-    """The UNet's activations are computed twice instead of kept."""
+    """The UNet's activations are recomputed instead of stored."""
     cumulative: bool = False
-    """Each step's gradient is added to all before it."""
+    """Each step adds its gradient to all previous ones."""
 
 
 class Trained(Method, Generic[S]):
-    """Gradient descent: says what is trained, on what, towards what; the loop does the rest."""
+    """A method by gradient descent: it defines student, batches and loss for the training loop."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing", "training", "gradients"})
 
@@ -148,9 +148,9 @@ class Trained(Method, Generic[S]):
     weight_decay: float = Field(0.0, ge=0)
     """Decay of the trained weights."""
     max_grad_norm: float | None = Field(None, gt=0)
-    """Longer gradients are cut to this length."""
+    """Gradients with a larger norm are scaled down to this norm."""
     accumulation: int = Field(1, ge=1)
-    """Batches whose gradients are averaged in one step; several processes share them."""
+    """Number of batches whose gradients are averaged in a step; several processes share them."""
 
     @abstractmethod
     def student(self, model: Model, policy: Policy, seed: int) -> S:
@@ -162,10 +162,10 @@ class Trained(Method, Generic[S]):
 
     @abstractmethod
     def loss(self, student: S, batch: Batch) -> Tensor | Mapping[str, Tensor]:
-        """The scalar to minimise, or several by name, of which ``loss`` is the one."""
+        """The scalar to minimise; or several scalars by name, with that one as ``loss``."""
 
     def parts(self, student: S, policy: Policy) -> Sequence[Part]:
-        """What training has made, as parts that can be taken out again one by one."""
+        """What training made, as parts that can be removed one by one."""
         return [Part(policy.erase, student.payload())]
 
     def groups(self, student: S) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ class Trained(Method, Generic[S]):
         return [{"params": list(student.weights.values())}]
 
     def pace(self, optimizer: "Optimizer", steps: int) -> "LambdaLR":
-        """The learning rate in each of the steps, as a factor of ``lr``; here always 1.
+        """The learning rate of each step, as a factor of ``lr``; here always 1.
 
         Raises:
             ExpungeError: there is no such schedule.
@@ -188,7 +188,7 @@ class Trained(Method, Generic[S]):
         return GradientPlan()
 
     def finished(self, history: Sequence[Mapping[str, float]]) -> bool:
-        """Whether training ends here; ``history`` has what ``loss`` gave in each step."""
+        """Whether training ends here; ``history`` has the values of ``loss`` in each step."""
         return False
 
 
@@ -197,10 +197,10 @@ Begun = TypeVar("Begun", bound=Student, contravariant=True)
 
 @runtime_checkable
 class Staged(Protocol[Begun]):
-    """A training in stages, each of which begins with a fresh optimiser."""
+    """A training in stages; each stage begins with a fresh optimiser."""
 
     def stage(self, step: int) -> int:
-        """Which stage a step belongs to."""
+        """The number of the stage that a step belongs to."""
 
     def enter(self, student: Begun, stage: int, seed: int) -> None:
-        """Prepare what a stage begins with."""
+        """Prepare the student for a stage that begins."""

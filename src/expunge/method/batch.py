@@ -4,4 +4,4 @@ from collections.abc import Mapping
 from typing import Any
 
 Batch = Mapping[str, Any]
-"""Tensors and conditions by name, a row an example."""
+"""Tensors and conditions by name, with a row for each example."""

@@ -1,4 +1,4 @@
-"""The edit that a method's parts make."""
+"""Making an edit from a method's parts."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -20,15 +20,15 @@ def edit_of(
     seed: int,
     steps: int | None = None,
 ) -> Edit:
-    """An edit with a component for each part, which says how it came about.
+    """An edit with a component for each part; each component records how it was made.
 
     Args:
-        method: what made the parts.
-        model: what they are made for.
+        method: the method that made the parts.
+        model: the model that they are made for.
         policy: what was erased and kept.
-        parts: what each of some concepts changes.
-        seed: what decided the random draws.
-        steps: of a training.
+        parts: the payload for one or more concepts each.
+        seed: the seed of all random draws.
+        steps: the number of training steps, if there were any.
     """
     fingerprint = cache(model.fingerprint)
 

@@ -1,13 +1,13 @@
-"""Published and tuned settings by name: one YAML file a method, one entry a preset.
+"""Published and tuned settings by name: a YAML file for each method, an entry for each preset.
 
-The file is ``NAME.yaml`` beside the method's module, in whichever package that is:
+The file is ``NAME.yaml`` beside the method's module, in any package:
 
 NAME:
   kind: style             # what it erases
   model: sd1              # the model it was made for
-  fidelity: original      # of whose numbers these are; ``both`` where they suit either
+  fidelity: original      # the fidelity that the numbers are for, or ``both``
   source: ...             # where they come from
-  settings: {...}         # of the method
+  settings: {...}         # settings of the method
   corrected: {...}        # what differs when corrected; only with ``both``
 """
 
@@ -27,44 +27,44 @@ from expunge.errors import ExpungeError
 
 
 class Named(BaseModel):
-    """Settings for which there can be presets."""
+    """Settings that can have presets."""
 
     name: ClassVar[str]
-    """What the file of the presets is called."""
+    """The name of the presets' file."""
 
 
 class Preset(BaseModel):
-    """Settings under a name."""
+    """Named settings of a method."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: Words
-    """What it is called, in its method."""
+    """Its name, unique in the method."""
     kind: Literal["object", "character", "person", "style", "unsafe", "memorised", "any"]
     """What it erases."""
     model: Literal["sd1", "sd2", "sdxl", "emoji"]
-    """The size of model that the numbers were made for."""
+    """The model that the numbers were made for."""
     fidelity: Literal["original", "corrected", "both"]
-    """The fidelity in which they mean what their source means."""
+    """The fidelity in which the numbers mean what their source means."""
     source: Words
-    """The paper's section or the program that they come from, with its URL, or the docs page that
-    says how they were tuned."""
+    """Where they come from: the section of the paper or the program, with its URL, or the docs page
+    on how they were tuned."""
     settings: dict[str, Any]
     """Settings of the method."""
     corrected: dict[str, Any] = {}
-    """Settings that differ when corrected, where the method defines them otherwise."""
+    """Settings that have other values when corrected."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Preset":
         own = {"preset", "fidelity"} & {*self.settings, *self.corrected}
         if own:
-            raise ValueError(f"settings: {min(own)} has no place there")
+            raise ValueError(f"settings: {min(own)} doesn't belong there")
         if self.corrected and self.fidelity != "both":
             raise ValueError('corrected: only with fidelity "both"')
         return self
 
     def values(self, fidelity: str | None = None) -> dict[str, Any]:
-        """Settings for a run of this fidelity; the preset's own, or corrected, if none is asked.
+        """Settings for a run of this fidelity. Default: the preset's own fidelity, or corrected.
 
         Raises:
             ExpungeError: the numbers mean something else in this fidelity.
@@ -73,14 +73,14 @@ class Preset(BaseModel):
             if fidelity not in (None, self.fidelity):
                 raise ExpungeError(
                     f"preset: {self.name!r} has numbers of fidelity={self.fidelity!r}, which mean "
-                    f"something else with {fidelity!r}; leave one of the two away"
+                    f"something else with {fidelity!r}; leave out one of the two"
                 )
             return {"fidelity": self.fidelity, **self.settings}
         return self.settings | ({} if fidelity == "original" else self.corrected)
 
 
 def resolved(method: type[Named], values: Any) -> Any:
-    """``values`` with the settings of the preset that they name beneath them."""
+    """``values`` on top of the settings of the preset that they name, if any."""
     if not isinstance(values, Mapping) or values.get("preset") is None:
         return values
     return {**preset(method, values["preset"]).values(values.get("fidelity")), **values}
@@ -90,7 +90,7 @@ def preset(method: type[Named], name: str) -> Preset:
     """The preset of a method that has this name.
 
     Raises:
-        ExpungeError: there is none; the message lists near names.
+        ExpungeError: there is none; the message lists similar names.
     """
     known = presets(method)
     if not known:
@@ -108,17 +108,17 @@ def presets(method: type[Named]) -> Mapping[str, Preset]:
     """All presets of a method by name, in the order of its file.
 
     Raises:
-        ExpungeError: an entry lacks something, or has a setting that the method hasn't.
+        ExpungeError: an entry is incomplete, or has a setting that the method lacks.
     """
     module = import_module(method.__module__)
-    # A module that is in no package is a file by itself.
+    # A module outside any package is a file by itself.
     folder = files(module.__package__) if module.__package__ else Path(module.__file__ or "").parent
     file = folder.joinpath(f"{method.name}.yaml")
     return parsed(method, file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def parsed(method: type[Named], text: str) -> dict[str, Preset]:
-    """The presets of a YAML text, each checked against the method's settings."""
+    """The presets in a YAML text, each checked against the method's settings."""
     place = f"{method.name}.yaml beside {method.__module__}"
     try:
         entries = yaml.safe_load(text)
@@ -138,7 +138,7 @@ def parsed(method: type[Named], text: str) -> dict[str, Preset]:
 
 
 def _check(method: type[Named], settings: Mapping[str, Any]) -> None:
-    """Refuse what isn't a setting of the method, or not written as what the method makes of it."""
+    """Refuse unknown settings, and values that the method would read as something else."""
     for name, value in settings.items():
         field = method.model_fields.get(name)
         if field is None:
@@ -152,4 +152,6 @@ def _check(method: type[Named], settings: Mapping[str, Any]) -> None:
         except ValidationError as error:
             raise ExpungeError(f"{name}: {explain(error)}") from None
         if read != value:  # YAML takes 1e-5 for text: it wants 1.0e-5
-            raise ExpungeError(f"{name}: {value!r} would be taken for {read!r}; write it so")
+            raise ExpungeError(
+                f"{name}: {value!r} would be read as {read!r}; write it with that type (1e-5 as 1.0e-5)"
+            )

@@ -1,4 +1,4 @@
-"""What one training is about, and which part of it this process does."""
+"""One training, and this process's part of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from expunge.models import Model
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Item = TypeVar("Item")
+Share = TypeVar("Share")
 Learns = TypeVar("Learns", bound=Student, default=Student, covariant=True)
 
 
 @dataclass(frozen=True)
 class Run(Generic[Learns]):
-    """One training: of what, on what, with which seed, on which processes."""
+    """One training: its student, policy, seed and processes."""
 
     student: Learns
     policy: Policy
     seed: int
     folder: Path | None = None
-    """Where what took long to make is kept for a resumed run."""
+    """Where slow results are stored for a resumed run."""
     accelerator: "Accelerator | None" = None
-    """The processes that share the work; without it there is one."""
+    """The processes that share the work; ``None`` if there is only one."""
 
     @property
     def model(self) -> Model:
@@ -41,15 +41,15 @@ class Run(Generic[Learns]):
 
     @property
     def process(self) -> int:
-        """Which of the processes this is, from 0; the first one writes the files."""
+        """The number of this process, from 0; the first one writes the files."""
         return self.accelerator.process_index if self.accelerator else 0
 
-    def own(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part of some work."""
+    def own(self, items: Sequence[Share]) -> Sequence[Share]:
+        """This process's share of some work."""
         return items[self.process :: self.processes]
 
     def gathered(self, own: Mapping[int, list[Tensor]]) -> dict[int, list[Tensor]]:
-        """All processes' parts of numbered work, on all of them."""
+        """The numbered results of all processes, on each of them."""
         from accelerate.utils import gather_object
 
         if self.processes == 1:
@@ -58,7 +58,7 @@ class Run(Generic[Learns]):
         return {number: [t.to(self.model.device) for t in row] for number, row in parts}
 
     def agreed(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The first process's values, on all of them."""
+        """The first process's values, on each process."""
         from accelerate.utils import broadcast_object_list
 
         shared = [dict(values)]

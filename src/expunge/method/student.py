@@ -1,4 +1,4 @@
-"""One UNet, several readings: with its own weights the teacher, with trained ones the student."""
+"""Teacher and student in one UNet: its own weights make the teacher, trained ones the student."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,15 +18,15 @@ from expunge.method.batch import Batch
 from expunge.models import Condition, Model
 from expunge.seeding import generator
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 class Student:
-    """Trainable float32 copies of some parameters of a model that itself stays untouched.
+    """Trainable float32 copies of some parameters of a model, which itself doesn't change.
 
-    The teacher costs no second UNet: it is the same module without the copies put in. The
-    copies are the master weights; they are rounded to the model's precision in each pass. With a
-    ``rank``, not the matrices are copied but the two factors of their change are trained.
+    The teacher needs no second UNet: it is the same module without the copies. The copies are the
+    master weights; each pass rounds them to the model's precision. With a ``rank``, the two factors
+    of each matrix's change are trained instead of a copy.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class Student:
         seed: int = 0,
         start: Edit | None = None,
     ) -> None:
-        """``start`` is an edit that the student begins with; it stays part of it."""
+        """``start`` is an edit that the student begins with; the student keeps it."""
         self.model = model
         self.rank = rank
         self.start = start
         self.names = tuple(names)
         self.fixed = _edited(model, start)
-        """Parameters that ``start`` changed, as they were before training."""
+        """The parameters that ``start`` changes, as they are before training."""
         self.weights: dict[str, Tensor] = {}
-        """What the optimiser sees: copies of the parameters, or factors ``up:`` and ``down:``."""
+        """What is trained: copies of the parameters, or their factors ``up:`` and ``down:``."""
         if rank:
             self.names = tuple(n for n in self.names if _is_matrix(model.base_weight(n)))
         for name in self.names:
@@ -56,7 +56,7 @@ class Student:
             raise ExpungeError("no parameter to train; choose a role that this model has")
 
     def _fresh(self, name: str, seed: int) -> dict[str, Tensor]:
-        """A copy, or factors that change nothing yet."""
+        """A copy of a parameter, or factors of a change of 0."""
         begin = self.before(name)
         if not self.rank:
             return {name: begin.clone()}
@@ -65,11 +65,11 @@ class Student:
         return {f"up:{name}": torch.zeros(rows, self.rank), f"down:{name}": down / self.rank}
 
     def before(self, name: str) -> Tensor:
-        """A parameter as it was before training, float32."""
+        """A parameter before training, float32."""
         return self.fixed.get(name, self.model.base_weight(name)).float()
 
     def value(self, name: str) -> Tensor:
-        """A trained parameter as it is now, float32; has gradients."""
+        """The current value of a trained parameter, float32; has gradients."""
         if not self.rank:
             return self.weights[name]
         before = self.before(name)
@@ -81,11 +81,11 @@ class Student:
         return self.value(name) - self.before(name)
 
     def for_batch(self, batch: Batch) -> Self:
-        """What the loss of a batch reads; where concepts take turns, just the batch's own."""
+        """The student for a batch's loss; if concepts take turns, that of the batch's concept."""
         return self
 
-    def within(self, action: Callable[[], Result]) -> Result:
-        """What ``action`` gives while the UNet has the student's weights, with gradients."""
+    def within(self, action: Callable[[], Returned]) -> Returned:
+        """What ``action`` returns while the UNet has the student's weights, with gradients."""
         trained = {name: self.value(name).to(self.model.dtype) for name in self.names}
         return within(self.model.denoiser, {**self.fixed, **trained}, action)
 
@@ -100,7 +100,7 @@ class Student:
 
     @torch.no_grad()
     def began(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        """The prediction of the model that training began with, shaped like ``latents``."""
+        """The prediction of the model at the start of training, shaped like ``latents``."""
         action = partial(self._answer, latents, timestep, condition)
         return within(self.model.denoiser, self.fixed, action)
 
@@ -111,7 +111,7 @@ class Student:
 
     @contextmanager
     def shown(self) -> Iterator[Model]:
-        """The model itself with what has been trained, inside the block."""
+        """The model with the trained weights, inside the block."""
         with torch.no_grad():
             values = {**self.fixed, **{name: self.value(name) for name in self.names}}
         with self.model.lock:
@@ -122,10 +122,10 @@ class Student:
                 self.model.weights.write(dict.fromkeys(values))
 
     def projection_change(self, gram: Tensor) -> Tensor:
-        """How far trained keys and values of some embeddings have moved, a scalar with gradients.
+        """How far training has moved the keys and values of some embeddings; has gradients.
 
-        The mean of ``|dW E^T|^2 / |W E^T|^2`` over the trained key and value projections ``W``,
-        from the embeddings' Gram matrix ``E^T E``, ``[width, width]``; 0 if none is trained.
+        The scalar is the mean of ``|dW E^T|^2 / |W E^T|^2`` over the trained key and value
+        projections ``W``, or 0 if there are none. ``gram`` is ``E^T E``, ``[width, width]``.
         """
         shares = []
         for name in set(self.model.select("cross_attention.kv")) & set(self.names):
@@ -141,7 +141,7 @@ class Student:
 
     @torch.no_grad()
     def payload(self) -> Change:
-        """What training has added, in the form that it was trained in."""
+        """What training has added, in the form in which it was trained."""
         if not self.rank:
             return Dense(self.changes())
         factors = {key: weight.detach().clone() for key, weight in self.weights.items()}
@@ -150,16 +150,16 @@ class Student:
 
 
 def within(
-    network: nn.Module, parameters: Mapping[str, Tensor], action: Callable[[], Result]
-) -> Result:
-    """What ``action`` gives while a network has these parameters, with gradients."""
+    network: nn.Module, parameters: Mapping[str, Tensor], action: Callable[[], Returned]
+) -> Returned:
+    """What ``action`` returns while a network has these parameters, with gradients."""
     swapped = {f"network.{name}": value for name, value in parameters.items()}
-    result: Result = functional_call(_Scope(network), swapped, (action,))
+    result: Returned = functional_call(_Scope(network), swapped, (action,))
     return result
 
 
 class _Scope(nn.Module):
-    """Runs anything while ``functional_call`` has parameters of a network replaced."""
+    """Runs an action while ``functional_call`` replaces parameters of a network."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class _Scope(nn.Module):
 
 
 def _is_matrix(weight: Tensor) -> bool:
-    """Whether it is a matrix, or one with two idle dimensions, as a 1 x 1 convolution is."""
+    """Whether it is a matrix or a 1 x 1 convolution."""
     return weight.ndim == 2 or (weight.ndim == 4 and weight.shape[2:] == (1, 1))
 
 
@@ -179,7 +179,7 @@ def _edited(model: Model, start: Edit | None) -> Mapping[str, Tensor]:
         return {}
     if start.gated or start.guarded:
         raise ExpungeError(
-            f"training can't go on from {start.id}: it holds gates or guards, not weights alone"
+            f"training can't start from {start.id}: it holds gates or guards, not only weights"
         )
     weights = edited_weights(model, start.components, start.names)
     return {

@@ -1,4 +1,4 @@
-"""Settings that several trainings share: a schedule, the UNet's passes, whole weights."""
+"""Settings that trainings share: learning-rate schedule, passes of the UNet, trained weights."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class LearningRateSchedule(BaseModel):
-    """The learning rate follows a schedule."""
+    """A schedule of the learning rate."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     lr_schedule: str = "constant"
-    """Name of a schedule of ``diffusers.optimization``, e.g. cosine."""
+    """Name of a schedule in ``diffusers.optimization``, e.g. cosine."""
     lr_warmup: int = Field(0, ge=0)
-    """Steps until the learning rate is reached, in the schedules that warm up."""
+    """Warm-up steps, for schedules that warm up."""
     lr_cycles: int = Field(1, ge=1)
-    """Cycles of a schedule that restarts."""
+    """Number of cycles, for schedules that restart."""
 
     def pace(self, optimizer: "Optimizer", steps: int) -> "LambdaLR":
-        """The learning rate in each of the steps, as a factor of ``lr``.
+        """The learning rate of each step, as a factor of ``lr``.
 
         Raises:
             ExpungeError: there is no such schedule.
@@ -50,16 +50,17 @@ class LearningRateSchedule(BaseModel):
 
 
 class DenoiserTraining(BaseModel):
-    """Gradients come from passes of the UNet."""
+    """How the UNet's gradients are computed."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     gradients: Literal["reset", "cumulative"] = "reset"
-    """``cumulative`` adds each step's gradient to all before it, as several programs do."""
+    """``cumulative`` never resets the gradient: each step adds to all previous ones, as in several
+    released programs."""
     precision: Literal["model", "bf16"] = "model"
-    """What the UNet computes in; the trained weights themselves are float32."""
+    """Precision of the UNet's passes; the trained weights are always float32."""
     gradient_checkpointing: bool = False
-    """Compute the UNet's activations twice instead of keeping them."""
+    """Recompute the UNet's activations instead of storing them: less memory, more time."""
 
     @property
     def gradient_plan(self) -> GradientPlan:
@@ -72,18 +73,18 @@ class DenoiserTraining(BaseModel):
 
 
 class TrainedWeights(DenoiserTraining, LearningRateSchedule, Trained[Student]):
-    """Trains parameters of the UNet, or low-rank changes of them."""
+    """Training of parameters of the UNet, or of low-rank changes of them."""
 
     released_fixed: ClassVar[Fixed] = {
         "rank": (0, "the released programs train whole parameters"),
     }
 
     rank: int = Field(0, ge=0)
-    """Rank of the trained change of each matrix (LoRA); 0 trains whole parameters."""
+    """Rank of the change of each matrix (LoRA); 0 trains whole parameters."""
 
     @abstractmethod
     def parameters(self, model: Model) -> tuple[str, ...]:
-        """Names of the parameters that are trained."""
+        """The names of the parameters to train."""
 
     def student(self, model: Model, policy: Policy, seed: int) -> Student:
         return Student(model, self.parameters(model), rank=self.rank, seed=seed)

@@ -28,7 +28,7 @@ METHODS: Registry[type[Method]] = Registry(
         "fmn": "expunge.methods.fmn.method:ForgetMeNot",
         "mace": "expunge.methods.mace.method:MACE",
         "negative-prompt": "expunge.methods.negative_prompt:NegativePrompting",
-        "rece": "expunge.methods.rece:RECE",
+        "rece": "expunge.methods.rece.method:RECE",
         "sepce": "expunge.methods.sepme.sepce:SepCE",
         "spm": "expunge.methods.spm.method:SPM",
         "trce": "expunge.methods.trce.closed:TRCE",
@@ -41,7 +41,7 @@ METHODS: Registry[type[Method]] = Registry(
 
 
 def settings(name: str) -> type[Method]:
-    """The method of this name, a pydantic class whose fields are its settings."""
+    """The method of this name: a pydantic class whose fields are its settings."""
     return METHODS.get(name)
 
 
@@ -74,12 +74,12 @@ def erase(
     Args:
         model: a base model, without any edit applied.
         concepts: words, ``Concept``s, or a ``Policy``.
-        method: a name of ``expunge methods`` or a configured method.
+        method: a name listed by ``expunge methods``, or a configured method.
         seed: decides every random draw.
-        checkpoints: folder from which a stopped training resumes, with the same result.
-        monitor: looks at a training on the way and may end it.
-        tracker: an experiment tracker that accelerate knows and that a training reports to;
-            this one and the two before it are refused where no training uses them.
+        checkpoints: a folder from which a stopped training resumes, with the same result.
+        monitor: watches a training and may end it.
+        tracker: an experiment tracker known to accelerate, to which a training reports. Like
+            ``checkpoints`` and ``monitor``, it is refused if the method doesn't train.
         **values: settings of the method.
 
     Raises:
@@ -115,16 +115,16 @@ def erase(
 
 
 def refuse_for_training(method: Method, **options: object) -> None:
-    """Refuse what only a training can use, where the method isn't one.
+    """Refuse options that only a training can use.
 
     Raises:
-        ExpungeError: an option isn't ``None``, and the method gives no training to the loop.
+        ExpungeError: an option isn't ``None``, and the method doesn't train.
     """
     given = [name for name, value in options.items() if value is not None]
     if given and not isinstance(method, Trained):
         raise ExpungeError(
-            f"{', '.join(given)}: {method.name} can't be resumed, watched or tracked, as it isn't "
-            "one training; leave this out"
+            f"{', '.join(given)}: {method.name} can't be resumed, watched or tracked, because it "
+            "isn't one training; leave this out"
         )
 
 
@@ -132,7 +132,7 @@ def check_family(method: Method, model: Model) -> None:
     """Refuse a method on a family of models that it isn't made for.
 
     Raises:
-        Unsupported: it isn't.
+        Unsupported: it isn't made for this family.
     """
     if model.family not in method.families:
         raise Unsupported(
@@ -145,6 +145,6 @@ def _check_released(policy: Policy) -> None:
     for concept in policy.erase:
         if concept.contexts:
             raise ExpungeError(
-                f"{concept.target}: sentences of its own (contexts) are for fidelity='corrected'; "
-                "a released program has one list for all concepts: the setting contexts, if any"
+                f"{concept.target}: sentences of its own (contexts) need fidelity='corrected'; "
+                "a released program uses the same sentences for all concepts"
             )

@@ -1,4 +1,4 @@
-"""The rows of prompts to keep, as closed forms take them."""
+"""The embeddings of prompts to keep, in the form that each kind of method needs."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,13 +6,15 @@ from torch import Tensor
 
 from expunge.algebra.ridge import kept_rows
 from expunge.concepts import Context, Policy
+from expunge.models import Model
+from expunge.prior import mean_moment
 
 PROMPTS = 64
-"""Prompts encoded at a time."""
+"""Number of prompts encoded at a time."""
 
 
 def kept_with_empty(policy: Policy, contexts: tuple[Context, ...]) -> tuple[str, ...]:
-    """The empty prompt, and all that a policy keeps, also in sentences; each once."""
+    """The empty prompt and everything that a policy keeps, bare and in sentences, each once."""
     return tuple(dict.fromkeys(("", *policy.kept_prompts(contexts))))
 
 
@@ -22,10 +24,21 @@ def weighed_rows(
     """Rows of some prompts, times the root of their weight, ``[kept, width]`` float64.
 
     Args:
-        encode: gives the rows that matter of a few prompts, ``[..., width]``.
+        encode: the rows to keep of a few prompts, ``[..., width]``.
         prompts: what is kept.
-        weight: of each row.
-        width: of a row, for the case that there is none.
+        weight: the weight of each row.
+        width: the width of a row, needed if there is none.
     """
     blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
     return kept_rows((encode(block) for block in blocks), weight, width)
+
+
+def kept_words(
+    model: Model, policy: Policy, contexts: tuple[Context, ...], scale: float
+) -> dict[str, Tensor]:
+    """The mean Gram matrix ``kept_words`` of the embeddings to keep, ``[width, width]``.
+
+    Empty if nothing is to be kept, or with a weight ``scale`` of 0.
+    """
+    prompts = policy.kept_prompts(contexts) if scale else ()
+    return {"kept_words": mean_moment(model, prompts)} if prompts else {}

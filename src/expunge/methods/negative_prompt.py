@@ -1,12 +1,12 @@
-"""Negative prompts: guidance that leads away from the concept (Liu et al., ECCV 2022, eq. 13).
+"""Negative prompts: guidance away from the concept (Liu et al., ECCV 2022, eq. 13).
 
-Classifier-free guidance leads from the prediction without a prompt to the one with it. Asked with
-the erased words ``s`` in the place of no prompt, it leads away from them,
+Classifier-free guidance moves from the prediction without a prompt to the one with it. With the
+erased words ``s`` instead of no prompt, it moves away from them:
 
     e(x, t, s) + g (e(x, t, p) - e(x, t, s))
 
-and nothing is computed beforehand. It is a guard, not a change of weights: without guidance it does
-nothing, and whoever holds the pipeline can take it off. A baseline to compare with.
+Nothing is computed beforehand. This is a guard, not a change of weights: without guidance it does
+nothing, and anyone with the pipeline can remove it. It is a baseline for comparison.
 """
 
 from typing import ClassVar
@@ -29,7 +29,7 @@ class NegativePrompting(Method):
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
 
     separator: str = ", "
-    """What stands between the phrases in the one negative prompt."""
+    """The text between the phrases in the negative prompt."""
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
         phrases = (phrase for concept in policy.erase for phrase in concept.phrases)

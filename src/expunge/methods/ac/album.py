@@ -1,4 +1,4 @@
-"""The pictures that Ablating Concepts trains on, as latents, each with its prompts."""
+"""The pictures that Ablating Concepts trains on: latents, each with its prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from expunge.pictures import Pictures, latents_of, picture_bytes, pictures_of
 from expunge.seeding import derive, generator, integer
 from expunge.training.trajectories import Place, visited
 
-Item = TypeVar("Item")
+Choice = TypeVar("Choice")
 Pairs = Sequence[tuple[str, str]]
 """Prompts of an anchor, each with a prompt of the target."""
 
@@ -21,13 +21,13 @@ class Drawing(NamedTuple):
     """How the model draws pictures."""
 
     images: int
-    """For each concept; as many again of what is to be kept, if anything is."""
+    """For each concept, and as many again of the prompts to keep, if any."""
     steps: int
     guidance_scale: float
 
 
 class PictureKey(NamedTuple):
-    """A picture: which of those that are drawn from these words, or given under them."""
+    """Identifies a picture: the prompt that it is drawn from, or the words it is given for."""
 
     words: str
     number: int
@@ -35,7 +35,7 @@ class PictureKey(NamedTuple):
 
 
 class AlbumEntry(NamedTuple):
-    """A picture with the teacher's prompt and those of the student, of which one is taken."""
+    """A picture with the teacher's prompt, and the student's, one of which is used at a time."""
 
     key: PictureKey
     teacher: str
@@ -43,31 +43,31 @@ class AlbumEntry(NamedTuple):
 
 
 PromptedPicture = tuple[int, str, str]
-"""A picture's place, the teacher's prompt and the student's."""
+"""A picture's row, the teacher's prompt and the student's prompt."""
 
 
 @dataclass(frozen=True)
 class Album:
-    """Pictures as latents, and what they are shown with."""
+    """Pictures as latents, with their prompts."""
 
     mean: Tensor
     """``[pictures, channels, height, width]``."""
     deviation: Tensor
     """Shaped like ``mean``; 0 for pictures that were drawn."""
     places: Mapping[PictureKey, int]
-    """Where each picture is."""
+    """The row of each picture."""
     targets: Sequence[Sequence[AlbumEntry]]
-    """Of each concept: pictures of its anchor, the student's prompts those of the target."""
+    """For each concept: pictures of its anchor; the student's prompts name the target."""
     others: Sequence[AlbumEntry]
-    """Pictures of what is to be kept, the student's prompt that of the teacher."""
+    """Pictures of the prompts to keep; student and teacher have the same prompt."""
 
     def target(self, draws: torch.Generator) -> PromptedPicture:
-        """A picture of any concept's anchor, with a prompt of the target for the student."""
+        """A random picture of a concept's anchor, with a prompt of the target for the student."""
         row = _one(_one(self.targets, draws), draws)
         return self.places[row.key], row.teacher, _one(row.student, draws)
 
     def kept(self, draws: torch.Generator) -> PromptedPicture:
-        """The same prompt for both: of an anchor, or every second time of what is to be kept."""
+        """A random picture with one prompt for both, of an anchor or, half the time, to keep."""
         anchors = _one(self.targets, draws)
         pools = (self.others, anchors) if self.others else (anchors,)
         row = _one(_one(pools, draws), draws)
@@ -81,19 +81,19 @@ def collected(
     drawing: Drawing,
     pictures: Mapping[str, Pictures] | None,
 ) -> Album:
-    """All pictures, given or drawn, with the prompts that they are shown with.
+    """All pictures, given or drawn, with their prompts.
 
-    Concepts that share a prompt of their anchors share its pictures.
+    Concepts whose anchors share a prompt share its pictures.
 
     Args:
-        run: of whose concepts.
+        run: the training, with its concepts.
         pairs: prompts of each concept.
         kept: prompts whose predictions stay; their pictures are always drawn.
         drawing: how pictures are drawn.
-        pictures: the user's, by the anchors' words; without them the anchors' are drawn too.
+        pictures: the user's, by the anchors' words; without them the model draws the anchors.
 
     Raises:
-        ExpungeError: pictures are given, but none of some anchor.
+        ExpungeError: pictures are given, but an anchor has none.
     """
     erase, model = run.policy.erase, run.model
     own = {
@@ -120,7 +120,7 @@ def collected(
 def _rows(
     run: Run, pairs: Pairs, images: int, words: str, own: Mapping[str, Tensor]
 ) -> list[AlbumEntry]:
-    """The pictures of a concept's anchor with their prompts."""
+    """The pictures of a concept's anchor, with their prompts."""
     targets: dict[str, list[str]] = {}
     for anchor, target in pairs:
         targets.setdefault(anchor, []).append(target)
@@ -133,7 +133,7 @@ def _rows(
 
 
 def _turns(run: Run, prompts: Sequence[str], count: int) -> list[PictureKey]:
-    """``count`` pictures of prompts that take turns, in an order that the seed decides."""
+    """``count`` pictures; the prompts take turns, in an order that the seed decides."""
     order = torch.randperm(len(prompts), generator=generator(run.seed, "ac prompts")).tolist()
     return [PictureKey(prompts[order[n % len(order)]], n // len(order)) for n in range(count)]
 
@@ -141,7 +141,7 @@ def _turns(run: Run, prompts: Sequence[str], count: int) -> list[PictureKey]:
 def _drawn_latents(run: Run, keys: Sequence[PictureKey], drawing: Drawing) -> Tensor:
     """Latents of pictures that the frozen model draws, ``[pictures, channels, height, width]``.
 
-    They are where each trajectory ends; no picture is decoded and encoded again.
+    They are the ends of the trajectories: no picture is decoded and encoded again.
     """
     return visited(
         run,
@@ -154,5 +154,5 @@ def _drawn_latents(run: Run, keys: Sequence[PictureKey], drawing: Drawing) -> Te
     ).float()
 
 
-def _one(items: Sequence[Item], draws: torch.Generator) -> Item:
+def _one(items: Sequence[Choice], draws: torch.Generator) -> Choice:
     return items[integer(draws, 0, len(items))]

@@ -1,15 +1,15 @@
 """Ablating Concepts in Text-to-Image Diffusion Models (Kumari et al., ICCV 2023).
 
 On noised pictures ``x_t`` of an anchor c (``cat``), the UNet learns to predict for the target c*
-(``grumpy cat``) what the anchor's prompt predicts:
+(``grumpy cat``) what it predicts for the anchor:
 
     model-based    |eps(x_t, c*, t) - eps*(x_t, c, t)|^2
     noise-based    |eps(x_t, c*, t) - e|^2                  with the noise e that made x_t
 
-``corrected`` is the default: the teacher ``eps*`` is the frozen model, the pictures stay the
-latents that it draws, all phrases of all concepts take part, and what is to be kept, the anchor
-itself included, is held to the teacher's predictions. ``original`` is one of the released
-programs, quirks and all (``released.py``).
+In ``corrected``, the default, the teacher ``eps*`` is the frozen model, and training uses the
+latents that it draws without decoding them. All phrases of all concepts are erased. The anchors
+and the prompts to keep are held to the teacher's predictions. ``original`` follows one of the
+released programs, quirks included (``released.py``).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,19 +27,21 @@ from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.ac.album import Album, Drawing, collected
 from expunge.methods.ac.prompts import anchor_prompts, predict_start_detached, target_prompts
-from expunge.methods.ac.released import DEFAULTS, GROUPS, AcProgram, LossType, Variant
+from expunge.methods.ac.released import AcProgram
+from expunge.methods.ac.variants import DEFAULTS, GROUPS, AcVariant, LossType
 from expunge.models import Model
 from expunge.pictures import PicturesSetting
 from expunge.prompts import lists
 from expunge.seeding import generator
 from expunge.settings import or_file
 
-Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Prompts = Annotated[tuple[Prompt, ...], or_file(lists.lines)]
+AnchorPrompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+AnchorPrompts = Annotated[tuple[AnchorPrompt, ...], or_file(lists.lines)]
+"""Prompts, or the path of a file with one on each line."""
 
 
 class AblatingConcepts(TrainedWeights):
-    """Fine-tuning that draws an anchor where the target is asked for."""
+    """Fine-tuning that makes the model draw an anchor when asked for the target."""
 
     name: ClassVar[str] = "ac"
     title: ClassVar[str] = "Ablating Concepts"
@@ -48,42 +50,47 @@ class AblatingConcepts(TrainedWeights):
     corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
     original_only: ClassVar[tuple[str, ...]] = ("variant", "augment", "hflip")
 
-    variant: Variant | None = None
-    """The released program to follow; only with ``fidelity="original"``."""
+    variant: AcVariant | None = None
+    """The released program to follow; needs ``fidelity="original"``."""
     loss_type: LossType = "model-based"
-    """What the target's prediction is to become: the anchor's prediction, or the noise."""
+    """What the prediction for the target should become: the prediction for the anchor
+    (``model-based``), or the noise in the picture (``noise-based``)."""
     parameter_group: str = "cross-attn"
-    """cross-attn (its keys and values), attn or full-weight; a variant's own names with one."""
+    """What is trained: cross-attn (keys and values), attn or full-weight. With a variant: a name of
+    that program."""
     iterations: int = Field(100, ge=1)
     """Optimiser steps."""
     lr: float = Field(1.6e-5, gt=0)
-    """Learning rate, already scaled by the size of a step's batches."""
+    """Learning rate of a step; no batch size multiplies it."""
     max_grad_norm: float | None = Field(1.0, gt=0)
-    """Longer gradients are cut to this length."""
+    """Gradients with a larger norm are scaled down to this norm."""
     batch_size: int = Field(4, ge=1)
-    """Pictures with a target's prompt in a batch; as many again hold what is to be kept."""
+    """Pictures with a target's prompt in a batch; as many again hold what stays."""
     accumulation: int = Field(2, ge=1)
     """Batches in one step; several processes share them."""
     prior_weight: float = Field(1.0, ge=0)
-    """Weight of holding the anchors and what is to be kept; 0 leaves it out."""
-    prompts: Prompts = ()
-    """Prompts of the anchor, or a text file of them; by default the kind's templates."""
+    """Weight of holding the anchors and the prompts to keep; 0 leaves it out."""
+    prompts: AnchorPrompts = ()
+    """Prompts that name the anchor, or a text file of them. Default: the templates."""
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the words of the target or of its anchor, instead of prompts."""
+    """Sentences with ``{}`` for the words of the target or its anchor, instead of ``prompts``."""
     memorized: bool = False
-    """The target is a memorised picture's caption, its prompt whatever the anchor's is."""
+    """The target is a memorised picture: its caption alone is its prompt, whatever the anchor's
+    prompt is."""
     images: int = Field(64, ge=1)
-    """Pictures to draw for each concept; as many again of the prompts to keep, if any."""
+    """Number of pictures to draw for each concept, and as many again of the prompts to keep, if
+    any."""
     num_inference_steps: int = Field(25, ge=2, le=1000)
     """Denoising steps of these pictures."""
     guidance_scale: float = Field(6.0, ge=1)
-    """Guidance of these pictures."""
+    """Guidance scale of these pictures."""
     pictures: PicturesSetting | None = None
-    """Own pictures: a folder with one folder an anchor (with sepme: a target)."""
+    """Your own pictures: a folder with one folder for each anchor (sepme: for each target).
+    Default: the model draws them."""
     augment: bool = False
-    """Show pictures smaller and larger too, as two of the released programs do."""
+    """Also show pictures smaller and larger, as two of the released programs do."""
     hflip: bool = False
-    """Show every second picture mirrored, as two of the released programs do."""
+    """Mirror half of the pictures at random, as two of the released programs do."""
 
     @classmethod
     def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,14 +102,14 @@ class AblatingConcepts(TrainedWeights):
     def _consistent(self) -> "AblatingConcepts":
         if self.parameter_group == "embedding":
             raise ValueError(
-                "parameter_group: embedding isn't there; the diffusers program crashes on it, and "
-                "an edit changes the UNet, not the text encoder's embeddings"
+                "parameter_group: embedding isn't supported; the released program crashes on it, "
+                "and an edit changes the UNet, not the text encoder's embeddings"
             )
         known = GROUPS[self.variant]
         if self.parameter_group not in known:
             raise ValueError(f"parameter_group: choose one of {', '.join(known)}")
         if self.prompts and self.contexts:
-            raise ValueError("contexts: prompts are given too; give one of the two")
+            raise ValueError("contexts: prompts are set too; set only one of the two")
         if self.variant == "sepme":
             names = ("loss_type", "prompts", "memorized", "augment", "hflip")
             self.refuse_changed("SepME's program has no such setting", *names)
@@ -121,9 +128,9 @@ class AblatingConcepts(TrainedWeights):
     # --- what it minimises
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """``ablation``, mean squared distance of the targets' predictions from what they become.
+        """``ablation``: mean squared distance of the targets' predictions from their goal.
 
-        With something to keep, also ``prior``, the same for what is kept, times its weight.
+        If something is kept, ``prior`` is the same for what is kept, and ``loss`` weighs it.
         """
         if self.program:
             return self.program.loss(student, batch)
@@ -151,7 +158,7 @@ class AblatingConcepts(TrainedWeights):
             yield self._batch(run, album, number)
 
     def _batch(self, run: Run, album: Album, number: int) -> Batch:
-        """Noised pictures with the student's prompts and what it is to predict."""
+        """Noised pictures with the student's prompts and its goal."""
         model, count, draws = run.model, self.batch_size, generator(run.seed, "ac batch", number)
         rows = [album.target(draws) for _ in range(count)]
         rows += [album.kept(draws) for _ in range(count if self.prior_weight else 0)]
@@ -176,7 +183,7 @@ class AblatingConcepts(TrainedWeights):
         }
 
     def pairs(self, concept: Concept) -> list[tuple[str, str]]:
-        """Each prompt of the anchor with each prompt of the target that goes with it."""
+        """Each prompt of the anchor, with each matching prompt of the target."""
         if not self.prompts and not self.memorized:
             return [(anchor, erase) for erase, anchor in concept.neutral_pairs(self.contexts)]
         sentences = concept.contexts or self.contexts or ("{}",)

@@ -1,4 +1,4 @@
-"""What Ablating Concepts and its released programs share: prompts, pictures, passes."""
+"""What Ablating Concepts and its released programs share: prompts, and a pass of the student."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ from expunge.models import Condition
 SUFFIX, PREFIX = "{prompt}, in the style of {words}", "in {words}'s style, {prompt}"
 """Where a style's words go in a prompt."""
 UNSAFE = ("{words}, {prompt}", "{prompt}, {words}", "{prompt} {words}")
-"""Where the words of something unsafe go."""
+"""Where an unsafe concept's words go in a prompt."""
 
 
 def _beside(concept: Concept) -> bool:
-    """Whether its words go beside an anchor's prompt, not in the place of the anchor's words."""
+    """Whether its words are added to an anchor's prompt instead of replacing the anchor's words."""
     return concept.kind in ("style", "unsafe")
 
 
 def anchor_prompts(
     prompts: Sequence[str], concept: Concept, *, memorized: bool = False
 ) -> tuple[str, ...]:
-    """Those of some prompts that can be made into prompts of this concept by ``target_prompts``.
+    """The prompts that ``target_prompts`` can turn into prompts of this concept.
 
     Raises:
-        ExpungeError: there are none.
+        ExpungeError: there is none.
     """
     anchor = concept.replacement
     if memorized or _beside(concept):
@@ -35,8 +35,8 @@ def anchor_prompts(
     held = tuple(prompt for prompt in prompts if anchor and anchor in prompt)
     if not held:
         raise ExpungeError(
-            f"no prompt holds the anchor of {concept.target!r}, {anchor!r}, whose place its words "
-            "take; name an anchor, and prompts that hold it"
+            f"no prompt holds the anchor of {concept.target!r}, {anchor!r}, so its words have "
+            "nothing to replace; name an anchor, and prompts that hold it"
         )
     return held
 
@@ -51,8 +51,8 @@ def target_prompts(
 ) -> tuple[str, ...]:
     """Prompts that name the target by ``words`` where ``prompt`` names its anchor.
 
-    A style and something unsafe are put beside the prompt, the words of a thing take the place of
-    the anchor's, and a memorised picture is named by its own words alone.
+    The words of a style or of something unsafe are added to the prompt. The words of a thing
+    replace the anchor's. A memorised picture is named by its own words alone.
     """
     if memorized:
         return (words,)
@@ -67,7 +67,7 @@ def predict_start_detached(
 ) -> Tensor:
     """The student's prediction, without gradients through the keys and values of the start token.
 
-    All prompts share that token: what is taught through it changes them all.
+    All prompts share that token, so training through it would change them all.
     """
 
     def detached(rows: Tensor) -> Tensor:

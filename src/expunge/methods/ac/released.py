@@ -1,17 +1,17 @@
-"""The released Ablating Concepts programs: what each trains, shows, and compares.
+"""The released Ablating Concepts programs: what each of them shows and compares.
 
-    variant     pictures of   teacher                      the anchor's own loss
-    diffusers   the anchor    the student as it is now     beside the noise, a plain mean
-    compvis     the anchor    the student as it is now     beside the noise, a masked mean
-    sepme       the target    the frozen model             beside the frozen model, times 10
+    variant     pictures of   teacher                the anchor's own loss compares with
+    diffusers   the anchor    the current student    the noise, by a plain mean
+    compvis     the anchor    the current student    the noise, by a masked mean
+    sepme       the target    the frozen model       the frozen model, with a weight of 10
 
-A masked mean divides the sum over all channels by the size of a mask that has only one: it is as
-many times a mean as latents have channels.
+A masked mean divides the sum over all channels by the size of a one-channel mask. With four
+channels, it is four times a plain mean.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageOps
@@ -23,6 +23,7 @@ from expunge.generation.sampling import ImageRequest, sample
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
+from expunge.methods.ac.placing import ShownExample, placed, plain
 from expunge.methods.ac.prompts import (
     PREFIX,
     SUFFIX,
@@ -30,60 +31,11 @@ from expunge.methods.ac.prompts import (
     predict_start_detached,
     target_prompts,
 )
+from expunge.methods.ac.variants import AcVariant, LossType
+from expunge.methods.turns import picture_in_turn
 from expunge.models import Condition, Model
-from expunge.pictures import Pictures, latents_of, picture_bytes, pictures_of
+from expunge.pictures import Pictures, latents_of, pictures_of
 from expunge.seeding import derive, generator, integer
-
-Variant = Literal["diffusers", "compvis", "sepme"]
-LossType = Literal["model-based", "noise-based"]
-
-_RELEASED: dict[str, Any] = {
-    "prior_weight": 0.0,
-    "weight_decay": 0.01,
-    "images": 1000,
-    "augment": True,
-    "hflip": True,
-}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "diffusers": _RELEASED,
-    "compvis": {**_RELEASED, "max_grad_norm": None, "num_inference_steps": 200},
-    "sepme": {
-        "parameter_group": "cross-attention",
-        "prior_weight": 10.0,
-        "iterations": 51,
-        "lr": 1e-5,
-        "optimizer": "torch.optim.Adam",
-        "max_grad_norm": None,
-        "gradients": "cumulative",
-        "batch_size": 1,
-        "accumulation": 1,
-        "images": 1000,
-        "num_inference_steps": 100,
-        "guidance_scale": 7.5,
-    },
-}
-"""What a released program does when nothing is said, where that isn't the method's default."""
-
-
-GROUPS: dict[str | None, dict[str, str]] = {
-    None: {
-        "cross-attn": "cross_attention.kv",
-        "attn": "self_attention | cross_attention",
-        "full-weight": "all",
-    },
-    "diffusers": {
-        "cross-attn": "cross_attention.kv",
-        "attn": "self_attention | cross_attention",
-        "full-weight": "all",
-    },
-    "compvis": {
-        "cross-attn": "cross_attention.kv",
-        "crossattn": "attention.qkv",
-        "full-weight": "all",
-    },
-    "sepme": {"cross-attention": "cross_attention"},
-}
-"""What is trained, by the name that a program's command line gives it; ``None`` is corrected."""
 
 STYLE: dict[str, tuple[str, ...]] = {
     "diffusers": (SUFFIX, PREFIX, PREFIX),
@@ -93,13 +45,13 @@ STYLE: dict[str, tuple[str, ...]] = {
         for words in ("{words}", "{words} {words}")
     ),
 }
-"""Where a style's words go in a prompt; one of these is drawn."""
+"""Where a style's words go in a prompt; one of these is chosen at random."""
 SMALL, LARGE = ("a far away ", "very small "), ("zoomed in ", "close up ")
-"""What goes before the target's prompt when its picture is made small or large."""
+"""What precedes the target's prompt when its picture is made smaller or larger."""
 PAINTING = "painting"
-"""SepME's prompt of the anchor, and what it puts behind the concept's words."""
+"""SepME's prompt for the anchor; it also follows the concept's words."""
 SCHEDULERS: dict[str, SchedulerName] = {"diffusers": "dpm++", "compvis": "ddim", "sepme": "lms"}
-"""What draws the pictures."""
+"""The scheduler that each program draws its pictures with."""
 
 
 def masked(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -109,27 +61,17 @@ def masked(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 class ShownPicture(NamedTuple):
-    """A picture that a batch shows: the how-manieth of which concept's."""
+    """A picture that a batch shows: a concept, and the number of one of its pictures."""
 
     concept: Concept
     number: int
 
 
-class ShownExample(NamedTuple):
-    """A picture as it is shown, and the prompt that the student gets."""
-
-    colours: Tensor
-    """``[height, width, 3]`` in 0..255."""
-    mask: Tensor
-    """``[latent height, latent width]``, 1 where there is a picture."""
-    prompt: str
-
-
 @dataclass(frozen=True)
 class AcProgram:
-    """One of the released programs with the settings of one run, which the method explains."""
+    """One of the released programs with the settings of a run; see ``AblatingConcepts``."""
 
-    variant: Variant
+    variant: AcVariant
     loss_type: LossType
     prior_weight: float
     prompts: tuple[str, ...]
@@ -147,9 +89,9 @@ class AcProgram:
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """``ablation``, the distance of the target from its anchor, plus the weighted ``prior``.
 
-        ``batch`` has ``latents`` (noised), ``timestep`` and ``condition``, first those of the
-        targets, then those of the prior, if any; ``anchor``, a condition for each target; and,
-        but for SepME, what is to be predicted (``regressed``) and ``mask``, one for each latent.
+        ``batch`` has ``latents`` (noised), ``timestep`` and ``condition``, those of the targets
+        before those of the prior, if any. ``anchor`` is a condition for each target. Except for
+        SepME, ``regressed`` (what is to be predicted) and ``mask`` have one row for each latent.
         """
         ours, target = self.predictions(student, batch)
         count = len(target)
@@ -169,7 +111,7 @@ class AcProgram:
         return {"loss": ablation + self.prior_weight * prior, "ablation": ablation, "prior": prior}
 
     def predictions(self, student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The student's predictions, those for the targets first; what those are to become."""
+        """The student's predictions, those for the targets first, and what the latter should be."""
         latents, timestep, condition = batch["latents"], batch["timestep"], batch["condition"]
         anchor, count = batch["anchor"], len(batch["anchor"])
         if self.variant == "sepme":
@@ -187,7 +129,7 @@ class AcProgram:
     def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         """Pictures, each with a prompt of its anchor and of its target, then those of the prior.
 
-        They are drawn when a batch needs them, so that none is drawn in vain.
+        A picture is drawn only when a batch needs it.
         """
         own = {
             concept.target: pictures_of(run.model, self.pictures, self._words(concept))
@@ -211,16 +153,13 @@ class AcProgram:
             yield self._batch(run, shown, pictures, draws)
 
     def _turn(self, run: Run, own: Mapping[str, Pictures], turn: int) -> ShownPicture:
-        """Concepts take turns, and show all their pictures before they show one again."""
-        round_, which = divmod(turn, len(run.policy.erase))
-        concept = run.policy.erase[which]
-        count = self._count(own, concept)
-        epoch, at = divmod(round_, count)
-        order = torch.randperm(count, generator=generator(run.seed, "ac order", which, epoch))
-        return ShownPicture(concept, int(order[at]))
+        concepts = run.policy.erase
+        counts = [self._count(own, concept) for concept in concepts]
+        which, number = picture_in_turn(run.seed, "ac order", counts, turn)
+        return ShownPicture(concepts[which], number)
 
     def _count(self, own: Mapping[str, Pictures], concept: Concept) -> int:
-        """How many pictures there are."""
+        """The number of pictures of a concept."""
         return len(own[concept.target]) if own else self.images
 
     def _batch(
@@ -229,7 +168,7 @@ class AcProgram:
         model, count = run.model, self.batch_size
         rows = list(zip(pictures, shown, strict=True))
         examples = [self._example(model, *row, draws) for row in rows[:count]]
-        examples += [_plain(model, picture, self._prompt(one)) for picture, one in rows[count:]]
+        examples += [plain(model, picture, self._prompt(one)) for picture, one in rows[count:]]
         mean, deviation = latents_of(model, torch.stack([one.colours for one in examples]))
         wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
         latents = mean + wobble * deviation
@@ -253,7 +192,7 @@ class AcProgram:
         """A picture of the anchor at some scale, with the target's prompt."""
         concept, size = shown.concept, picture.height
         if self.variant == "sepme":
-            return _plain(model, picture, f"{concept.target} {PAINTING}")
+            return plain(model, picture, f"{concept.target} {PAINTING}")
         options = target_prompts(
             self._prompt(shown),
             concept,
@@ -264,14 +203,14 @@ class AcProgram:
         prompt = options[integer(draws, 0, len(options))]
         scale = self._scale(concept, size, draws)
         if 0.6 * size <= scale <= size and self.variant == "compvis":
-            return _plain(model, picture, prompt)
+            return plain(model, picture, prompt)
         if scale < 0.6 * size or scale > size:
             prompt = (SMALL if scale < size else LARGE)[integer(draws, 0, 2)] + prompt
         cell = size // model.latent_shape[1]
         return ShownExample(*placed(picture, scale, cell, draws), prompt)
 
     def _scale(self, concept: Concept, size: int, draws: torch.Generator) -> int:
-        """A height in pixels: two times in three less than the own, else more."""
+        """A height in pixels: in two of three cases smaller than the picture's own, else larger."""
         if not self.augment or (self.variant == "compvis" and concept.kind == "style"):
             return size
         share = 0.66 if self.variant == "diffusers" else 2 / 3
@@ -280,11 +219,11 @@ class AcProgram:
         return integer(draws, low, high)
 
     def _words(self, concept: Concept) -> str:
-        """What its pictures show."""
+        """The words for what a concept's pictures show."""
         return concept.target if self.variant == "sepme" else concept.replacement
 
     def _prompt(self, shown: ShownPicture) -> str:
-        """What a picture is drawn from."""
+        """The prompt that a picture is drawn from."""
         if self.variant == "sepme":
             return shown.concept.target
         concept = shown.concept
@@ -293,7 +232,7 @@ class AcProgram:
         return prompts[shown.number % len(prompts)]
 
     def _drawn_pictures(self, run: Run, shown: list[ShownPicture]) -> Pictures:
-        """What the model draws."""
+        """Pictures that the model draws."""
         requests = [
             ImageRequest(
                 case_number=str(one.number),
@@ -309,47 +248,3 @@ class AcProgram:
         )
         drawn = sample(run.model, requests, sampler)
         return [Image.fromarray(colours.numpy()) for _, colours in drawn]
-
-
-def _plain(model: Model, picture: Image.Image, prompt: str) -> ShownExample:
-    """A picture as it is."""
-    return ShownExample(
-        picture_bytes([picture])[0].float(), torch.ones(model.latent_shape[1:]), prompt
-    )
-
-
-def placed(
-    picture: Image.Image, scale: int, cell: int, draws: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A picture at another scale: a part of it if that is larger, else all of it on grey.
-
-    The mask leaves out a cell at each border of a picture on grey, even if that fills everything.
-
-    Args:
-        picture: of the model's size.
-        scale: its new height in pixels.
-        cell: pixels of a latent's side.
-        draws: where the part or the picture is.
-
-    Returns:
-        Colours ``[height, width, 3]`` in 0..255, and the mask ``[height/cell, width/cell]``.
-    """
-    width, height = picture.size
-    size = (scale, scale * width // height)
-    colours = picture_bytes([picture.resize(size[::-1], Image.Resampling.BILINEAR)])[0].float()
-    corner = [integer(draws, 0, abs(a - b) + 1) for a, b in zip(size, (height, width), strict=True)]
-    top, left = corner
-    if scale > height:
-        part = colours[top : top + height, left : left + width]
-        return part, torch.ones(height // cell, width // cell)
-    ground = torch.full((height, width, 3), 127.5)
-    ground[top : top + size[0], left : left + size[1]] = colours
-    mask = torch.zeros(height // cell, width // cell)
-    for border in (1, 0):  # of few cells none would be left
-        if not mask.any():
-            rows, columns = (
-                slice(start // cell + border, (start + length) // cell - border)
-                for start, length in zip(corner, size, strict=True)
-            )
-            mask[rows, columns] = 1
-    return ground, mask

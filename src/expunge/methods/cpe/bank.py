@@ -1,11 +1,12 @@
-"""What CPE trains on: prompts to erase, each with what takes its place, and anchors that stay.
+"""What CPE trains on: prompts to erase, each with its replacement, and anchors that stay.
 
-An anchor is a mixture of two prompts' embeddings, both blurred by noise:
+An anchor is a mixture of two prompts' embeddings, both with added noise:
 
     a = m (e_1 + v_1) + (1 - m) (e_2 + v_2)      v = noise |e| N(0, I)      m uniform in [0, 1]
 
-The prompts are words to keep in the sentences of what is erased. All prompts are encoded once for
-all concepts, and read row by row from the host's memory or, in a run with a folder, from its file.
+The prompts are words to keep, in the same sentences as the erased words. Each prompt is encoded
+once for all concepts. Its rows are read from the host's memory or, in a run with a folder, from a
+file.
 """
 
 import re
@@ -26,9 +27,9 @@ from expunge.settings import or_file
 from expunge.training.trajectories import store, stored
 
 BLOCK = 64
-"""Prompts that are encoded at a time."""
+"""Number of prompts encoded at a time."""
 LISTED = 20
-"""Words up to which a record lists them all."""
+"""A record lists up to this many words; of more it stores a digest."""
 
 
 def _record(words: Sequence[str]) -> list[str] | dict[str, Any]:
@@ -48,24 +49,24 @@ WordsSetting = Annotated[
     or_file(_captions, names_file=lambda text: text.endswith(_FILES)),
     PlainSerializer(_record, return_type=list | dict),
 ]
-"""Words, or the path of a file with them (see ``lists.captions``); a record of many is a digest."""
+"""Words, or the path of a file of them (see ``lists.captions``); a record of many is a digest."""
 
 SentencesSetting = Annotated[
     tuple[Context, ...],
     BeforeValidator(listed),
     or_file(lists.contexts, names_file=lambda text: "{}" not in text),
 ]
-"""Sentences with ``{}``, or the path of a file with one a line."""
+"""Sentences with ``{}``, or the path of a file with one on each line."""
 
 
 def mixed(rows: Tensor, gaussian: Tensor, mixing: Tensor, noise: float) -> Tensor:
-    """Anchors ``[..., count, tokens, width]`` from twice as many embeddings, mixed two by two.
+    """Anchors ``[..., count, tokens, width]``, each a mixture of two embeddings.
 
     Args:
         rows: embeddings, ``[..., 2 count, tokens, width]``.
-        gaussian: of a normal distribution, shaped like one bank's rows.
-        mixing: m, the weight of the first of each pair, ``[count]``.
-        noise: how far each embedding is moved along each axis, as a share of its whole norm.
+        gaussian: normally distributed numbers, shaped like one bank's rows.
+        mixing: m, the weight of the first embedding of each pair, ``[count]``.
+        noise: its size along each axis, as a share of an embedding's norm.
     """
     norms = torch.linalg.vector_norm(rows, dim=(-2, -1), keepdim=True)
     blurred = torch.addcmul(rows, norms, gaussian, value=noise)
@@ -77,9 +78,9 @@ def mixed(rows: Tensor, gaussian: Tensor, mixing: Tensor, noise: float) -> Tenso
 def nearest_names(
     model: Model, pool: Sequence[str], words: Sequence[str], count: int
 ) -> list[list[str]]:
-    """Of a pool the names whose embeddings have the largest cosine to those of each of ``words``.
+    """For each of ``words``, the names in a pool with the most similar embeddings (by cosine).
 
-    Names that hold the words themselves are passed over.
+    Names that contain the words themselves are left out.
     """
 
     def directions(prompts: Sequence[str]) -> Tensor:
@@ -104,34 +105,34 @@ def in_sentences(words: Iterable[str], sentences: Sequence[str]) -> list[str]:
 
 
 def mentions(concept: Concept, prompts: Sequence[str]) -> list[bool]:
-    """Which prompts hold one of the concept's phrases, as whole words."""
+    """Which prompts contain one of the concept's phrases, as whole words."""
     phrases = "|".join(map(re.escape, concept.phrases))
     pattern = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
     return [bool(pattern.search(prompt)) for prompt in prompts]
 
 
-class Plan(NamedTuple):
-    """Which prompts a training looks at."""
+class TrainingPrompts(NamedTuple):
+    """The prompts of a training."""
 
     pairs: tuple[tuple[tuple[str, str], ...], ...]
-    """Of each concept: prompts to erase with what takes their place."""
+    """For each concept: prompts to erase, each with its replacement."""
     banks: tuple[tuple[str, ...], ...]
     """Prompts that anchors are mixed from: one list for all concepts, or one for each."""
     own: Tensor
-    """Which prompts of a bank name the concept itself, ``[concepts, prompts]``; empty if none."""
+    """Which prompts of the bank name the concept itself, ``[concepts, prompts]``; or empty."""
 
 
 class Bank:
-    """The embeddings of a plan's prompts, each encoded once."""
+    """The embeddings of all training prompts, each encoded once."""
 
-    def __init__(self, run: Run, plan: Plan) -> None:
+    def __init__(self, run: Run, plan: TrainingPrompts) -> None:
         self.plan = plan
         self.device = run.model.device
         flat = [prompt for pairs in plan.pairs for pair in pairs for prompt in pair]
         prompts = list(dict.fromkeys(["", *flat, *(p for bank in plan.banks for p in bank)]))
         index = {prompt: number for number, prompt in enumerate(prompts)}
         self.rows = encoded(run, prompts)
-        """Of all prompts, the empty one first, ``[prompts, tokens, width]``."""
+        """All embeddings, that of the empty prompt first, ``[prompts, tokens, width]``."""
         self.pairs = [
             torch.tensor([[index[one], index[two]] for one, two in pairs]) for pairs in plan.pairs
         ]
@@ -140,7 +141,7 @@ class Bank:
     def targets(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Target and neutral embeddings, ``[concepts, tokens, width]``.
 
-        ``chosen`` says for each concept which of its pairs, as a number in [0, 1).
+        ``chosen`` selects a pair of each concept by a number in [0, 1), ``[concepts]``.
         """
         picked = torch.stack(
             [_picked(pairs, at) for pairs, at in zip(self.pairs, chosen, strict=True)]
@@ -151,10 +152,10 @@ class Bank:
     def anchors(
         self, chosen: Tensor, mixing: Tensor, gaussian: Tensor, noise: float
     ) -> tuple[Tensor, Tensor | None]:
-        """Anchors with the empty prompt after them, and which of them count for which concept.
+        """Anchors, the empty prompt last, and which of them count for which concept.
 
-        ``chosen`` says which prompts, as numbers in [0, 1), two for each anchor. The anchors are
-        ``[anchors, tokens, width]``, or ``[concepts, anchors, ...]`` with a bank for each.
+        ``chosen`` selects two prompts for each anchor by numbers in [0, 1). The anchors are
+        ``[anchors, tokens, width]``, or ``[concepts, anchors, ...]`` if each concept has a bank.
         """
         places = [(chosen * len(bank)).long() for bank in self.banks]
         rows = torch.stack(
@@ -180,7 +181,7 @@ def _picked(items: Tensor, at: Tensor) -> Tensor:
 def encoded(run: Run, prompts: Sequence[str]) -> Tensor:
     """Embeddings ``[prompts, tokens, width]`` in the model's precision, on the host.
 
-    Always in the same blocks, so that a resumed run has the same numbers.
+    The blocks never change, so that a resumed run gets the same numbers.
     """
     wanted = digest(
         {"prompts": list(prompts), "base": run.model.fingerprint() if run.folder else ""}

@@ -1,6 +1,6 @@
-"""CPE's losses without keys and values: what they need of all layers is a few small products.
+"""CPE's losses without keys and values: a few small products of all layers are enough.
 
-With residual rows ``p`` that the gates' additions are to equal in every layer l of L,
+In every layer l of L, the gates' additions are to equal given residual rows ``p``:
 
     mean over l and entries of kappa_l |W_l p - Z_l U_l|^2
         = p G p^T  -  2 sum_l w_l Z_l (U_l W_l p^T)  +  sum_l w_l Z_l (U_l U_l^T) Z_l^T
@@ -8,9 +8,9 @@ With residual rows ``p`` that the gates' additions are to equal in every layer l
     G = sum_l w_l W_l^T W_l      w_l = kappa_l / (L d_l)      Z_l = g (A (X D_l))
 
 G is one constant matrix, Z has a column for each layer and rank, and nothing is as wide as the
-keys and values. Each loss has its own p: erasing ``(1 + g)(n - t)``, the same less P for targets
-that are shifted by P, ``-P`` for who looks for such shifts, nothing for anchors. All concepts are
-computed side by side; their losses don't touch each other.
+keys and values. Each loss has its own p: ``(1 + g)(n - t)`` for erasing, the same minus P for
+targets shifted by P, ``-P`` for the attack that searches for P, and 0 for anchors. All concepts are
+computed side by side; their losses are independent.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from expunge.models import Model
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """All keys and values of a model, as far as the losses know them."""
+    """What the losses need of a model's key and value projections."""
 
     names: tuple[str, ...]
     weights: tuple[Tensor, ...]
@@ -36,7 +36,7 @@ class Surface:
 
     @classmethod
     def of(cls, model: Model) -> "Surface":
-        """Of a model's base weights."""
+        """The surface of a model's base weights."""
         names = model.select("cross_attention.kv")
         return cls(names, tuple(model.base_weight(n).float() for n in names), kappa(model, names))
 
@@ -62,7 +62,7 @@ class Surface:
     def squared(self, rows: Tensor) -> Tensor:
         """``p G p^T`` summed over ``[concepts, batch, tokens, width]``: ``[concepts]`` float64.
 
-        Its gradient ``2 p G`` reuses the one product that the value needs.
+        Its gradient ``2 p G`` reuses the product that the value needs.
         """
         with torch.no_grad():
             product = rows @ self.gram
@@ -74,8 +74,8 @@ class Surface:
 def kappa(model: Model, names: tuple[str, ...]) -> Tensor:
     """How far a change of keys or values can move an attention's output, ``[layers]`` float64.
 
-    For values the largest singular value of ``W_o``; for keys that of ``W_o W_v`` times that of
-    ``W_q``, over the number of tokens.
+    For values, this is the largest singular value of ``W_o``. For keys, it is that of ``W_o W_v``
+    times that of ``W_q``, divided by the number of tokens.
     """
     tokens = model.unconditional().rows.shape[1]
 
@@ -98,8 +98,8 @@ def kappa(model: Model, names: tuple[str, ...]) -> Tensor:
 def responses(gates: ResidualGates, rows: Tensor) -> Tensor:
     """``Z = g (A (X D))`` of every concept, ``[concepts, batch, tokens, layers, rank]``.
 
-    ``rows`` are ``[batch, tokens, width]`` for all concepts, or ``[concepts, batch, ...]`` with
-    each its own.
+    ``rows`` is ``[batch, tokens, width]`` for all concepts, or ``[concepts, batch, ...]`` with rows
+    for each.
     """
     key = [] if gates.key is None else [gates.key]
     maps = torch.cat([gates.query, *key, gates.gate[:, None], gates.down.flatten(1, 2)], 1)
@@ -117,8 +117,8 @@ def responses(gates: ResidualGates, rows: Tensor) -> Tensor:
     return opened.view(*opened.shape[:3], *gates.down.shape[1:3])
 
 
-class Factors(NamedTuple):
-    """What the losses need of ``U_l``, each times ``w_l``."""
+class WeightedUps(NamedTuple):
+    """What the losses need of ``U_l``, weighted by ``w_l``."""
 
     squares: Tensor
     """``U_l U_l^T``, ``[concepts, layers, rank, rank]`` float64."""
@@ -126,7 +126,7 @@ class Factors(NamedTuple):
     """``U_l W_l``, ``[concepts, layers, rank, width]``."""
 
     @classmethod
-    def of(cls, gates: ResidualGates, surface: Surface) -> "Factors":
+    def of(cls, gates: ResidualGates, surface: Surface) -> "WeightedUps":
         shares = surface.shares[:, None, None]
         pairs = zip(gates.ups, surface.weights, strict=True)
         squares = torch.stack([up @ up.mT for up in gates.ups], 1)
@@ -144,31 +144,31 @@ class Factors(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Of every concept, ``[concepts]`` float64."""
+    """The losses of every concept, ``[concepts]`` float64."""
 
     erase: Tensor
     anchor: Tensor
     adversarial: Tensor | None
 
 
-class Prompts(NamedTuple):
-    """Embeddings of one step."""
+class StepEmbeddings(NamedTuple):
+    """The embeddings of one step."""
 
     target: Tensor
     """``[concepts, tokens, width]``."""
     neutral: Tensor
-    """What takes its place, shaped like it."""
+    """The replacement's, shaped like ``target``."""
     anchors: Tensor
-    """``[anchors, tokens, width]``, or ``[concepts, anchors, ...]`` with each its own; the empty
-    prompt is the last of them."""
+    """``[anchors, tokens, width]``, or ``[concepts, anchors, ...]`` with anchors for each concept.
+    The empty prompt comes last."""
     counted: Tensor | None = None
-    """Which anchors count for a concept, ``[concepts, anchors]``; without it all."""
+    """Which anchors count for a concept, ``[concepts, anchors]``; ``None`` if all do."""
 
 
 def erasing(
     gates: ResidualGates,
     surface: Surface,
-    prompts: Prompts,
+    prompts: StepEmbeddings,
     guidance: float,
     offsets: Tensor | None = None,
     offsets_square: Tensor | None = None,
@@ -177,13 +177,13 @@ def erasing(
 
     Args:
         gates: what is trained.
-        surface: of the model.
-        prompts: of this step.
+        surface: that of the model.
+        prompts: the embeddings of this step.
         guidance: g.
-        offsets: P, ``[concepts, shifts, tokens, width]``, if there are any yet.
-        offsets_square: ``surface.squared`` of them, which stays the same for a whole stage.
+        offsets: P, ``[concepts, shifts, tokens, width]``; ``None`` before the first attack.
+        offsets_square: ``surface.squared`` of them, constant within a stage.
     """
-    factors = Factors.of(gates, surface)
+    factors = WeightedUps.of(gates, surface)
     away = ((1 + guidance) * (prompts.neutral - prompts.target))[:, None]
     targets = prompts.target[:, None]
     tokens = targets.shape[2]
@@ -205,7 +205,7 @@ def erasing(
     return Losses(erase / tokens, anchor, missed / (shifts * tokens))
 
 
-def _anchored(factors: Factors, given: Tensor, counted: Tensor | None) -> Tensor:
+def _anchored(factors: WeightedUps, given: Tensor, counted: Tensor | None) -> Tensor:
     _, anchors, tokens = given.shape[:3]
     if counted is None:
         return factors.square(given) / (anchors * tokens)
@@ -214,11 +214,11 @@ def _anchored(factors: Factors, given: Tensor, counted: Tensor | None) -> Tensor
 
 
 def attacking(gates: ResidualGates, surface: Surface, target: Tensor, offsets: Tensor) -> Tensor:
-    """How far shifted targets are from the clean ones' old keys and values, ``[concepts]``.
+    """The attack's loss: distance of shifted targets from the old keys and values, ``[concepts]``.
 
     ``target`` is ``[concepts, tokens, width]``, ``offsets`` ``[concepts, shifts, tokens, width]``.
     """
-    factors = Factors.of(gates, surface)
+    factors = WeightedUps.of(gates, surface)
     given = responses(gates, target[:, None] + offsets)
     missed = surface.squared(offsets) + 2 * factors.product(given, offsets) + factors.square(given)
     return missed / (offsets.shape[1] * offsets.shape[2])

@@ -1,68 +1,63 @@
 """CPE: Concept Pinpoint Eraser (Lee et al., ICLR 2025), residual attention gates.
 
-All weights stay. Each concept gets a small gate that sees nothing but the prompt's embedding, and
-thin factors for every key and value of the cross-attention (``edits/residual_gates.py``):
+All weights stay. Each concept gets a small gate that sees only the prompt's embedding, and thin
+factors for every key and value of the cross-attention (``edits/residual_gates.py``):
 
     out_l(X) = W_l X + D_l(X)        D_l(X) = g(X) E(X) D_l U_l
 
-Training needs no UNet. In each step a target prompt t is led to where its replacement n is, and
-beyond by g, while anchors a are left alone:
+Training needs no UNet. Each step moves a target prompt t to its replacement n, and beyond it by g,
+and leaves anchors a alone:
 
     L_erase  = mean_l kappa_l |W n - (W t + D(t)) + g (W n - W t)|^2
     L_anchor = mean_l kappa_l |D(a)|^2
     L        = L_erase + L_adv + pal L_anchor
 
-Between such stages an attacker looks for shifts P of the target's embedding that bring the old
-keys and values back, and ``L_adv`` is ``L_erase`` of the shifted targets:
+Between these stages, an attacker searches for shifts P of the target's embedding that bring the old
+keys and values back. ``L_adv`` is ``L_erase`` of the shifted targets:
 
     L_attack = mean_l kappa_l |W (t + P) + D(t + P) - W t|^2
 
-How the losses are computed without any key or value is in ``losses.py``, what is trained on
-in ``bank.py``. All concepts are trained side by side, each for itself.
+``losses.py`` computes the losses without any key or value, ``bank.py`` holds the training prompts,
+``stages.py`` the order of the stages. All concepts are trained side by side and independently.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
 from expunge.concepts import Concept, Policy
 from expunge.errors import ExpungeError
-from expunge.method.base import Fixed, Need, Part, Trained
+from expunge.method.base import Fixed, Need, Part
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods.cpe.bank import (
     Bank,
-    Plan,
     SentencesSetting,
+    TrainingPrompts,
     WordsSetting,
     in_sentences,
     mentions,
     nearest_names,
 )
-from expunge.methods.cpe.losses import Prompts, attacking, erasing
-from expunge.methods.cpe.stages import Stage, lengths, restarting
+from expunge.methods.cpe.losses import StepEmbeddings, attacking, erasing
+from expunge.methods.cpe.stages import TrainingStages
 from expunge.methods.cpe.student import ConceptDraws, GateSizes, GateStudent, copied
 from expunge.models import Model
 from expunge.seeding import generator
 
 RELEASED_NOISE = 0.001
-"""The program's noise, whatever it is told."""
+"""The noise that the released program always uses, whatever is set."""
 TOGETHER = 16
-"""Concepts whose intermediate results are in memory at the same time."""
-COUNTS = ("rounds", "first_iterations", "later_iterations", "attack_iterations")
-"""Settings that the stages follow from."""
+"""Number of concepts whose intermediate results are in memory at the same time."""
 
 
-class CPE(Trained[GateStudent]):
-    """Gates that open for the erased words, trained against found embeddings."""
+class CPE(TrainingStages):
+    """Gates that open for the erased words, trained against adversarial embeddings."""
 
     name: ClassVar[str] = "cpe"
     title: ClassVar[str] = "Concept Pinpoint Eraser"
@@ -71,139 +66,47 @@ class CPE(Trained[GateStudent]):
     needs: ClassVar[frozenset[Need]] = frozenset({"text", "training"})
     released: ClassVar[Mapping[str, Any]] = {"anchor_limit": None}
     released_fixed: ClassVar[Fixed] = {
-        "noise": (RELEASED_NOISE, "the released program always takes the same"),
-        "tied": (True, "the released program has one map for both sides"),
+        "noise": (RELEASED_NOISE, "the released program always uses this value"),
+        "tied": (True, "the released program uses one map for queries and keys"),
     }
 
     guidance_scale: float = Field(0.3, ge=0)
-    """g: how far beyond the replacement the erased words are led."""
+    """g: how far the erased words are moved beyond their replacement."""
     pal: float = Field(1e5, ge=0)
     """Weight of leaving the anchors alone."""
     adv_coef: float = Field(1.0, ge=0)
-    """Weight of erasing shifted targets."""
+    """Weight of erasing the targets that the attacks have shifted."""
     gate_rank: int = Field(16, ge=1)
     """Rank of a gate's attention."""
     adapter_rank: int = Field(1, ge=1)
     """Rank of what is added to each key and value."""
     alpha: float = Field(1.0, gt=0)
-    """What is added counts alpha / adapter_rank times."""
+    """``alpha / adapter_rank`` scales what a gate adds."""
     tied: bool = True
-    """One map for both sides of a gate's attention, as released; false is the paper's figure."""
-    rounds: int = Field(5, ge=1)
-    """Erasing stages, with an attack between each two."""
-    first_iterations: int = Field(1800, ge=1)
-    """Optimiser steps of the first erasing stage."""
-    later_iterations: int = Field(450, ge=1)
-    """Optimiser steps of each later one."""
-    attack_iterations: int = Field(450, ge=0)
-    """Optimiser steps of each attack; 0 for none."""
-    iterations: int = Field(5400, ge=1)
-    """Optimiser steps of all stages; it follows from the four settings above."""
-    lr: float = Field(3e-4, gt=0)
-    """Learning rate of the first erasing stage."""
-    later_lr: float = Field(3e-5, gt=0)
-    """Learning rate of each later one."""
-    attack_lr: float = Field(0.01, gt=0)
-    """Learning rate of the attacks."""
-    lr_warmup: int = Field(5, ge=0)
-    """Steps in which an erasing stage's learning rate rises."""
-    first_cycles: int = Field(2, ge=1)
-    """How often it falls to 0 in the first erasing stage."""
-    cycles: int = Field(1, ge=1)
-    """And in each later one."""
-    attack_warmup: int = Field(5, ge=0)
-    """Steps in which an attack's learning rate rises."""
-    attack_cycles: int = Field(1, ge=1)
-    """How often it falls to 0."""
+    """Use one map for the queries and keys of a gate's attention, as the released program does;
+    false uses two, as in the paper's figure."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decay of the gates and shifts."""
+    """Weight decay of the gates and shifts."""
     shifts: int = Field(16, ge=1)
-    """Embeddings that the attacker looks for at a time, for each concept."""
+    """Number of shifted embeddings that an attack searches for, for each concept."""
     batch_size: int = Field(32, ge=1)
     """Anchors in one step."""
     noise: float = Field(RELEASED_NOISE, ge=0)
-    """Noise on the anchors' embeddings, along each axis, as a share of their norm."""
+    """Noise added to the anchors' embeddings along each axis, as a share of their norm."""
     general_words: WordsSetting = ()
-    """Words, or a file of them, that stay, in the sentences."""
+    """Words that stay, in the sentences of ``contexts``; or a file of them."""
     name_pool: WordsSetting = ()
-    """A pool of names, or a file of them, of which each concept's nearest ones stay."""
+    """A pool of names, or a file of them; those nearest to each concept stay."""
     nearest: int = Field(50, ge=1)
-    """How many of them."""
+    """How many names of ``name_pool`` stay for each concept."""
     anchor_prompts: WordsSetting = ()
-    """Whole prompts, or a file of them, that stay."""
+    """Whole prompts that stay; or a file of them."""
     anchor_limit: int | None = Field(4096, ge=1)
-    """Of more prompts that stay, so many are taken at random; null for all."""
+    """Maximum number of prompts that stay. If there are more, a random choice of this size is used;
+    null uses all."""
     contexts: SentencesSetting = ()
-    """Sentences with ``{}``, or a file of them; by default the kind's templates. The words alone
-    always count as one."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _counted(cls, values: Any) -> Any:
-        """The sum of the stages, which nobody needs to compute."""
-        if not isinstance(values, Mapping):
-            return values
-        try:
-            settings = {
-                name: int(values.get(name, cls.model_fields[name].default)) for name in COUNTS
-            }
-        except (TypeError, ValueError):
-            return values  # whose fault the fields' own checks name
-        last = values.get("fidelity") == "original"
-        total = sum(length for _, length in lengths(**settings, last=last))
-        if int(values.get("iterations", total)) != total:
-            raise ValueError(
-                f"iterations: {values['iterations']}, but the stages have {total} steps; set "
-                f"{', '.join(COUNTS)} instead"
-            )
-        return {**values, "iterations": max(1, total)}
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Erasing, attack, erasing, ...; the released program ends with an attack."""
-        made: list[Stage] = []
-        start = 0
-        counts = {name: getattr(self, name) for name in COUNTS}
-        for number, (attack, length) in enumerate(
-            lengths(**counts, last=self.fidelity == "original")
-        ):
-            curve = (self.later_lr, self.lr_warmup, self.cycles)
-            if attack:
-                curve = (self.attack_lr, self.attack_warmup, self.attack_cycles)
-            elif not number:
-                curve = (self.lr, self.lr_warmup, self.first_cycles)
-            made.append(Stage(number, attack, start, length, *curve))
-            start += length
-        return tuple(made)
-
-    def stage(self, step: int) -> int:
-        return bisect_right([stage.start for stage in self.stages], step) - 1
-
-    def pace(self, optimizer: Optimizer, steps: int) -> LambdaLR:
-        """A warm-up in each stage, then ``cycles`` cosines to 0."""
-
-        def factor(attack: bool, step: int) -> float:
-            stage = self.stages[self.stage(min(step, steps - 1))]
-            if stage.attack != attack:
-                return 0.0
-            base = self.attack_lr if attack else self.lr
-            return stage.lr / base * restarting(stage, step - stage.start)
-
-        return LambdaLR(
-            optimizer,
-            [
-                lambda step, attack=group["attack"]: factor(attack, step)  # type: ignore[misc]
-                for group in optimizer.param_groups
-            ],
-        )
-
-    def groups(self, student: GateStudent) -> list[dict[str, Any]]:
-        gates = [weight for name, weight in student.weights.items() if name != "shifts"]
-        found = [student.weights[name] for name in ("shifts",) if name in student.weights]
-        return [
-            {"params": gates, "lr": self.lr, "attack": False},
-            *({"params": [one], "lr": self.attack_lr, "attack": True} for one in found),
-        ]
+    """Sentences with ``{}`` for the words, or a file of them; the words alone are always added.
+    Default: the templates."""
 
     def student(self, model: Model, policy: Policy, seed: int) -> GateStudent:
         attacked = any(stage.attack for stage in self.stages)
@@ -222,7 +125,7 @@ class CPE(Trained[GateStudent]):
             student.begin_attack(self._draws(seed, stage))
 
     def _draws(self, seed: int, stage: int = 0) -> ConceptDraws:
-        """A concept's draws are its own; the released program seeds each concept alike."""
+        """Each concept has its own random draws; the released program seeds all concepts alike."""
 
         def draws(purpose: str, concept: Concept) -> torch.Generator:
             owner = "" if self.fidelity == "original" else concept.target
@@ -256,8 +159,8 @@ class CPE(Trained[GateStudent]):
             batch |= {} if counted is None else {"counted": counted}
             yield batch | ({"shifted": torch.tensor(True)} if stage.number else {})
 
-    def plan(self, model: Model, policy: Policy) -> Plan:
-        """Every prompt that may be drawn."""
+    def plan(self, model: Model, policy: Policy) -> TrainingPrompts:
+        """All prompts that batches draw from."""
         if self.fidelity == "original":
             return self._released_plan(model, policy)
         pairs = tuple(
@@ -271,7 +174,7 @@ class CPE(Trained[GateStudent]):
         for words in (*self.general_words, *chain(*near)):
             places.setdefault(words, every)
         stays = [prompt for words, its in places.items() for prompt in in_sentences([words], its)]
-        if len(policy.erase) > 1:  # what another concept erases is none of this one's business
+        if len(policy.erase) > 1:  # a gate leaves the prompts of other concepts alone
             stays += [pair for part in pairs for pair, _ in part]
         instead = [neutral for part in pairs for _, neutral in part]
         prompts = list(dict.fromkeys([*stays, *self.anchor_prompts, *instead]))
@@ -279,10 +182,10 @@ class CPE(Trained[GateStudent]):
             order = torch.randperm(len(prompts), generator=generator(0, "cpe bank"))
             prompts = [prompts[at] for at in sorted(order[: self.anchor_limit].tolist())]
         own = torch.tensor([mentions(concept, prompts) for concept in policy.erase])
-        return Plan(pairs, (tuple(prompts),), own)
+        return TrainingPrompts(pairs, (tuple(prompts),), own)
 
-    def _released_plan(self, model: Model, policy: Policy) -> Plan:
-        """Targets alone, and for each its own bank, in which words count as often as listed."""
+    def _released_plan(self, model: Model, policy: Policy) -> TrainingPrompts:
+        """Targets without synonyms, each with its own bank; a word listed twice counts twice."""
         targets = [concept.target for concept in policy.erase]
         near = nearest_names(model, self.name_pool, targets, self.nearest)
         pairs, banks = [], []
@@ -298,7 +201,7 @@ class CPE(Trained[GateStudent]):
                 "cpe: nothing to anchor; the released program needs general_words, name_pool or "
                 "anchor_prompts"
             )
-        return Plan(tuple(pairs), tuple(banks), torch.empty(0))
+        return TrainingPrompts(tuple(pairs), tuple(banks), torch.empty(0))
 
     def sentences(self, concept: Concept) -> tuple[str, ...]:
         """The words alone, and the sentences around them."""
@@ -307,7 +210,7 @@ class CPE(Trained[GateStudent]):
     # --- losses
 
     def loss(self, student: GateStudent, batch: Batch) -> Mapping[str, Tensor]:
-        """The sum of all concepts' losses; the terms are logged as means over the concepts."""
+        """The sum of all concepts' losses; the logged terms are means over the concepts."""
         attack = "neutral" not in batch
         count = len(batch["target"])
         parts = [slice(at, at + TOGETHER) for at in range(0, count, TOGETHER)]
@@ -315,7 +218,7 @@ class CPE(Trained[GateStudent]):
         for part in parts:
             if len(parts) == 1:
                 terms.append(self._terms(student, batch, part))
-            else:  # computed again when its gradients are, so that one part is in memory
+            else:  # recomputed for the gradients, so that only one part is in memory
                 terms.append(
                     checkpoint(
                         self._terms,
@@ -337,14 +240,14 @@ class CPE(Trained[GateStudent]):
         return {"loss": total.sum(), **{name: term.detach().mean() for name, term in named}}
 
     def _terms(self, student: GateStudent, batch: Batch, part: slice) -> tuple[Tensor, ...]:
-        """The terms of some concepts, ``[concepts]`` each."""
+        """The loss terms of some concepts, ``[concepts]`` each."""
         surface, target = student.surface, batch["target"][part]
         if "neutral" not in batch:
             gates = student.gates(part, trained=False)
             return (attacking(gates, surface, target, student.weights["shifts"][part]),)
         anchors = batch["anchors"] if batch["anchors"].ndim == 3 else batch["anchors"][part]
         counted = batch["counted"][part] if "counted" in batch else None
-        prompts = Prompts(target, batch["neutral"][part], anchors, counted)
+        prompts = StepEmbeddings(target, batch["neutral"][part], anchors, counted)
         shifts, square = None, None
         if "shifted" in batch and "shifts" in student.weights:
             shifts = student.weights["shifts"].detach()[part]

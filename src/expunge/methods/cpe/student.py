@@ -1,4 +1,4 @@
-"""What CPE trains: the gates of several concepts, and the shifts that its attacker looks for."""
+"""What CPE trains: the gates of several concepts, and the shifts that its attacks search for."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,23 +15,23 @@ from expunge.methods.cpe.losses import Surface
 from expunge.models import Model
 
 ConceptDraws = Callable[[str, Concept], torch.Generator]
-"""The generator of one purpose of a concept."""
+"""The random generator for one purpose and concept."""
 
 
 class GateSizes(NamedTuple):
-    """Of each concept's gate."""
+    """The sizes of each concept's gate."""
 
     gate_rank: int
     adapter_rank: int
     scale: float
-    """Factor of what is added."""
+    """Factor of what the gate adds."""
     tied: bool
     shifts: int
-    """Embeddings that the attacker looks for; 0 without one."""
+    """Number of shifted embeddings that an attack searches for; 0 without attacks."""
 
 
 class GateStudent(Student):
-    """Gates of several concepts, one below the other; nothing of the UNet is copied."""
+    """Gates of several concepts, stacked; nothing of the UNet is copied."""
 
     def __init__(
         self, model: Model, concepts: Sequence[Concept], sizes: GateSizes, draws: ConceptDraws
@@ -51,7 +51,7 @@ class GateStudent(Student):
         self._square: tuple[int, Tensor] | None = None
 
     def _begun(self, sizes: GateSizes, draws: ConceptDraws) -> dict[str, Tensor]:
-        """Gates that are half open, and add nothing."""
+        """Gates that are half open and add nothing."""
         count, layers = len(self.concepts), len(self.names)
         tokens, width = self.model.unconditional().rows.shape[1:]
         r, h = sizes.gate_rank, sizes.adapter_rank
@@ -71,14 +71,14 @@ class GateStudent(Student):
 
     @torch.no_grad()
     def begin_attack(self, draws: ConceptDraws) -> None:
-        """Small random shifts in the place of those found before."""
+        """Replace the shifts by small random ones."""
         _, _, tokens, width = self.weights["shifts"].shape
         bound = (tokens * width) ** -0.5 / width**2
         for found, concept in zip(self.weights["shifts"], self.concepts, strict=True):
             found.copy_(_uniform(found.shape, bound, draws("shifts", concept)))
 
     def gates(self, part: slice = slice(None), *, trained: bool = True) -> ResidualGates:
-        """The gates of some concepts as they are now, with gradients if they are trained."""
+        """The current gates of some concepts; with gradients if ``trained``."""
         own = {
             name: (weight if trained else weight.detach())[part]
             for name, weight in self.weights.items()
@@ -96,7 +96,7 @@ class GateStudent(Student):
 
     @property
     def shifts_square(self) -> Tensor:
-        """``surface.squared`` of the shifts, ``[concepts]``: once for a whole erasing stage."""
+        """``surface.squared`` of the shifts, ``[concepts]``, computed once in an erasing stage."""
         shifts = self.weights["shifts"]
         if self._square is None or self._square[0] != shifts._version:
             with torch.no_grad():
@@ -111,15 +111,15 @@ class GateStudent(Student):
 
     @torch.no_grad()
     def payload(self) -> ResidualGates:  # type: ignore[override]
-        """All gates together."""
+        """The gates of all concepts."""
         return copied(self.gates())
 
 
 def copied(gates: ResidualGates) -> ResidualGates:
-    """The same gates, which training doesn't change any more."""
+    """A copy of the gates, which training no longer changes."""
     return ResidualGates.of(gates.names, {n: t.clone() for n, t in gates.tensors().items()})
 
 
 def _uniform(shape: Iterable[int], bound: float, draws: torch.Generator) -> Tensor:
-    """Uniform between minus and plus ``bound``."""
+    """Uniformly distributed numbers between ``-bound`` and ``bound``."""
     return (2 * torch.rand(tuple(shape), generator=draws) - 1) * bound

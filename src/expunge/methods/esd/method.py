@@ -1,18 +1,18 @@
 """ESD: Erasing Concepts from Diffusion Models (Gandikota et al., ICCV 2023).
 
-The UNet learns to predict, for the erased prompt c, the frozen model's noise pushed away from it:
+For the erased prompt c, the UNet learns to predict the frozen model's noise, pushed away from c:
 
     eps(x, t, c)  ->  eps*(x, t, a) - eta (eps*(x, t, c) - eps*(x, t, a))
 
-with the anchor a (the empty prompt in the paper) and the latents x on denoising trajectories.
-With ``erase_from`` the concept is taken out of another prompt f, and only f is trained on:
+Here a is the anchor (the empty prompt in the paper) and x are latents on denoising trajectories.
+With ``erase_from``, the concept is removed from another prompt f, and training uses only f:
 
     eps(x, t, f)  ->  eps*(x, t, f) - eta (eps*(x, t, c) - eps*(x, t, a))
 
-``corrected`` is the default: the frozen model draws whole trajectories once, in batches, every
-latent of them can serve many steps, and the targets fall out on the way; words are erased inside
-sentences too; and what is to be kept, if anything is named, is taught to stay. ``original`` is
-one of the released programs, quirks and all (``released.py``).
+In ``corrected``, the default, the frozen model draws whole trajectories once, in batches. Any of
+their latents can serve many steps, and the targets are computed on the way. Words are erased inside
+sentences too, and the prompts to keep, if any, are held. ``original`` follows one of the released
+programs, quirks included (``released.py``).
 """
 
 from collections import Counter
@@ -30,13 +30,14 @@ from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
-from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, Variant, parameters
+from expunge.methods.each import one_each
+from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, EsdVariant, parameters
+from expunge.methods.kept import kept_words
 from expunge.models import Condition, Model
-from expunge.prior import mean_moment
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
 
-Item = TypeVar("Item")
+Spread = TypeVar("Spread")
 
 ROLES = {
     "x": "cross_attention",
@@ -45,11 +46,11 @@ ROLES = {
     "selfattn": "self_attention",
     "full": "all",
 }
-"""Parameter groups of the corrected method."""
+"""The parameters that each ``train_method`` trains when corrected."""
 
 
 class ESD(TrainedWeights):
-    """Fine-tuning away from the concept, with negative guidance as the target."""
+    """Fine-tuning away from the concept, towards negatively guided predictions."""
 
     name: ClassVar[str] = "esd"
     title: ClassVar[str] = "Erased Stable Diffusion"
@@ -68,12 +69,14 @@ class ESD(TrainedWeights):
     )
     original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
-    variant: Variant | None = None
-    """The released program to follow; only with ``fidelity="original"``."""
+    variant: EsdVariant | None = None
+    """The released program to follow; needs ``fidelity="original"``."""
     train_method: str = "x"
-    """x, x-strict, u, selfattn or full; with a variant, the names of that program."""
+    """What is trained: the cross-attention (x), only its keys and values (x-strict), everything but
+    the cross-attention (u), the self-attention (selfattn) or all (full). With a variant: a name of
+    that program."""
     negative_guidance: float = 1.0
-    """eta: how far from the concept."""
+    """eta: how far to move away from the concept."""
     start_guidance: float = 3.0
     """Guidance scale of the trajectories."""
     iterations: int = Field(200, ge=1)
@@ -85,17 +88,19 @@ class ESD(TrainedWeights):
     num_inference_steps: int = Field(50, ge=2, le=1000)
     """Steps of a whole trajectory."""
     erase_from: WordList = ()
-    """The only prompt that the concept is taken out of; for several, one each or one for all."""
+    """Remove the concept only from this prompt; for several concepts, one for each or one for
+    all."""
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the concept; by default the words alone and the templates."""
+    """Sentences with ``{}`` for the words. Default: the words alone and the templates."""
     batch_size: int = Field(4, ge=1)
     """Latents in one step."""
     trajectories: int = Field(16, ge=1)
     """Trajectories of each erased concept; as many again of the prompts to keep, if any."""
     keep_share: float = Field(0.5, ge=0, lt=1)
-    """Part of a batch that comes from the prompts to keep, if any are named."""
+    """Share of a batch that comes from the prompts to keep, if any."""
     preserve_scale: float = Field(1.0, ge=0)
-    """Weight of the relative change of the keys and values of the prompts to keep."""
+    """Weight of how far the keys and values of the prompts to keep have moved, relative to their
+    size."""
 
     @classmethod
     def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -109,14 +114,14 @@ class ESD(TrainedWeights):
         if self.fidelity == "corrected" and self.train_method not in ROLES:
             raise ValueError(f"train_method: choose one of {', '.join(ROLES)}")
         if self.variant == "compvis" and self.erase_from:
-            raise ValueError("erase_from: the compvis program doesn't have it, the others do")
+            raise ValueError("erase_from: the compvis program doesn't have it; the others do")
         return self
 
     def parameters(self, model: Model) -> tuple[str, ...]:
         if self.variant is None:
             return model.select(ROLES[self.train_method])
         if (self.variant == "diffusers-sdxl") != (model.family == "sdxl"):
-            raise ExpungeError(f"variant: {self.variant} isn't for a model of {model.family}")
+            raise ExpungeError(f"variant: {self.variant} isn't for models of family {model.family}")
         names = parameters(model, self.variant, self.train_method)
         if not names:
             known = ", ".join(SELECTIONS[self.variant])
@@ -142,7 +147,7 @@ class ESD(TrainedWeights):
             return
         table = self._table(run)
         kept = round(self.batch_size * self.keep_share) if table.kept else 0
-        words = self._kept_words(run.model, run.policy)
+        words = kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
         for number in numbers:
             batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)
             yield {**batch, **words}
@@ -150,7 +155,7 @@ class ESD(TrainedWeights):
     def loss(self, student: Student, batch: Batch) -> Tensor:
         """Mean squared distance of the student's prediction from the target.
 
-        With prompts to keep, also ``preserve_scale`` times how far their keys and values moved.
+        With prompts to keep, it adds ``preserve_scale`` times how far their keys and values moved.
         """
         latents, timestep = batch["latents"], batch["timestep"]
         target = self.program.target(student, batch) if self.program else batch["target"]
@@ -160,23 +165,10 @@ class ESD(TrainedWeights):
             loss = loss + self.preserve_scale * student.projection_change(batch["kept_words"])
         return loss
 
-    def _kept_words(self, model: Model, policy: Policy) -> dict[str, Tensor]:
-        """The Gram matrix of the embeddings to keep, ``[width, width]``, if there are any."""
-        prompts = policy.kept_prompts(self.contexts) if self.preserve_scale else ()
-        if not prompts:
-            return {}
-        return {"kept_words": mean_moment(model, prompts)}
-
     def _sources(self, policy: Policy) -> list[tuple[Concept, str]]:
-        """Each concept with the prompt that it is taken out of, "" for its own."""
-        prompts = self.erase_from or ("",)
-        if len(prompts) not in (1, len(policy.erase)):
-            raise ExpungeError(
-                f"erase_from: {len(prompts)} prompts for {len(policy.erase)} concepts; give one "
-                "for all of them or one for each"
-            )
-        each = prompts * len(policy.erase) if len(prompts) == 1 else prompts
-        return list(zip(policy.erase, each, strict=True))
+        """Each concept with the prompt that it is removed from, "" for its own."""
+        prompts = one_each("erase_from", self.erase_from, policy.erase)
+        return list(zip(policy.erase, prompts, strict=True))
 
     def _table(self, run: Run) -> "ExamplePool":
         erased = self._taken_out(run) if self.erase_from else self._erased(run)
@@ -196,8 +188,8 @@ class ESD(TrainedWeights):
     def _taken_out(self, run: Run) -> "TrajectoryExamples":
         """Every latent of the trajectories of ``erase_from``, with its target.
 
-        A trajectory leads away from one concept. Where several share a prompt, it leads as many
-        times as far, so that the mean of them leads away from all.
+        A trajectory's targets move away from one concept. Where several concepts share a prompt,
+        they move further by that factor, so that their mean moves away from all of them.
         """
         rows = [
             ((prompt, phrase), concept.replacement)
@@ -215,7 +207,7 @@ class ESD(TrainedWeights):
         return _rows(run, pairs, drawn, drawn.conditional - eta * (drawn.anchor - anchor))
 
     def _kept(self, run: Run) -> "TrajectoryExamples | None":
-        """Every latent of the kept prompts' trajectories, whose target is the base's prediction."""
+        """Every latent of the kept prompts' trajectories, with the base's prediction as target."""
         prompts = run.policy.kept_prompts(self.contexts) if self.keep_share else ()
         if not prompts:
             return None
@@ -223,15 +215,15 @@ class ESD(TrainedWeights):
         drawn = self._trajectories_of(run, "kept", pairs, ())
         return _rows(run, pairs, drawn, drawn.conditional)
 
-    def _spread(self, run: Run, items: Sequence[Item], times: int) -> list[Item]:
-        """``times`` the number of trajectories of these, in random order, all equally often."""
+    def _spread(self, run: Run, items: Sequence[Spread], times: int) -> list[Spread]:
+        """These in random order, repeated equally often, ``times`` as many as trajectories."""
         order = torch.randperm(len(items), generator=generator(run.seed, "esd pairs")).tolist()
         return [items[order[at % len(items)]] for at in range(times * self.trajectories)]
 
     def _trajectories_of(
         self, run: Run, name: str, pairs: Sequence[tuple[str, str]], anchors: Sequence[str]
     ) -> Trajectories:
-        """A trajectory of the first prompt of each pair; the seed depends on the whole pair."""
+        """A trajectory of the first prompt of each pair; its seed depends on the whole pair."""
         return trajectories(
             run,
             name,
@@ -249,16 +241,16 @@ class TrajectoryExamples(NamedTuple):
     latents: Tensor
     timestep: Tensor
     condition: Condition
-    """One a trajectory."""
+    """One for each trajectory."""
     target: Tensor
 
     def some(self, draws: torch.Generator, count: int) -> Batch:
-        """Examples at random."""
+        """Random examples."""
         size = self.timestep.numel()
         return self.rows([int(torch.randint(size, (), generator=draws)) for _ in range(count)])
 
     def rows(self, numbers: Sequence[int]) -> Batch:
-        """Some examples, counted trajectory by trajectory."""
+        """The examples with these numbers, counted trajectory by trajectory."""
         steps = self.timestep.shape[1]
         trajectory, step = [n // steps for n in numbers], [n % steps for n in numbers]
         return {
@@ -272,14 +264,14 @@ class TrajectoryExamples(NamedTuple):
 def _rows(
     run: Run, pairs: Sequence[tuple[str, str]], drawn: Trajectories, target: Tensor
 ) -> TrajectoryExamples:
-    """Every latent of all trajectories, trained on the first prompt of its pair."""
+    """Every latent of all trajectories, with the condition of its pair's first prompt."""
     condition = run.model.condition([prompt for prompt, _ in pairs])
     timestep = drawn.timesteps.expand(len(pairs), -1)
     return TrajectoryExamples(drawn.latents, timestep, condition, target.float())
 
 
 class ExamplePool(NamedTuple):
-    """Examples of erased prompts, and of prompts to keep if there are any."""
+    """Examples of erased prompts, and of prompts to keep, if any."""
 
     erased: TrajectoryExamples
     kept: TrajectoryExamples | None

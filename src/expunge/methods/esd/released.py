@@ -1,15 +1,15 @@
-"""The released ESD programs, one by one: what each trains, draws, looks at and aims for.
+"""The released ESD programs: what each of them trains, draws, evaluates and aims for.
 
-    variant         trained on   latents drawn by            latents are
-    compvis         c            the student for c           up to 58 timesteps too clean
-    alt             erase_from   the student for c           19 timesteps too clean
-    diffusers-sd    erase_from   the teacher for erase_from  where their timestep says
-    diffusers-sdxl  erase_from   the teacher for erase_from  there, but not scaled for the UNet
-    trainer-2026    erase_from   the teacher for erase_from  where their timestep says
+    variant         trained on   latents drawn by            noise of the latents
+    compvis         c            the student for c           up to 58 timesteps too little
+    alt             erase_from   the student for c           19 timesteps too little
+    diffusers-sd    erase_from   the teacher for erase_from  right for their timestep
+    diffusers-sdxl  erase_from   the teacher for erase_from  right, but not scaled for the UNet
+    trainer-2026    erase_from   the teacher for erase_from  right for their timestep
 
-``trainer-2026`` is what the trainer of 2026 does with Stable Diffusion: ``diffusers-sd``, but with
-latents of the model's own size. A negative guidance of 2 in the last three is 1 in the others: see
-``EsdProgram.target``. All compare raw answers of the UNet, be they noise or ``v``.
+``trainer-2026`` is the trainer of 2026 on Stable Diffusion. It differs from ``diffusers-sd`` in
+that latents have the model's own size. A negative guidance of 2 in the last three means 1 in the
+others: see ``EsdProgram.target``. All compare raw answers of the UNet, whether noise or ``v``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ from expunge.models import Condition, Model
 from expunge.seeding import generator, integer
 from expunge.training.trajectories import ddim, denoise, native
 
-Variant = Literal["compvis", "alt", "diffusers-sd", "diffusers-sdxl", "trainer-2026"]
+EsdVariant = Literal["compvis", "alt", "diffusers-sd", "diffusers-sdxl", "trainer-2026"]
 
 _DIFFUSERS = {
     "esd-x": "layers & cross_attention",
@@ -34,9 +34,9 @@ _DIFFUSERS = {
     "esd-u": "layers - cross_attention",
     "esd-all": "layers",
 }
-"""What ``diffusers-sd`` trains, and the trainer of 2026."""
+"""What ``diffusers-sd`` and the trainer of 2026 train."""
 
-SELECTIONS: dict[Variant, dict[str, str]] = {
+SELECTIONS: dict[EsdVariant, dict[str, str]] = {
     "compvis": {
         "xattn": "cross_attention",
         "noxattn": "all - cross_attention - output - time",
@@ -62,11 +62,11 @@ SELECTIONS: dict[Variant, dict[str, str]] = {
     },
     "trainer-2026": _DIFFUSERS,
 }
-"""What each released program trains, by the name its command line gives it."""
+"""What each released program trains, by the name on its command line."""
 
 
 class Defaults(NamedTuple):
-    """What a released program does when nothing is said."""
+    """Defaults of a released program."""
 
     train_method: str
     iterations: int
@@ -75,7 +75,7 @@ class Defaults(NamedTuple):
     start_guidance: float = 3.0
 
 
-DEFAULTS: dict[Variant, Defaults] = {
+DEFAULTS: dict[EsdVariant, Defaults] = {
     "compvis": Defaults("xattn", 1000, 1e-5, 1.0),
     "alt": Defaults("full", 200, 2e-5, 2.0),
     "diffusers-sd": Defaults("esd-x", 200, 5e-5, 2.0),
@@ -84,16 +84,16 @@ DEFAULTS: dict[Variant, Defaults] = {
 }
 
 
-def parameters(model: Model, variant: Variant, train_method: str) -> tuple[str, ...]:
-    """What a released program trains under this name; nothing for a name it doesn't know."""
+def parameters(model: Model, variant: EsdVariant, train_method: str) -> tuple[str, ...]:
+    """The parameters that a released program trains under this name; none for unknown names."""
     return model.parameters(SELECTIONS[variant].get(train_method, "layers - all"))
 
 
 @dataclass(frozen=True)
 class EsdProgram:
-    """One of the released programs with the settings of one run."""
+    """One of the released programs with the settings of a run."""
 
-    variant: Variant
+    variant: EsdVariant
     steps: int
     """Steps of a whole trajectory."""
     start_guidance: float
@@ -104,7 +104,7 @@ class EsdProgram:
     ) -> Iterator[Batch]:
         """A new partial denoising for each step, one latent at a time.
 
-        ``pairs`` are concepts with the prompts that are trained on; each step draws one of them.
+        ``pairs`` are concepts with the prompts to train on; each step uses a random one.
         """
         model, student = run.model, run.student
         low, high = (1, self.steps - 1) if self.variant == "alt" else (0, self.steps)
@@ -121,12 +121,12 @@ class EsdProgram:
             }
 
     def conditions(self, model: Model, concept: str, prompt: str) -> dict[str, Condition]:
-        """Of the trained prompt, the concept and the empty prompt."""
+        """The conditions of the trained prompt, the concept and the empty prompt."""
         texts = {"condition": prompt, "erase": concept, "empty": ""}
         return {key: model.condition([text]) for key, text in texts.items()}
 
     def timestep(self, model: Model, stop: int, offset: int = 0) -> Tensor:
-        """The timestep, ``[1]``, at which latents that stopped at ``stop`` are looked at."""
+        """The timestep, ``[1]``, at which latents that stopped at ``stop`` are evaluated."""
         if self.variant == "compvis":
             timestep = self._stride * stop + offset
         elif self.variant == "alt":
@@ -144,10 +144,10 @@ class EsdProgram:
         stop: int,
         guidance_scale: float | None = None,
     ) -> Tensor:
-        """Partly denoised latents: the program's sampler from ``noise`` until ``stop``.
+        """Partly denoised latents: the program's sampler runs from ``noise`` to ``stop``.
 
-        ``stop`` counts steps; in ``compvis`` alone it is the noise level, the last the noisiest,
-        and the noisiest step itself never runs.
+        ``stop`` counts steps. Only in ``compvis`` it is the noise level, from low to high, and the
+        noisiest step never runs.
         """
         model = student.model
         scheduler = self._scheduler(model)
@@ -168,10 +168,10 @@ class EsdProgram:
         return latents
 
     def target(self, student: Student, batch: Batch) -> Tensor:
-        """``base - eta (eps*(c) - eps*(""))``; what the base is differs by program.
+        """``base - eta (eps*(c) - eps*(""))``; the base differs between programs.
 
-        compvis: the empty prompt. diffusers: the trained prompt. alt: the trained prompt, but the
-        empty one when nothing was said about ``erase_from``.
+        compvis: the empty prompt. diffusers: the trained prompt. alt: the trained prompt, or the
+        empty one without ``erase_from``.
         """
         latents, timestep = batch["latents"], batch["timestep"]
         erased, empty = (student.teach(latents, timestep, batch[k]) for k in ("erase", "empty"))
@@ -191,7 +191,7 @@ class EsdProgram:
         return 1000 // self.steps
 
     def _latent_shape(self, model: Model) -> tuple[int, int, int]:
-        """The model's own, doubled in ``diffusers-sd`` (1024 pixels for a model of 512)."""
+        """The model's own shape; ``diffusers-sd`` doubles it (1024 pixels for a model of 512)."""
         channels, height, width = model.latent_shape
         factor = 2 if self.variant == "diffusers-sd" else 1
         return channels, factor * height, factor * width

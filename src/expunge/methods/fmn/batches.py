@@ -7,29 +7,30 @@ import torch
 from torch import Tensor
 
 from expunge.method.run import Run
+from expunge.methods.turns import picture_in_turn
 from expunge.models import Condition, Model
 from expunge.models.tokens import word_columns
 from expunge.seeding import generator, integer
 
 Pooler = Literal["none", "first", "all"]
-"""Which ends of the text count as the concept."""
+"""Which end-of-text columns count as part of the concept."""
 
 
 class ShownConcept(NamedTuple):
-    """A concept: its pictures, and the prompts that name it."""
+    """A concept's pictures, and the prompts that name it."""
 
     mean: Tensor
-    """Of the VAE's latents, ``[pictures, channels, height, width]``."""
+    """Mean of the VAE's latents, ``[pictures, channels, height, width]``."""
     deviation: Tensor
-    """Shaped like ``mean``."""
+    """Their deviation, shaped like ``mean``."""
     condition: Condition
-    """Of the prompts."""
+    """The conditions of the prompts."""
     columns: Tensor
     """``S`` of each prompt, ``[prompts, tokens]`` bool."""
 
 
 def columns(model: Model, prompt: str, words: str, pooler: Pooler) -> Tensor:
-    """``S`` of a prompt: all places of the words, and the ends of the text that ``pooler`` says.
+    """``S`` of a prompt: all places of the words, and the ends of text that ``pooler`` selects.
 
     Returns:
         ``[tokens]`` bool.
@@ -47,17 +48,15 @@ def columns(model: Model, prompt: str, words: str, pooler: Pooler) -> Tensor:
 def row(run: Run, shown: Sequence[ShownConcept], turn: int) -> dict[str, Any]:
     """One picture with its noise, timestep and prompt.
 
-    Concepts take turns, and each shows all its pictures, shuffled, before it shows one again.
+    Concepts take turns; see ``picture_in_turn``.
     """
-    round_, which = divmod(turn, len(shown))
+    counts = [len(concept.mean) for concept in shown]
+    which, picture = picture_in_turn(run.seed, "fmn order", counts, turn)
     mean, deviation, condition, marks = shown[which]
-    epoch, at = divmod(round_, len(mean))
-    order = torch.randperm(len(mean), generator=generator(run.seed, "fmn order", which, epoch))
     draws = generator(run.seed, "fmn", turn)
     prompt = integer(draws, 0, len(condition))
     timestep = torch.randint(run.model.process.times, (), generator=draws)
     wobble, noise = torch.randn((2, *mean.shape[1:]), generator=draws).to(mean.device)
-    picture = int(order[at])
     return {
         "latents": mean[picture] + wobble * deviation[picture],
         "noise": noise,

@@ -1,17 +1,18 @@
 """Forget-Me-Not: Learning to Forget in Text-to-Image Diffusion Models (Zhang et al., 2023).
 
 On pictures of the concept, noised to a timestep, the UNet learns not to look at the concept's
-words. With the attention ``A_l`` (softmax over the prompt's tokens) of every cross-attention
-``l``, every head and every pixel, and the columns ``S`` of the words and of the end of the text,
+words. ``A_l`` is the attention of a cross-attention layer ``l`` (softmax over the prompt's tokens),
+for every head and pixel. ``S`` are the columns of the words and of the end of the text:
 
     L = | concat_l A_l[..., S] |_F
 
-The noise prediction itself plays no part.
+The noise prediction itself isn't used.
 
-``corrected`` is the default: any number of pictures, prompts and concepts in a step, and what is
-to be kept stays. ``original`` is the released program (``variant="released"``), quirks and all,
-or what SepME's repository calls Forget-Me-Not (``variant="sepme"``): no softmax, but the
-distance of the logits of ``a painting of C`` from those of ``a painting of``, for one query ``Q``
+``corrected``, the default, takes any number of pictures, prompts and concepts in a step, and holds
+what is to be kept. ``original`` is the released program (``variant="released"``), quirks included,
+or the one that SepME's repository calls Forget-Me-Not (``variant="sepme"``). The latter has no
+softmax. With the same queries ``Q``, it minimises the distance of the logits of ``a painting of C``
+from those of ``a painting of``:
 
     L = sum_l mean((s Q_l (K_l(c) - K_l(g))^T)^2)
 """
@@ -30,22 +31,22 @@ from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.fmn.batches import Pooler, ShownConcept, columns, row
+from expunge.methods.fmn.losses import attention_norms, logit_distances
+from expunge.methods.kept import kept_words
 from expunge.models import Condition, Model
-from expunge.models.attention import Look
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
-from expunge.prior import mean_moment
 from expunge.seeding import derive
 from expunge.training.inversion import inverted
 from expunge.training.trajectories import trajectories
 
 ROLES = {"x": "cross_attention", "x-strict": "cross_attention.kv", "full": "all"}
-"""What is trained, by ``train_method``."""
+"""The parameters that each ``train_method`` trains."""
 
 RELEASED = {"style": "a photo in the style of {}", "": "a photo of {}"}
-"""The released program's sentence, by kind."""
+"""The released program's sentence for each kind."""
 
 PAINTING = "a painting of"
-"""SepME's sentence, without the words."""
+"""SepME's sentence, before the words."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "released": {
@@ -62,11 +63,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "gradients": "cumulative",
     },
 }
-"""What a released program does when nothing is said, where that isn't this class's default."""
+"""Defaults of the released programs, where they differ from the method's."""
 
 
 class ForgetMeNot(TrainedWeights):
-    """Fine-tuning that takes the cross-attention off the concept's words."""
+    """Fine-tuning that turns the cross-attention away from the concept's words."""
 
     name: ClassVar[str] = "fmn"
     title: ClassVar[str] = "Forget-Me-Not"
@@ -74,7 +75,7 @@ class ForgetMeNot(TrainedWeights):
     url: ClassVar[str] = "https://arxiv.org/abs/2303.17591"
     released_fixed: ClassVar[Fixed] = {
         **TrainedWeights.released_fixed,
-        "batch_size": (1, "the released programs are right for one picture only"),
+        "batch_size": (1, "the released programs work for one picture only"),
     }
     corrected_only: ClassVar[tuple[str, ...]] = (
         "contexts",
@@ -85,37 +86,40 @@ class ForgetMeNot(TrainedWeights):
     original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
     variant: Literal["released", "sepme"] | None = None
-    """The program to follow; only with ``fidelity="original"``."""
+    """The released program to follow; needs ``fidelity="original"``."""
     train_method: Literal["x", "x-strict", "full"] = "x"
-    """``x`` the cross-attention, ``x-strict`` its keys and values, ``full`` the whole UNet."""
+    """What is trained: the cross-attention (``x``), only its keys and values (``x-strict``), or the
+    whole UNet (``full``)."""
     pooler: Pooler = "first"
-    """Which ends of the text count as the concept: none, the first, or all (the padding too, where
-    the tokenizer pads with the end of the text, as in Stable Diffusion 1.x)."""
+    """Which end-of-text tokens count as part of the concept: none, the first, or all. All includes
+    the padding where the tokenizer pads with that token, as in Stable Diffusion 1."""
     iterations: int = Field(35, ge=1)
     """Optimiser steps."""
     lr: float = Field(2e-6, gt=0)
     """Learning rate."""
     max_grad_norm: float | None = Field(1.0, gt=0)
-    """Longer gradients are cut to this length."""
+    """Gradients with a larger norm are scaled down to this norm."""
     batch_size: int = Field(4, ge=1)
     """Noised pictures in one step; concepts take turns."""
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the concept; by default the words alone and the templates."""
+    """Sentences with ``{}`` for the words. Default: the words alone and the templates."""
     pictures: PicturesSetting | None = None
-    """Own training pictures: a folder with one folder a concept; by default the model draws."""
+    """Your own pictures: a folder with one folder for each concept. Default: the model draws
+    them."""
     images: int = Field(8, ge=1)
-    """Pictures to draw of each concept."""
+    """Number of pictures to draw of each concept."""
     num_inference_steps: int = Field(30, ge=2, le=1000)
     """Denoising steps of these pictures."""
     guidance_scale: float = Field(7.5, ge=1)
-    """Guidance of these pictures."""
+    """Guidance scale of these pictures."""
     no_real_image: bool = False
     """Train on pure noise instead of pictures."""
     preserve_scale: float = Field(1.0, ge=0)
-    """Weight of the relative change of the keys and values of the prompts to keep."""
+    """Weight of how far the keys and values of the prompts to keep have moved, relative to their
+    size."""
     inversion_steps: int = Field(0, ge=0)
-    """Steps of a textual inversion of each concept's pictures, whose result is erased like a
-    synonym; 500 in the paper, which takes longer than all the rest."""
+    """Steps of a textual inversion of each concept's pictures; the result is erased like a synonym.
+    The paper takes 500, which takes longer than everything else."""
     inversion_lr: float = Field(1e-3, gt=0)
     """Learning rate of the textual inversion."""
 
@@ -132,13 +136,15 @@ class ForgetMeNot(TrainedWeights):
     def _consistent(self) -> "ForgetMeNot":
         if self.gradient_checkpointing:
             raise ValueError(
-                "gradient_checkpointing: attention is read while the UNet runs, which can't be run "
-                "again for it; a smaller batch_size saves memory too"
+                "gradient_checkpointing: attention is read while the UNet runs, so the UNet can't "
+                "run again for it; a smaller batch_size saves memory too"
             )
         if self.no_real_image and self.pictures:
-            raise ValueError("no_real_image: trains on no picture; leave pictures away")
+            raise ValueError("no_real_image: trains on no picture; leave pictures out")
         if self.no_real_image and self.inversion_steps:
-            raise ValueError("inversion_steps: there is no picture to invert; drop no_real_image")
+            raise ValueError(
+                "inversion_steps: there is no picture to invert; leave no_real_image out"
+            )
         if self.variant is None:
             return self
         sepme = self.variant == "sepme"
@@ -149,7 +155,7 @@ class ForgetMeNot(TrainedWeights):
         if not sepme and self.train_method == "full" and self.max_grad_norm:
             raise ValueError(
                 "max_grad_norm: the released program cuts no gradient of the whole UNet, whatever "
-                "is set; leave it away, or take train_method x"
+                "is set; leave it out, or use train_method x"
             )
         return self
 
@@ -164,8 +170,10 @@ class ForgetMeNot(TrainedWeights):
             self._shown(run, concept, *latents)
             for concept, latents in zip(run.policy.erase, pictures, strict=True)
         ]
-        constant: Batch = self._kept_words(run)
-        if self.variant == "sepme":
+        constant: Batch = {}
+        if self.variant is None:
+            constant = kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
+        elif self.variant == "sepme":
             constant = {"generic": run.model.encode([PAINTING])}
         for number in numbers:
             turns = range(number * self.batch_size, (number + 1) * self.batch_size)
@@ -177,7 +185,7 @@ class ForgetMeNot(TrainedWeights):
             yield {**batch, **constant, "latents": latents, "condition": condition}
 
     def prompts(self, concept: Concept) -> list[tuple[str, str]]:
-        """Every prompt that names the concept, and the words it does so with."""
+        """Every prompt that names the concept, with the words that name it."""
         if self.variant:
             sentence = RELEASED.get(concept.kind, RELEASED[""])
             sentence = f"{PAINTING} {{}}" if self.variant == "sepme" else sentence
@@ -205,7 +213,7 @@ class ForgetMeNot(TrainedWeights):
         return ShownConcept(mean, deviation, condition, marks.to(run.model.device))
 
     def _pictures(self, run: Run) -> list[tuple[Tensor, Tensor]]:
-        """Mean and deviation of the latents of each concept's pictures, ``[pictures, c, h, w]``."""
+        """Mean and deviation of each concept's latents, ``[pictures, c, h, w]``."""
         concepts = run.policy.erase
         if self.no_real_image:
             zero = torch.zeros(1, *run.model.latent_shape, device=run.model.device)
@@ -216,7 +224,7 @@ class ForgetMeNot(TrainedWeights):
         return [(latents, torch.zeros_like(latents)) for latents in self._drawn_latents(run)]
 
     def _drawn_latents(self, run: Run) -> Tensor:
-        """What the model draws of all concepts, as latents ``[concepts, pictures, c, h, w]``."""
+        """Latents of pictures that the model draws, ``[concepts, pictures, c, h, w]``."""
         prompts, seeds = [], []
         for concept in run.policy.erase:
             own = self.prompts(concept)
@@ -229,7 +237,7 @@ class ForgetMeNot(TrainedWeights):
             prompts,
             seeds,
             steps=self.num_inference_steps,
-            # The last step starts at timestep 1, where next to no noise is left.
+            # The last step starts at timestep 1, where almost no noise is left.
             keep=[self.num_inference_steps - 1],
             guidance_scale=self.guidance_scale,
             latents_only=True,
@@ -237,20 +245,12 @@ class ForgetMeNot(TrainedWeights):
         shape = (len(run.policy.erase), self.images, *run.model.latent_shape)
         return drawn.latents.reshape(shape).float().to(run.model.device)
 
-    def _kept_words(self, run: Run) -> dict[str, Tensor]:
-        """The Gram matrix of the embeddings to keep, ``[width, width]``, if there are any."""
-        wanted = self.preserve_scale and self.variant is None
-        prompts = run.policy.kept_prompts(self.contexts) if wanted else ()
-        if not prompts:
-            return {}
-        return {"kept_words": mean_moment(run.model, prompts)}
-
     # --- what it minimises
 
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
-        """The attention on the concept's columns, the mean over the batch.
+        """The attention on the concept's columns, averaged over the batch.
 
-        With prompts to keep, also ``preserve_scale`` times how far their keys and values moved.
+        With prompts to keep, it adds ``preserve_scale`` times how far their keys and values moved.
         """
         if self.variant == "sepme":
             return {"loss": logit_distances(student, batch).sum()}
@@ -263,39 +263,3 @@ class ForgetMeNot(TrainedWeights):
             "attention": attention,
             "kept_change": moved,
         }
-
-
-def attention_norms(student: Student, batch: Batch) -> Tensor:
-    """``| concat_l A_l[..., S] |_F`` of every sample, ``[batch]``; has gradients.
-
-    ``batch`` has ``latents`` (noised), ``timestep``, ``condition`` and ``columns``, the ``S`` of
-    each sample, ``[batch, tokens]`` bool.
-    """
-    used = batch["columns"].any(0).nonzero()[:, 0]
-    marks = batch["columns"][:, None, None, used]
-
-    def squares(look: Look) -> Tensor:
-        seen: Tensor = look.attention[..., used].float() * marks
-        return seen.square().sum((1, 2, 3))
-
-    with student.model.attention_read(squares) as layers:
-        student.predict(batch["latents"], batch["timestep"], batch["condition"])
-    return torch.stack(list(layers.values())).sum(0).sqrt()
-
-
-def logit_distances(student: Student, batch: Batch) -> Tensor:
-    """``mean((s Q_l (K_l(c) - K_l(g))^T)^2)`` of every layer, ``[layers]``; has gradients.
-
-    ``batch`` has ``latents`` (noised), ``timestep``, ``condition`` (c) and ``generic``, the rows of
-    g, ``[1, tokens, width]``. The queries are those of the pass with ``c``.
-    """
-    generic = batch["generic"].to(student.model.dtype).expand_as(batch["condition"].rows)
-
-    def mean_square(look: Look) -> Tensor:
-        keys = look.keys - look.keys_of(generic)
-        logits: Tensor = look.scale * (look.queries @ keys.mT)
-        return logits.float().square().mean()
-
-    with student.model.attention_read(mean_square) as layers:
-        student.predict(batch["latents"], batch["timestep"], batch["condition"])
-    return torch.stack(list(layers.values()))

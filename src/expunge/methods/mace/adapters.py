@@ -1,8 +1,8 @@
-"""MACE's trained stage: one small adapter per concept that takes the attention off its words.
+"""MACE's trained stage: a small adapter for each concept that turns attention away from its words.
 
-On pictures of the concept, noised to a timestep ``t``, the cross-attention ``A_l`` (softmax over
-the rows of the prompt) of every layer ``l`` shall not look at the rows ``S`` of the concept's
-words and of all that follows the end of the text, wherever the mask ``M`` shows the concept:
+Training uses pictures of the concept, noised to a timestep ``t``. ``A_l`` is the cross-attention of
+a layer ``l`` (softmax over the rows of the prompt). ``S`` are the rows of the concept's words, the
+end of the text and the padding, and the mask ``M`` shows where the concept is. The loss is
 
     L = sum_l | A_l[:, M_l, S] |_F
 
@@ -25,7 +25,7 @@ from expunge.seeding import generator
 
 
 class Adapter:
-    """Trainable factors on refined keys and values; the model itself stays untouched."""
+    """Trainable factors on refined keys and values; the model itself doesn't change."""
 
     def __init__(
         self, model: Model, refined: Mapping[str, Tensor], factors: Mapping[str, Tensor]
@@ -42,7 +42,7 @@ class Adapter:
     def fresh(
         cls, model: Model, refined: Mapping[str, Tensor], rank: int, seed: int, words: str
     ) -> "Adapter":
-        """``down`` normal with deviation ``1 / rank``, ``up`` zero: no change yet."""
+        """An adapter without effect: ``up`` is 0, ``down`` normal with deviation ``1 / rank``."""
         factors = {}
         for name, weight in refined.items():
             draws = generator(seed, "mace", words, name)
@@ -51,7 +51,7 @@ class Adapter:
         return cls(model, refined, factors)
 
     def attention(self, batch: AdapterBatch) -> dict[str, Tensor]:
-        """``A_l`` by layer in the order of the pass, ``[batch, heads, pixels, tokens]``."""
+        """``A_l`` by layer, in the order of the pass, ``[batch, heads, pixels, tokens]``."""
         swapped = {
             name: (weight + self.weights[f"up:{name}"] @ self.weights[f"down:{name}"]).to(
                 self.model.dtype
@@ -68,7 +68,7 @@ class Adapter:
 
     @torch.no_grad()
     def low_rank(self) -> LowRank:
-        """What training has made, on top of the refined weights."""
+        """What training adds to the refined weights."""
         up, down = (
             {name: self.weights[f"{side}:{name}"].detach().clone() for name in self.refined}
             for side in ("up", "down")
@@ -79,8 +79,9 @@ class Adapter:
 def layer_norms(maps: Mapping[str, Tensor], batch: AdapterBatch, *, nearest: bool) -> Tensor:
     """``| A_l[:, M_l, S] |_F`` of every layer and sample, ``[layers, batch]``.
 
-    A mask is made as coarse as a layer by ``nearest`` (as released, which can lose all of a small
-    object and with it the layer), or so that a cell counts if any of its pixels does.
+    Masks are reduced to the size of a layer. ``nearest`` does this as the released program does,
+    which can lose a small object and with it the layer. Otherwise a cell counts if any of its
+    pixels does.
     """
     height, width = batch.latents.shape[2:]
     norms = []
@@ -95,18 +96,18 @@ def layer_norms(maps: Mapping[str, Tensor], batch: AdapterBatch, *, nearest: boo
 
 
 def _grid(pixels: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width of a layer that has so many pixels; every stage of a UNet halves both."""
+    """Height and width of a layer from its pixels; every stage of a UNet halves both."""
     while height * width > pixels:
         height, width = (height + 1) // 2, (width + 1) // 2
     if height * width != pixels:
-        raise ExpungeError(f"a layer of {pixels} pixels is none of this UNet's sizes")
+        raise ExpungeError(f"a layer has {pixels} pixels, which fits none of this UNet's sizes")
     return height, width
 
 
 def suppression(
     adapter: Adapter, batch: AdapterBatch, *, squared: bool = False, nearest: bool = False
 ) -> Tensor:
-    """The loss: the norms, or their squares, summed over layers; the mean over the batch."""
+    """The loss: norms, or their squares, summed over layers and averaged over the batch."""
     norms = layer_norms(adapter.attention(batch), batch, nearest=nearest)
     return (norms.square() if squared else norms).sum(0).mean()
 
@@ -119,7 +120,9 @@ def fit(
     squared: bool = False,
     nearest: bool = False,
 ) -> list[float]:
-    """One step of AdamW (decay 0.01, gradients clipped to norm 1) a batch; returns the losses.
+    """The losses of training with one step of AdamW for each batch.
+
+    Weights decay by 0.01, gradients are clipped to norm 1.
 
     Raises:
         ExpungeError: a loss isn't finite.

@@ -1,7 +1,7 @@
 """What MACE's adapters train on: pictures of the concept, timesteps, and rows of the prompts.
 
-Early timesteps decide on what is drawn, late ones on its details; concept-focal importance
-sampling takes those between:
+Early denoising steps decide what is drawn, late ones its details. Concept-focal importance sampling
+prefers the timesteps between:
 
     P(t) ~ sigma(gamma (t - t1)) - sigma(gamma (t - t2))
 """
@@ -17,11 +17,12 @@ from expunge.models.tokens import word_columns
 from expunge.seeding import generator
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's colours: what the released program scales pictures with, instead of to -1..1."""
+"""Mean and deviation of ImageNet's colours. The released program scales pictures by these, not to
+-1..1."""
 
 
 class Examples(NamedTuple):
-    """Pictures of a concept: what the VAE makes of them, and where the concept is."""
+    """Pictures of a concept: their latents, and where the concept is."""
 
     mean: Tensor
     """``[pictures, channels, height, width]``."""
@@ -35,11 +36,11 @@ class AdapterBatch(NamedTuple):
     """What one step of an adapter needs."""
 
     latents: Tensor
-    """Noised, ``[batch, channels, height, width]``."""
+    """Noised latents, ``[batch, channels, height, width]``."""
     timestep: Tensor
     """``[batch]``."""
     condition: Condition
-    """Of the prompts, one a picture."""
+    """The condition of each picture's prompt."""
     columns: Tensor
     """The rows ``S`` of each prompt, ``[batch, tokens]`` bool."""
     masks: Tensor
@@ -70,7 +71,7 @@ def columns(model: Model, prompt: str, words: str) -> Tensor:
 def imagenet_latents(model: Model, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of the latents of bytes ``[pictures, height, width, 3]``.
 
-    The released program scales colours by ImageNet's, not to what the autoencoder expects.
+    Colours are scaled by ImageNet's, as in the released program, not as the autoencoder expects.
     """
     colours = pictures.float() / 255
     scaled = (colours - colours.new_tensor(MEAN)) / colours.new_tensor(DEVIATION)
@@ -89,7 +90,7 @@ def training_batches(
 ) -> Iterator[AdapterBatch]:
     """The batch of every step: pictures, prompts (each with its words), timesteps, noise.
 
-    Each step has its own draws, which depend on ``seed`` and its number alone.
+    The random draws of a step depend only on ``seed`` and its number.
     """
     condition = model.condition([prompt for prompt, _ in prompts])
     marks = torch.stack([columns(model, *pair) for pair in prompts]).to(model.device)

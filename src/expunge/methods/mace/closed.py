@@ -1,4 +1,4 @@
-"""MACE's closed forms: which rows are mapped where, and the fusion of the adapters."""
+"""MACE's closed forms: the rows that the refinement maps, and the fusion of the adapters."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,11 +11,11 @@ from expunge.edits.payloads import Change, LowRank, SharedMatrix, Sum
 from expunge.models import Model
 
 PROMPTS = 16
-"""Prompts encoded at a time; in double precision their rows take 8 MB for Stable Diffusion 1."""
+"""Number of prompts encoded at a time; their float64 rows take 8 MB for Stable Diffusion 1."""
 
 
 def rows(model: Model, pairs: Sequence[Pair], *, all_words: bool = False) -> Rows:
-    """Rows ``f`` of the erased prompts and the rows ``e`` that they are mapped to."""
+    """Rows ``f`` of the erased prompts, and the rows ``e`` that they are mapped to."""
     erased, anchors = [pair.erase for pair in pairs], [pair.anchor for pair in pairs]
     ids = zip(model.tokenized(erased), model.tokenized(anchors), strict=True)
     encoded = zip(model.encode(erased), model.encode(anchors), strict=True)
@@ -31,17 +31,17 @@ def rows(model: Model, pairs: Sequence[Pair], *, all_words: bool = False) -> Row
 
 
 def aligned(old: Sequence[int], new: Sequence[int], length: int) -> tuple[list[int], list[int]]:
-    """Rows of two prompts that say the same: the words before and after a difference, the padding.
+    """Matching rows of two prompts: the words before and after a difference, and the padding.
 
-    ``old`` and ``new`` are token ids without start and end, ``length`` is that of the window. The
-    tokens that differ are in neither list, and the longer padding is cut at its end.
+    ``old`` and ``new`` are token ids without start and end, ``length`` is that of the window.
+    Tokens that differ are in neither list. The longer padding is cut at its end.
     """
     shorter = min(len(old), len(new))
     same = [one == two for one, two in zip(old, new, strict=False)]
     before = [*same, False].index(False)
     same = [old[-1 - at] == new[-1 - at] for at in range(shorter - before)]
     after = [*same, False].index(False)
-    # One more before for the start, and after for the end of the text.
+    # The start adds one row before, the end of the text one after.
     first, second = (
         [*range(before + 1), *range(1 + len(ids) - after, length)] for ids in (old, new)
     )
@@ -56,15 +56,15 @@ def fusion(
     kept: Tensor,
     lamb: float,
 ) -> Sum:
-    """The third stage: one change that does for each concept's prompts what its adapter does.
+    """The third stage: one change that does on each concept's prompts what its adapter does.
 
-    With ``R`` the inverse in ``W*``, the change is the sum of changes seen through a matrix:
+    With the inverse ``R`` in ``W*``, the change is a sum of changes, each times a matrix:
     ``W* - W = (W' - W) (lam I + sum_i C_i) R + sum_i B_i (D_i C_i R)``.
 
     Args:
         refined: the change of the first stage.
         adapters: what each adapter adds to the refined weights.
-        own: ``C_i`` of each adapter, ``[width, width]`` float64; one at a time is enough.
+        own: ``C_i`` of each adapter, ``[width, width]`` float64; a generator is enough.
         kept: ``s C``, ``[width, width]`` float64.
         lamb: lam.
 

@@ -1,14 +1,14 @@
 """MACE: Mass Concept Erasure in Diffusion Models (Lu et al., CVPR 2024).
 
-Three stages. The *refinement* maps, in each key and value projection ``W`` of the cross-attention,
-the rows ``f`` around a concept's words to the rows ``e`` of the same sentence with other words,
-while the rows of ordinary captions (second moment ``C``) stay:
+MACE has three stages. The *refinement* changes each key and value projection ``W`` of the
+cross-attention. It maps the rows ``f`` around a concept's words to the rows ``e`` of the same
+sentence with other words, and keeps the rows of ordinary captions (second moment ``C``):
 
     W' = W (lam I + sum e f^T + mu C) (lam I + sum f f^T + mu C)^-1
 
-so that no other row of the prompt tells of the concept any more. An *adapter* ``B_i D_i`` for
-each concept then takes the attention off the concept's own rows (``adapters.py``). The *fusion*
-asks that on a concept's prompts (second moment ``C_i``) the projections do what its adapter does:
+Then no other row of the prompt carries the concept. An *adapter* ``B_i D_i`` for each concept turns
+the attention away from the concept's own rows (``adapters.py``). The *fusion* makes the projections
+do on a concept's prompts (second moment ``C_i``) what its adapter does:
 
     W* = (lam W' + sum_i (W' + B_i D_i) C_i + s W C) (lam I + sum_i C_i + s C)^-1
 
@@ -51,7 +51,7 @@ from expunge.progress import track
 from expunge.seeding import derive
 
 PHOTOS = {"style": "a photo in the style of {}", "": "a photo of the {}"}
-"""What the released program draws its training pictures with; by kind."""
+"""The released program's prompts for its training pictures, by kind."""
 
 
 class MACE(Method):
@@ -67,45 +67,48 @@ class MACE(Method):
     }
 
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the words; by default the words alone and the templates."""
+    """Sentences with ``{}`` for the words. Default: the words alone and the templates."""
     all_words: bool = False
-    """Map every row to the row in its place, the concept's own too, instead of aligned rows."""
+    """Map every row, the concept's own included, to the row at the same position, instead of
+    aligning the rows of the two sentences."""
     rank: int = Field(1, ge=0)
-    """Rank of each concept's adapter; 0 leaves it at the refinement, whose edits add up exactly."""
+    """Rank of each concept's adapter. 0 does only the refinement, whose edits add up exactly."""
     lamb: float = Field(0.5, ge=0)
     """lam: weight of staying near the old weights."""
     prior: PriorFile | None = None
-    """Ordinary captions that stay: a file that ``expunge prior`` wrote."""
+    """Ordinary captions that stay, as a file written by ``expunge prior``."""
     domain: PriorFile | None = None
-    """Captions of the same domain that stay, e.g. other artists: a second such file."""
+    """Captions of the same domain that stay, e.g. of other artists, as a second such file."""
     train_preserve_scale: float | None = Field(None, ge=0)
-    """s1: weight of the prior in the refinement, squared in the original. When corrected, by
-    default all its captions together weigh as much as one erased prompt."""
+    """s1: weight of the prior in the refinement; the original squares it. Default when corrected:
+    all captions together weigh as much as one erased prompt."""
     fuse_preserve_scale: float | None = Field(None, ge=0)
-    """s2: the same in the fusion, never squared."""
+    """s2: weight of the prior in the fusion, never squared; its default is that of
+    ``train_preserve_scale``."""
     preserve_weight: float | None = Field(None, ge=0)
-    """w: weight of ``domain`` beside ``prior``; by default they weigh the same."""
+    """w: weight of ``domain`` relative to ``prior``. Default: both weigh the same."""
     iterations: int = Field(50, ge=1)
     """Steps of each adapter."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate."""
     batch_size: int = Field(1, ge=1)
-    """Noised pictures in one step; 1 in the original."""
+    """Noised pictures in one step."""
     focal: bool = True
-    """Draw timesteps by concept-focal importance sampling, else evenly."""
+    """Draw timesteps by concept-focal importance sampling; false draws them evenly."""
     squared: bool = False
-    """Sum squared norms, as the paper writes, instead of norms, as the released code does."""
+    """Sum squared norms, as in the paper, instead of norms, as in the released code."""
     pictures: PicturesSetting | None = None
-    """Own training pictures: a folder with one folder a concept; by default the model draws."""
+    """Your own pictures: a folder with one folder for each concept. Default: the model draws
+    them."""
     images: int = Field(8, ge=1)
-    """Pictures to draw of each concept."""
+    """Number of pictures to draw of each concept."""
     num_inference_steps: int = Field(30, ge=1)
     """Denoising steps of these pictures."""
     guidance_scale: float = Field(7.5, ge=1)
-    """Guidance of these pictures."""
+    """Guidance scale of these pictures."""
     segmenter: SegmenterSetting = Field("whole", validate_default=True)
-    """Where the concept is in a picture: ``whole``, ``threshold`` (anything on a plain ground), a
-    folder of masks like ``pictures``, or ``grounded-sam:DETECTOR,SEGMENTER``; styles: whole."""
+    """What finds the concept in a picture: ``whole``, ``threshold`` (anything on a plain ground), a
+    folder of masks like ``pictures``, or ``grounded-sam:DETECTOR,SEGMENTER``. Styles use whole."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "MACE":
@@ -113,10 +116,12 @@ class MACE(Method):
         if self.rank:
             scales["fuse_preserve_scale"] = self.fuse_preserve_scale
         if self.domain and not self.prior:
-            raise ValueError("domain: goes beside a prior; give one, or this file as the prior")
+            raise ValueError("domain: goes beside a prior; give one, or use this file as the prior")
         if self.fidelity == "original":
             for name in (name for name, scale in scales.items() if self.prior and scale is None):
-                raise ValueError(f"{name}: the released value differs by task; give it or a preset")
+                raise ValueError(
+                    f"{name}: the released value differs between tasks; give it, or a preset"
+                )
             return self
         for name in (name for name, scale in scales.items() if scale and not self.prior):
             raise ValueError(f"{name}: weighs a prior; give one, or name what to keep")
@@ -147,7 +152,7 @@ class MACE(Method):
 
     def _refinement(self, model: Model, policy: Policy, stays: "Stays") -> Ridge:
         pairs = [pair for concept in policy.erase for _, pair in self._pairs(concept)]
-        pairs.sort(key=lambda pair: pair.anchor)  # rows that share their targets in one block
+        pairs.sort(key=lambda pair: pair.anchor)  # puts rows with the same targets in one block
         blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
         parts = (joined([rows(model, block, all_words=self.all_words)]) for block in blocks)
         moved = reduce(lambda so_far, more: joined([so_far, more]), parts)
@@ -156,26 +161,26 @@ class MACE(Method):
         return Ridge(model.select("cross_attention.kv"), moved, kept, self.lamb)
 
     def _pairs(self, concept: Concept) -> Iterator[tuple[str, Pair]]:
-        """Each phrase with its sentences; the original knows the target only."""
+        """Each phrase with its pairs of prompts; the original uses only the target."""
         phrases = concept.phrases if self.fidelity == "corrected" else (concept.target,)
         for phrase in phrases:
             alone = concept.model_copy(update={"target": phrase, "synonyms": ()})
             yield from ((phrase, pair) for pair in alone.pairs(self.contexts))
 
     def prompts(self, concept: Concept) -> list[tuple[str, str]]:
-        """Every prompt that names the concept, and the words it does so with."""
+        """Every prompt that names the concept, with the words that name it."""
         return [(pair.erase, phrase) for phrase, pair in self._pairs(concept)]
 
     def _scale(self, given: float | None) -> float:
-        """What the prior is weighed with."""
+        """The weight of the prior."""
         if given is not None or not self.prior:
             return given or 0.0
         return 1 / self.prior.metadata.count
 
     def _stays(self, model: Model, policy: Policy) -> "Stays":
-        """What stays, of the captions and of the prompts to keep; encoded once for both stages.
+        """What stays: the captions and the prompts to keep, encoded once for both stages.
 
-        The original has no prompts to keep; they are part of its domain.
+        In the original, prompts to keep are part of the domain.
         """
         captions = torch.zeros(model.text_width, model.text_width, dtype=torch.float64)
         for prior, weight in ((self.prior, 1.0), (self.domain, self._domain_weight)):
@@ -197,7 +202,7 @@ class MACE(Method):
 
     @property
     def _domain_weight(self) -> float:
-        """w; by default the domain and the prior weigh the same."""
+        """w; the default makes the domain and the prior weigh the same."""
         if self.preserve_weight is None and self.prior and self.domain:
             return self.prior.metadata.count / self.domain.metadata.count
         return self.preserve_weight or 0.0
@@ -207,9 +212,9 @@ class MACE(Method):
     def adapter(
         self, model: Model, refined: Mapping[str, Tensor], concept: Concept, seed: int
     ) -> LowRank:
-        """The second stage, for one concept: what is added to the ``refined`` weights.
+        """The second stage for one concept: what is added to the ``refined`` weights.
 
-        It depends on no other concept but through these weights.
+        Other concepts affect it only through these weights.
         """
         words, original = concept.target, self.fidelity == "original"
         adapter = Adapter.fresh(model, refined, self.rank, seed, words)
@@ -230,7 +235,7 @@ class MACE(Method):
         """Pictures of a concept, drawn or given, with their masks.
 
         Raises:
-            ExpungeError: pictures are given, but none of this concept.
+            ExpungeError: pictures are given, but this concept has none.
         """
         words = concept.target
         if self.pictures is None:
@@ -270,7 +275,7 @@ class Stays(NamedTuple):
     """Rows of the prompts to keep, times the root of their weight, ``[kept, width]`` float64."""
 
     def weighed(self, scale: float) -> Tensor:
-        """Rows ``[kept, width]`` float64 with the Gram matrix of both, the captions by scale."""
+        """Rows ``[kept, width]`` float64 whose Gram matrix is that of both, the captions scaled."""
         if not scale or not self.captions.any():
             return self.named
         return factor(scale * self.captions + gram(self.named))

@@ -1,6 +1,6 @@
-"""What the changes of SepCE leave alone, and how much of it there is room for.
+"""What SepCE's changes leave alone, and how much of it fits.
 
-All rows are those of prompts' embeddings, ``[rows, width]``, float64 on the CPU, as are the spaces
+All rows are rows of prompts' embeddings, ``[rows, width]`` float64 on the CPU. So are the spaces
 (see ``expunge.algebra.null_space``).
 """
 
@@ -14,55 +14,55 @@ from expunge.algebra.null_space import fitting, null_space, null_spaces
 from expunge.models import Model
 
 LOOSER = (1e-3, 3e-3, 0.01, 0.03, 0.1)
-"""Tolerances to suggest where an exact protection doesn't fit."""
+"""Tolerances to suggest when exact protection doesn't fit."""
 
 VISIBLE = 0.01
-"""Part of a concept's rows, by length, that must lie inside of a space: to less, only a huge change
-could do anything."""
+"""Share of a concept's rows, by length, that a space must contain. With less, only a huge change
+would have an effect."""
 
 
 class Given(NamedTuple):
-    """The rows of everything that matters."""
+    """The rows that decide the directions of each change."""
 
     own: list[Tensor]
-    """Of each concept's prompts, which its change is there for."""
+    """Each concept's prompts, which its change acts on."""
     shared: Tensor
-    """What every change leaves alone."""
+    """Rows that every change leaves alone."""
     concepts: list[Tensor]
-    """Of each concept, what all other changes leave alone."""
+    """Each concept's rows that the changes of all other concepts leave alone."""
     kept: list[Tensor]
-    """Of each word to keep, which every change leaves alone."""
+    """Each kept word's rows, which every change leaves alone."""
 
     def others(self, turn: int) -> list[Tensor]:
-        """The blocks of all concepts but one."""
+        """The protected rows of all concepts but one."""
         return [block for index, block in enumerate(self.concepts) if index != turn]
 
     def seen(self, turn: int) -> list[Tensor]:
-        """All that the change of one concept leaves alone."""
+        """All rows that the change of one concept leaves alone."""
         return [self.shared, *self.others(turn), *self.kept]
 
     def spaces(self, tolerance: float) -> list[Tensor]:
-        """For each concept what is orthogonal to all that its change leaves alone."""
+        """For each concept, the space orthogonal to everything that its change leaves alone."""
         common = null_space(torch.cat([self.shared, *self.kept]), tolerance=tolerance)
         return null_spaces(self.concepts, common, tolerance)
 
     def first_blind(self, spaces: Sequence[Tensor]) -> int | None:
-        """The first concept with no rows inside of its space, where no change would reach it."""
+        """The first concept whose space holds too little of its rows for a change to reach it."""
         blind = (turn for turn, space in enumerate(spaces) if not sees(self.own[turn], space))
         return next(blind, None)
 
 
 def sees(own: Tensor, space: Tensor) -> bool:
-    """Whether a change along a space can do enough to these rows."""
+    """Whether a change along a space can have enough effect on these rows."""
     return bool((own @ space.T).norm() > VISIBLE * own.norm())
 
 
 def crowded(
     given: Given, names: Sequence[str], turn: int, tolerance: float, *, suggest: bool
 ) -> str:
-    """What to say of a concept that is left no direction: how much fits, and what helps.
+    """The message for a concept without any direction left: how much fits, and what helps.
 
-    ``suggest`` names settings.
+    With ``suggest`` it names settings that help.
     """
     width, own, blocks = given.shared.shape[1], given.own[turn], given.others(turn)
     none = f"{names[turn]}: of {width} directions none is left beside"
@@ -89,24 +89,24 @@ def crowded(
 
 
 def rows(model: Model, prompts: Sequence[str]) -> Tensor:
-    """All rows of some prompts."""
+    """All rows of the prompts."""
     return model.encode(prompts).flatten(0, 1).double().cpu()
 
 
 def ended(model: Model, prompts: Sequence[str]) -> list[Tensor]:
-    """The rows of each prompt up to the end of its text."""
+    """The rows of each prompt up to its end of text."""
     lengths = [len(ids) + 2 for ids in model.tokenized(prompts)]
     embeddings = model.encode(prompts).double().cpu()
     return [whole[:length] for whole, length in zip(embeddings, lengths, strict=True)]
 
 
 def rows_naming(model: Model, phrases: Sequence[str], sentences: Sequence[str]) -> Tensor:
-    """All rows of the bare phrases, and those of the sentences with them up to their end."""
+    """All rows of the bare phrases, and their sentences' rows up to the end of the text."""
     inside = [sentence.format(phrase) for phrase in phrases for sentence in sentences]
     return torch.cat([rows(model, phrases), *ended(model, inside)])
 
 
 def beginnings(model: Model, sentences: Sequence[str]) -> list[Tensor]:
-    """The rows of what stands before ``{}``, which don't depend on what follows."""
+    """The rows of the text before ``{}``, which don't depend on what follows."""
     before = [sentence.partition("{}")[0].strip() for sentence in sentences]
     return [whole[:-1] for whole in ended(model, before)]

@@ -1,20 +1,20 @@
 """SepCE: separable concept erasure, the second half of SepME (Zhao et al., arXiv 2402.05947).
 
-The keys and values of the cross-attention see nothing but the rows ``e`` of a prompt's embedding.
-So a change ``dW_k`` that erases the concept ``k`` leaves a prompt exactly as it is if
-``dW_k e = 0`` for all its rows. Stack the rows of the empty prompt, of all *other* concepts and of
-what is kept, and let ``S_k`` be a basis of what is orthogonal to all of them:
+The keys and values of the cross-attention see only the rows ``e`` of a prompt's embedding. So a
+change ``dW_k`` that erases the concept ``k`` leaves a prompt exactly as it is if ``dW_k e = 0`` for
+all its rows. Stack the rows of the empty prompt, of all *other* concepts and of the prompts to
+keep, and let ``S_k`` be a basis of everything orthogonal to them:
 
     dW_k = C_k S_k        C_k is trained with CiE's loss, S_k is fixed
 
-Then no concept's change is seen by another, each can be trained by itself, and any subset of them,
-``W = W0 + sum dW_k``, erases just that subset: restoring a concept is leaving its part out.
+Then no concept's change affects another concept. Each can be trained by itself, and any subset of
+the changes, ``W = W0 + sum dW_k``, erases just its concepts: to restore one, leave its part out.
 
-``corrected`` is the default: of the null space only those directions are trained in which the
-concept's own rows lie (``basis="reduced"``); what isn't in them would change no output of these
-prompts, so nothing is lost and the change is as small as it can be. The null space itself comes
-from orthogonal decompositions in float64. ``original`` has two programs: ``separable`` (SRS_ME)
-trains one concept in a run, ``joint`` (SepCE of January 2024) several at once.
+``corrected``, the default, trains only those directions of the null space in which the concept's
+own rows lie (``basis="reduced"``). All other directions would change no output of these prompts, so
+nothing is lost and the change is as small as possible. The null space is computed by orthogonal
+decompositions in float64. ``original`` has two programs: ``separable`` (SRS_ME) trains one concept
+in a run, ``joint`` (SepCE of January 2024) trains several at once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,16 +33,10 @@ from expunge.method.base import Part
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods.sepme.bases import Given, beginnings, crowded, rows, rows_naming
-from expunge.methods.sepme.cie import (
-    FIRST_TEST,
-    RELEASED,
-    ComparedExamples,
-    SepME,
-    direction,
-    momentum,
-    predictions,
-)
+from expunge.methods.sepme.examples import ComparedExamples
+from expunge.methods.sepme.loss import FIRST_TEST, direction, momentum, predictions
 from expunge.methods.sepme.shifts import JointShifts, Shifts
+from expunge.methods.sepme.training import RELEASED, SepME
 from expunge.models import Condition, Model
 
 ORIGINAL: Mapping[str, Any] = {
@@ -51,11 +45,11 @@ ORIGINAL: Mapping[str, Any] = {
     "max_base": 0,
     "basis": "rref",
 }
-"""What the released program does when nothing is said."""
+"""Defaults of the released program."""
 
 
 class SepCE(SepME[Shifts]):
-    """One change for each concept, in the null space of everything else, to be taken out again."""
+    """One change for each concept, in the null space of everything else; each is removable."""
 
     name: ClassVar[str] = "sepce"
     title: ClassVar[str] = "Separable concept erasure (SepME)"
@@ -63,27 +57,28 @@ class SepCE(SepME[Shifts]):
     corrected_only: ClassVar[tuple[str, ...]] = (*SepME.corrected_only, "protect", "tolerance")
 
     variant: Literal["separable", "joint"] = "separable"
-    """``joint`` is the program of January 2024, which trains all concepts in each step."""
+    """The released program to follow. ``joint``, of January 2024, trains all concepts in each
+    step."""
     train_method: Literal["x-strict"] = "x-strict"
-    """Keys and values of the cross-attention: nothing else sees the words alone."""
+    """Only the keys and values of the cross-attention: nothing else sees the words alone."""
     lr: float = Field(1e-3, gt=0)
     """Learning rate of the coefficients."""
     basis: Literal["reduced", "orthonormal", "rref"] = "reduced"
-    """Directions of a change: those of the null space that the concept's own rows lie in, all of
-    them, or all as elimination by hand gives them."""
+    """Directions of each change: the part of the null space that the concept's own rows lie in
+    (``reduced``), all of it (``orthonormal``), or all of it by Gaussian elimination (``rref``)."""
     max_base: int = Field(32, ge=0)
-    """Directions of each change at most; 0 is all. Of the reduced ones those of most are taken, of
-    the others the first; these are all unless something is said."""
+    """Maximum number of directions of each change; 0 is all. ``reduced`` takes the directions that
+    hold most of the concept's rows, the others take the first ones. Default for those: 0."""
     scale_factor: float = Field(1.0, gt=0)
-    """beta: length of each direction; with Adam only ``lr`` times this counts."""
+    """beta: length of each direction. With Adam, only ``lr`` times this matters."""
     protect: int | None = Field(None, ge=0)
-    """Kept words that no change may touch, the first so many; by default those that fit into half
-    of the width, together with all concepts. ``preserve_scale`` holds all of them."""
+    """How many of the kept words, from the first on, no change may touch. Default: as many as leave
+    half of all directions free. ``preserve_scale`` holds all kept words."""
     tolerance: float = Field(TOLERANCE, ge=1e-7, lt=1)
-    """Directions in which protected rows are shorter than this part of the longest one aren't
-    protected. The default is exact in single precision; 0.01 has room for many more words."""
+    """Don't protect directions in which the protected rows are shorter than this share of the
+    longest one. The default is exact in single precision; 0.01 leaves room for many more words."""
     thresholds: tuple[float, ...] = ()
-    """``threshold`` of each concept, if not one for all."""
+    """The ``threshold`` of each concept, if they differ."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,7 +90,7 @@ class SepCE(SepME[Shifts]):
     @model_validator(mode="after")
     def _separable(self) -> "SepCE":
         if self.variant == "joint" and self.fidelity == "corrected":
-            raise ValueError('variant: "joint" only with fidelity="original"')
+            raise ValueError('variant: "joint" needs fidelity="original"')
         if self.variant == "joint" and self.accumulation > 1:
             raise ValueError(
                 "accumulation: the joint program takes one batch a step; leave it at 1"
@@ -112,7 +107,7 @@ class SepCE(SepME[Shifts]):
         return self.shifts(model, self.bases(model, policy))
 
     def shifts(self, model: Model, bases: Sequence[Tensor]) -> Shifts:
-        """What is trained along given directions, ``[directions, width]`` for each concept."""
+        """The student for given directions, ``[directions, width]`` for each concept."""
         kind = JointShifts if self.variant == "joint" else Shifts
         return kind(model, self.parameters(model), [self.scale_factor * basis for basis in bases])
 
@@ -126,19 +121,19 @@ class SepCE(SepME[Shifts]):
     # --- loss
 
     def loss(self, student: Shifts, batch: Batch) -> dict[str, Tensor]:
-        """CiE's loss with nothing but the change of the batch's concept at work.
+        """CiE's loss with only the change of the batch's concept applied.
 
-        A change that is trained alone erases alone, whichever others are taken out.
+        A change that was trained alone erases alone, even if the others are removed.
         """
         if isinstance(student, JointShifts):
             return self._joint(student, batch)
         return super().loss(student.for_batch(batch), batch)
 
     def _joint(self, student: JointShifts, batch: Batch) -> dict[str, Tensor]:
-        """The mean over concepts of ``w_k D_k + beta sum_j mean |C_kj|``; a row a concept.
+        """The mean over concepts of ``w_k D_k + beta sum_j mean |C_kj|``, a row for each concept.
 
-        ``w_k = |r'_1 r_1| / |r'_k r_k|`` evens the concepts out and has no gradient. A concept
-        whose rule has fired takes no part.
+        ``w_k = |r'_1 r_1| / |r'_k r_k|`` balances the concepts and has no gradient. A concept that
+        has met its stopping rule doesn't count.
         """
         count = len(student.bases)
         limits = [self.limit(turn) for turn in range(count)]
@@ -161,7 +156,7 @@ class SepCE(SepME[Shifts]):
         return {"loss": loss, **{f"direction{turn}": terms[turn] for turn in range(count)}}
 
     def finished(self, history: Sequence[Mapping[str, float]]) -> bool:
-        """Whether every concept meets its stopping rule; jointly, whether each has met it."""
+        """Whether every concept meets its stopping rule now; for ``joint``, whether it ever has."""
         if self.variant == "separable" or not history:
             return super().finished(history)
         columns = [key for key in history[0] if key.startswith("direction")]
@@ -172,7 +167,7 @@ class SepCE(SepME[Shifts]):
         )
 
     def batches(self, run: Run[Shifts], numbers: Iterable[int]) -> Iterator[Batch]:
-        """As in CiE; jointly, a row for each concept at the same timestep."""
+        """As in CiE; for ``joint``, one row for each concept."""
         if self.variant == "separable":
             yield from super().batches(run, numbers)
             return
@@ -188,7 +183,7 @@ class SepCE(SepME[Shifts]):
         """``S_k`` of each concept, ``[directions, width]`` float64.
 
         Raises:
-            ExpungeError: there is no room for all that is protected; the message says for how much.
+            ExpungeError: not everything to protect fits; the message says how much does.
         """
         given = self._given(model, policy)
         spaces = given.spaces(self.tolerance)
@@ -211,11 +206,12 @@ class SepCE(SepME[Shifts]):
         return [space[: self.max_base or None] for space in spaces]
 
     def _given(self, model: Model, policy: Policy) -> Given:
-        """The concepts' own rows, and what the changes leave alone.
+        """The concepts' own rows, and the rows that the changes leave alone.
 
-        The original knows bare words. Corrected, the sentences of training count as well, up to
-        their end: their padding would fill the space, and it is nearly that of the bare words.
-        What stands before a concept's words in its own sentences is part of many prompts.
+        The original uses bare words. When corrected, the training sentences count too, up to the
+        end of their text: their padding would fill the space, and hardly differs from that of the
+        bare words. What comes before the words in a sentence is protected, since many prompts
+        share it.
         """
         prompts = [[prompt for prompt, _ in self.pairs(concept)] for concept in policy.erase]
         own = [rows(model, list(dict.fromkeys(listed))) for listed in prompts]
@@ -246,7 +242,7 @@ class SepCE(SepME[Shifts]):
 
 
 def joined(parts: Sequence[Tensor | Condition], device: torch.device) -> Tensor | Condition:
-    """Rows of several concepts, one below the other."""
+    """Rows of several concepts, stacked."""
     conditions = [part for part in parts if isinstance(part, Condition)]
     if conditions:
         return Condition.cat(conditions).to(device)

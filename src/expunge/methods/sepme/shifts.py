@@ -1,4 +1,4 @@
-"""What SepCE trains: for each concept a change of its own, in directions that are given.
+"""What SepCE trains: a separate change for each concept, along given directions.
 
 dW_k = C_k S_k        C_k [out, directions] is trained, S_k [directions, width] never changes
 """
@@ -17,31 +17,31 @@ from expunge.models import Model
 
 
 class Shifts(Student):
-    """A student whose change of each parameter is the sum of ``dW_k`` of the concepts at work."""
+    """A student that changes each parameter by the sum of ``dW_k`` of the active concepts."""
 
     def __init__(self, model: Model, names: Sequence[str], bases: Sequence[Tensor]) -> None:
-        """``bases`` are ``S_k`` of each concept, ``[directions, width]``."""
+        """``bases`` has ``S_k`` of each concept, ``[directions, width]``."""
         self.bases = [basis.to(model.device, torch.float32) for basis in bases]
         self.turns: Sequence[int] = range(len(bases))
-        """The concepts at work; the others are as if they had never been trained."""
+        """The active concepts; the others have no effect."""
         super().__init__(model, names)
 
     def for_batch(self, batch: Batch) -> Self:
-        """The change of the batch's concept alone, if the batch is of one."""
+        """A student with only the batch's concept active, if the batch belongs to one."""
         alone = copy(self)
         if "turn" in batch:
             alone.turns = (round(batch["turn"].item()),)
         return alone
 
     def _fresh(self, name: str, seed: int) -> dict[str, Tensor]:
-        """Coefficients that change nothing yet."""
+        """Coefficients of 0, which change nothing."""
         rows = len(self.before(name))
         return {
             f"{turn}:{name}": torch.zeros(rows, len(basis)) for turn, basis in enumerate(self.bases)
         }
 
     def coefficients(self, turn: int) -> dict[str, Tensor]:
-        """``C_k`` of one concept by parameter, each ``[out, directions]``."""
+        """``C_k`` of one concept, by parameter, ``[out, directions]`` each."""
         return {name: self.weights[f"{turn}:{name}"] for name in self.names}
 
     def change(self, name: str) -> Tensor:
@@ -57,10 +57,10 @@ class Shifts(Student):
 
 
 class JointShifts(Shifts):
-    """Shifts that are trained at once, each of which is taken as it was when its rule fired.
+    """Shifts that are trained together; each is stored when its concept meets its stopping rule.
 
-    Whatever a resumed run needs is among the weights: the statistic ``m`` of each concept, the
-    number of steps, which rules have fired, and the coefficients as they were then.
+    The weights include all that a resumed run needs: ``m`` of each concept, the number of steps,
+    which rules have been met, and the stored coefficients.
     """
 
     def __init__(self, model: Model, names: Sequence[str], bases: Sequence[Tensor]) -> None:
@@ -72,21 +72,22 @@ class JointShifts(Shifts):
 
     @property
     def active(self) -> Tensor:
-        """1 where the rule hasn't fired, ``[concepts]``."""
+        """1 where the rule hasn't been met, ``[concepts]``."""
         return 1 - self.state["met"]
 
     @torch.no_grad()
     def note(self, directions: Tensor) -> None:
-        """Take the ``D`` of a step, ``[concepts]``, into ``m``."""
+        """Update ``m`` with the ``D`` of a step, ``[concepts]``."""
         m, steps = self.state["m"], self.state["steps"]
         m.copy_(torch.where(steps == 0, directions, 0.9 * m + 0.1 * directions))
         steps += 1
 
     @torch.no_grad()
     def settle(self, thresholds: Tensor, first: int) -> None:
-        """Take the coefficients of each concept whose rule fires: ``m`` is below its threshold.
+        """Store the coefficients of each concept that now meets its rule.
 
-        ``thresholds`` are ``[concepts]``; no rule fires before the step ``first``.
+        The rule is that ``m`` is below the threshold, from step ``first`` on. ``thresholds`` is
+        ``[concepts]``.
         """
         below = (self.state["m"] < thresholds) & (self.state["steps"] >= first)
         for turn in (below & (self.active > 0)).nonzero().flatten().tolist():

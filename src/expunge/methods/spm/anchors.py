@@ -1,4 +1,4 @@
-"""What a membrane must leave alone in training: embeddings in all directions."""
+"""The embeddings that a membrane must leave alone in training."""
 
 from typing import Literal
 
@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 Split = Literal["released", "all"]
-"""Which of the anchors count."""
+"""Which anchors count: all, or the half that the released program uses."""
 
 
 def noise_anchors(draws: torch.Generator, target: Tensor, count: int) -> Tensor:
-    """Embeddings ``[count, rows, width]`` in all directions, away from ``target`` rather than near.
+    """Random embeddings ``[count, rows, width]``, more often away from ``target`` than near it.
 
-    A direction is taken with a probability of 1 less its cosine with the target; its length is
-    0.8 to 1.2 times the target's.
+    A random direction is accepted with a probability of 1 minus its cosine with the target. Its
+    length is 0.8 to 1.2 times the target's.
     """
     goal = target.detach().float().flatten().cpu()
     taken: list[Tensor] = []
@@ -29,10 +29,10 @@ def noise_anchors(draws: torch.Generator, target: Tensor, count: int) -> Tensor:
 
 
 def acting(anchors: Tensor, empty: Tensor, split: Split) -> Tensor:
-    """Those of the drawn anchors ``[anchors, rows, width]`` that a loss sees, as many.
+    """The anchors that the loss sees, as many as were drawn, ``[anchors, rows, width]``.
 
-    The released program puts the empty prompt, ``[1, rows, width]``, before each, and takes the
-    second half of that for the anchors.
+    The released program puts the empty prompt, ``[1, rows, width]``, before each anchor and then
+    takes the second half of the list for the anchors.
     """
     if split == "all":
         return anchors

@@ -1,15 +1,16 @@
 """SPM: One-dimensional Adapter to Rule Them All (Lyu et al., CVPR 2024).
 
-Each concept gets a semi-permeable membrane, thin factors ``U_l D_l`` beside every linear layer and
-1 x 1 convolution ``l`` of the UNet's transformers. With the frozen noise prediction ``eps`` and
-the one through the membrane ``eps_m``, at latents x that the membrane itself has let through,
+Each concept gets a semi-permeable membrane: thin factors ``U_l D_l`` beside every linear layer and
+1 x 1 convolution ``l`` of the UNet's transformers. ``eps`` is the frozen noise prediction and
+``eps_m`` the one with the membrane. The latents x come from denoising with the membrane. The loss
 
     L = |eps_m(x, t, c) - (eps(x, t, c0) - eta (eps(x, t, c) - eps(x, t, c0)))|^2
         + lambda mean over anchors a of |eps_m(x, t, a) - eps(x, t, a)|^2
 
-leads the concept c away to the neutral c0 and anchors what else the model draws ("latent
-anchoring", eq. 6 to 8). A trained membrane opens as far as a prompt is close to the erased
-phrases (``edits/membranes.py``), so that membranes of many concepts, trained apart, work together.
+moves the concept c to the neutral c0 and beyond, and holds whatever else the model draws ("latent
+anchoring", eq. 6 to 8). The closer a prompt is to the erased phrases, the further a trained
+membrane opens (``edits/membranes.py``). So membranes of many concepts, trained separately, work
+together.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +23,11 @@ from torch.nn.functional import mse_loss
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.edits.membranes import Metric, Rule
-from expunge.errors import ExpungeError
 from expunge.method.base import Fixed, Part, Trained
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.training import DenoiserTraining, LearningRateSchedule
+from expunge.methods.each import one_each
 from expunge.methods.spm.anchors import Split, acting, noise_anchors
 from expunge.methods.spm.student import Acts, MembraneStudent, distinct
 from expunge.models import Condition, Model
@@ -40,11 +41,11 @@ ORIGINAL: Mapping[str, Any] = {
     "varied_size": True,
     "rule": "released",
 }
-"""Defaults of the released program where ours are others."""
+"""Defaults of the released program, where they differ from ours."""
 
 
 class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
-    """Thin membranes that open as far as a prompt asks for what is erased."""
+    """Thin membranes that open the further, the closer a prompt is to what is erased."""
 
     name: ClassVar[str] = "spm"
     title: ClassVar[str] = "concept Semi-Permeable Membrane"
@@ -58,30 +59,31 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     original_only: ClassVar[tuple[str, ...]] = ("anchor_split",)
 
     negative_guidance: float = Field(1.0, ge=0)
-    """eta: how far beyond the neutral prompt."""
+    """eta: how far beyond the neutral prompt the concept is moved."""
     la_strength: float = Field(1000.0, ge=0)
     """lambda: weight of latent anchoring; 0 leaves it out."""
     anchors: int = Field(4, ge=1)
-    """Anchors in one step."""
+    """Number of anchors in one step."""
     anchor_split: Split = "all"
-    """released: the half of the anchors that the released program loses isn't used."""
+    """``released`` drops half of the anchors, as the released program does by mistake."""
     keep_share: float = Field(0.5, ge=0, le=1)
-    """Part of the anchors that are prompts, first the empty one, then some to keep; the rest is
-    noise."""
+    """Share of the anchors that are prompts: the empty one, then random prompts to keep. The rest
+    are random embeddings."""
     positive: WordList = ()
-    """The prompt that leads away, one for each concept or one for all; by default its own."""
+    """The prompt that the concept is moved away from, one for each concept or one for all. Default:
+    the concept's own."""
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the concept; by default the words alone and the templates."""
+    """Sentences with ``{}`` for the words. Default: the words alone and the templates."""
     start_guidance: float = Field(3.0, ge=1)
-    """Guidance scale of the denoising that latents come from."""
+    """Guidance scale of the denoising that the latents come from."""
     num_inference_steps: int = Field(30, ge=2, le=1000)
     """Steps of a whole denoising."""
     batch_size: int = Field(4, ge=1)
     """Latents in one step, all from one denoising."""
     varied_size: bool = False
-    """Train on pictures of 50 to 90 % of the model's height and width, if that is 512 or more."""
+    """Train on pictures of 50 to 90 % of the model's height and width, if these are 512 or more."""
     iterations: int = Field(1000, ge=1)
-    """Optimiser steps, each for one concept in turn."""
+    """Optimiser steps; concepts take turns."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate."""
     weight_decay: float = Field(0.01, ge=0)
@@ -95,9 +97,10 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     alpha: float = Field(1.0, gt=0)
     """``alpha / rank`` scales what a membrane adds."""
     rule: Rule = "paper"
-    """How membranes add up: ``sum g U D``, or, released, ``(sum g U)(sum g D)``."""
+    """How membranes add up: ``sum g U D`` (``paper``) or ``(sum g U)(sum g D)`` (``released``)."""
     metric: Metric = "clipcos_tokenuni"
-    """Closeness: cosine of embeddings, share of the phrase's tokens, the larger one, always 1."""
+    """How close a prompt is to a phrase: cosine of their embeddings (``clipcos``), share of the
+    phrase's tokens (``tokenuni``), the larger of the two, or always 1 (``allone``)."""
     strength: float = Field(1.0, gt=0)
     """Factor of the closeness ("facilitate_factor")."""
 
@@ -122,7 +125,7 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     # --- the loss
 
     def loss(self, student: MembraneStudent, batch: Batch) -> dict[str, Tensor]:
-        """How much of the concept is left, and ``lambda`` times how far the anchors have moved."""
+        """What is left of the concept, plus ``lambda`` times how far the anchors have moved."""
         seen = self.predictions(student.for_batch(batch), batch)
         away = seen.neutral - self.negative_guidance * (seen.positive - seen.neutral)
         erase = mse_loss(seen.target, away)
@@ -159,12 +162,12 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     # --- batches
 
     def batches(self, run: Run[MembraneStudent], numbers: Iterable[int]) -> Iterator[Batch]:
-        """What one denoising through a concept's membrane, as it is now, comes by.
+        """Latents of one denoising with a concept's current membrane.
 
-        All batches of a step are of the same concept.
+        All batches of a step belong to the same concept.
         """
         model = run.model
-        positives = self._positives(run.policy)
+        positives = one_each("positive", self.positive, run.policy.erase)
         kept = run.policy.kept_prompts(self.contexts) or ("",)
         for number in numbers:
             turn = number // self.accumulation % len(run.policy.erase)
@@ -188,9 +191,9 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
             }
 
     def pairs(self, concept: Concept) -> list[tuple[str, str]]:
-        """Prompts that name the concept, each beside its neutral one.
+        """Prompts that name the concept, each with its neutral one.
 
-        The original knows the bare words, and the empty prompt if no anchor is named.
+        The original uses bare words, and the empty prompt if no anchor is named.
         """
         if self.fidelity == "original":
             return [(phrase, concept.anchor or "") for phrase in concept.phrases]
@@ -199,10 +202,10 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     def denoised_latents(
         self, student: MembraneStudent, noise: Tensor, target: Condition, stops: Sequence[int]
     ) -> Tensor:
-        """Latents after so many steps of one denoising, ``[stops, channels, height, width]``.
+        """Latents after each of these numbers of steps, ``[stops, channels, height, width]``.
 
-        The student's open membrane acts in both branches of the guidance. ``noise`` is
-        ``[1, channels, height, width]``, ``target`` of one prompt.
+        They come from one denoising. The student's open membrane acts on both branches of the
+        guidance. ``noise`` is ``[1, channels, height, width]``, ``target`` belongs to one prompt.
         """
         timetable = self._timetable(student.model)
         walk = denoise(
@@ -218,9 +221,9 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
         return torch.cat([after[stop - 1] for stop in stops])
 
     def timesteps(self, model: Model, stops: Sequence[int]) -> Tensor:
-        """The timesteps, ``[stops]``, at which latents are looked at.
+        """The timesteps, ``[stops]``, at which latents are evaluated.
 
-        The original takes them from another timetable, where they say up to 42 too much.
+        The original takes them from another timetable; they are up to 42 too large.
         """
         if self.fidelity == "corrected":
             chosen: Tensor = self._timetable(model).timesteps[list(stops)]
@@ -230,7 +233,7 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
         return torch.tensor(late, device=model.device)
 
     def _timetable(self, model: Model) -> Any:
-        """Of the denoising; in the original it has other ends, the last at no noise."""
+        """The scheduler of the denoising; the original's has other ends, the last without noise."""
         if self.fidelity == "corrected":
             return ddim(model.process, self.num_inference_steps)
         return model.process.scheduler(
@@ -242,7 +245,7 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
         )
 
     def _shape(self, model: Model, draws: torch.Generator) -> tuple[int, int, int]:
-        """Of the latents; with ``varied_size`` both sides are multiples of 64 pixels, drawn."""
+        """The shape of the latents; ``varied_size`` draws both sides as multiples of 64 pixels."""
         channels, *_ = model.latent_shape
         scale = model.image_size[0] // model.latent_shape[1]
         sides = [
@@ -256,7 +259,7 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     def _anchors(
         self, model: Model, draws: torch.Generator, target: Condition, kept: Sequence[str]
     ) -> Condition:
-        """Conditions for which nothing may change."""
+        """Conditions for which predictions must not change."""
         if not self.la_strength:
             return target[:0]
         rows = target.rows[0]
@@ -268,24 +271,14 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
         noise = Condition(noise_anchors(draws, rows, self.anchors - len(prompts)))
         return Condition.cat([model.condition(prompts), noise]) if prompts else noise
 
-    def _positives(self, policy: Policy) -> Sequence[str]:
-        """For each concept what leads away from it, "" for its own prompt."""
-        given = self.positive or ("",)
-        if len(given) not in (1, len(policy.erase)):
-            raise ExpungeError(
-                f"positive: {len(given)} prompts for {len(policy.erase)} concepts; give one for "
-                "all of them or one for each"
-            )
-        return given * len(policy.erase) if len(given) == 1 else given
-
 
 class Predictions(NamedTuple):
-    """Noise predictions ``[rows, channels, height, width]``, the last two a row an anchor."""
+    """Noise predictions ``[rows, channels, height, width]``, the last two with a row an anchor."""
 
     target: Tensor
-    """Through the membrane."""
+    """With the membrane."""
     positive: Tensor
     neutral: Tensor
     anchors: Tensor
-    """Through the membrane."""
+    """With the membrane."""
     frozen_anchors: Tensor

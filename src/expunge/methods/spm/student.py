@@ -1,10 +1,10 @@
-"""Membranes in training, beside a UNet that stays as it is."""
+"""Membranes in training, beside a UNet that doesn't change."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,10 @@ from expunge.edits.installed import gated
 from expunge.edits.membranes import Membranes, Metric, Rule, through
 from expunge.edits.payloads import LowRank
 from expunge.method.batch import Batch
-from expunge.method.student import Student
+from expunge.method.student import Returned, Student
 from expunge.models import Condition, Model
 from expunge.models.calls import Answer
 from expunge.seeding import generator
-
-Result = TypeVar("Result")
 
 
 class Acts(NamedTuple):
@@ -31,7 +29,7 @@ class Acts(NamedTuple):
 
 
 class Membrane(NamedTuple):
-    """The factors of one concept by the names of weights."""
+    """The factors of one concept, by the names of weights."""
 
     up: Mapping[str, Tensor]
     """``alpha / rank`` times ``U``, ``[out, rank]``."""
@@ -40,9 +38,9 @@ class Membrane(NamedTuple):
 
 
 class MembraneStudent(Student):
-    """One membrane for each concept, of which the one of ``turn`` is in the UNet, fully open.
+    """One membrane for each concept; the one of ``turn`` is in the UNet, fully open.
 
-    Its part of a layer's output is computed from the thin factors: no weight is made anew, and
+    What it adds to a layer's output is computed from the thin factors: no weight is replaced, and
     none gets a gradient.
     """
 
@@ -57,7 +55,7 @@ class MembraneStudent(Student):
         seed: int,
         acts: Acts,
     ) -> None:
-        """``phrases`` are those of each concept."""
+        """``phrases`` has the phrases of each concept."""
         self.phrases = phrases
         self.alpha = alpha
         self.acts = acts
@@ -76,7 +74,7 @@ class MembraneStudent(Student):
         return self.taking_turn(int(batch["turn"]))
 
     def _fresh(self, name: str, seed: int) -> dict[str, Tensor]:
-        """``U`` is 0 and ``D`` as He et al. draw it with a slope of ``sqrt(5)``."""
+        """``U`` is 0; ``D`` is drawn as by He et al., with a slope of ``sqrt(5)``."""
         rows, columns = self.model.base_weight(name).flatten(1).shape
         factors = {}
         for concept in range(len(self.phrases)):
@@ -100,7 +98,7 @@ class MembraneStudent(Student):
         )
 
     def gate(self, concept: int) -> Membranes:
-        """What a concept's membrane is in a file."""
+        """A concept's membrane as the gate of an edit."""
         up, down = self.membrane(concept)
         phrases = self.phrases[concept]
         return Membranes.made(
@@ -112,21 +110,21 @@ class MembraneStudent(Student):
         )
 
     def value(self, name: str) -> Tensor:
-        """A weight with the membrane of this turn in it, float32; has gradients."""
+        """A weight with this turn's membrane added, float32; has gradients."""
         up, down = self.factors(name, self.turn)
         before = self.before(name)
         return before + (up @ down).reshape(before.shape)
 
     @torch.no_grad()
     def payload(self) -> LowRank:
-        """The membrane of this turn, fully open for every prompt."""
+        """This turn's membrane, fully open for every prompt."""
         up, down = self.membrane(self.turn)
         return LowRank(
             {n: f.clone() for n, f in up.items()}, {n: f.clone() for n, f in down.items()}
         )
 
-    def within(self, action: Callable[[], Result]) -> Result:
-        """What ``action`` gives while the membrane of this turn is in the UNet, with gradients."""
+    def within(self, action: Callable[[], Returned]) -> Returned:
+        """What ``action`` returns while this turn's membrane is in the UNet, with gradients."""
         handles = [
             layer.register_forward_hook(partial(self._add, name))
             for name, layer in self.layers.items()
@@ -144,14 +142,14 @@ class MembraneStudent(Student):
 
     @contextmanager
     def shown(self) -> Iterator[Model]:
-        """The model with all membranes, each as open as a prompt asks for, inside the block."""
+        """The model with all membranes inside the block, each as open as the prompt makes it."""
         gates = [self.gate(concept) for concept in range(len(self.phrases))]
         with gated(self.model, [Membranes.joined(gates)]) as model:
             yield model
 
 
 def distinct(predict: Answer, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-    """Predictions of all rows; those that are the same are computed once."""
+    """Predictions of all rows; equal rows are computed once."""
     rows = list(zip(latents, timestep, condition.rows, strict=True))
     places = [next(at for at, one in enumerate(rows) if _same(one, row)) for row in rows]
     first = sorted(set(places))

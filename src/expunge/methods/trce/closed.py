@@ -1,15 +1,15 @@
 """TRCE: Towards Reliable Malicious Concept Erasure (Chen et al., ICCV 2025), stage 1.
 
-The row at the end of a prompt's words, the end-of-text row, carries what the prompt says. Each
-key and value projection ``W`` of the cross-attention gets the closed-form minimiser of
+The end-of-text row, right after a prompt's words, carries what the prompt says. Each key and value
+projection ``W`` of the cross-attention becomes the closed-form minimiser of
 
     sum_i sum_r w_r b_ir |W' c_ir - W s_ir|^2  +  eta sum_j |W' e_j - W e_j|^2  +  lam |W' - W|^2
 
-over pairs ``i`` of a prompt with the erased words and the same prompt with safe words: the row
-``c_ir`` of the first gets the outputs of the row ``s_ir`` of the second. There are four classes
-``r`` of rows with the weights ``w``: the start, the end of the text, the last row of the padding,
-which stands for all ``b_ir`` rows of it, and the erased words themselves, which get the last row.
-The rows ``e_j`` of ordinary captions stay.
+Each pair ``i`` is a prompt with the erased words and the same prompt with safe words: the row
+``c_ir`` of the first gets the outputs of the row ``s_ir`` of the second. Rows belong to four
+classes ``r`` with weights ``w``: the start, the end of the text, the last row of the padding, which
+stands for all its ``b_ir`` rows, and the erased words themselves, which get the outputs of the last
+row. The rows ``e_j`` of ordinary captions stay.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,9 +32,9 @@ from expunge.prior import PriorFile
 CLASSES = ("start", "end", "last", "words")
 """The classes of rows, in the order of their weights."""
 RELEASED: Mapping[str, Any] = {"index": "word", "preserve_scale": 0.01, "lamb": 0.0}
-"""The program's settings where they differ from the corrected defaults."""
+"""The released program's defaults where they differ from the corrected ones."""
 RELEASED_CAPTIONS = 30_000
-"""How many captions the released program takes every cache to hold."""
+"""The number of captions that the released program assumes for every cache."""
 
 
 class SafePair(NamedTuple):
@@ -56,7 +56,7 @@ class Match(NamedTuple):
 
 
 class TRCE(Method):
-    """Closed-form edit that gives the ends of erased prompts the outputs of safe ends."""
+    """Closed-form edit that gives end-of-text rows of erased prompts the outputs of safe ones."""
 
     name: ClassVar[str] = "trce"
     title: ClassVar[str] = "TRCE: Towards Reliable Malicious Concept Erasure"
@@ -67,20 +67,21 @@ class TRCE(Method):
     original_only: ClassVar[tuple[str, ...]] = ("index",)
 
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the words; by default the words alone and the templates."""
+    """Sentences with ``{}`` for the words. Default: the words alone and the templates."""
     token_weight_scale: tuple[NonNegativeFloat, ...] = Field(
         (0.0, 1.0, 0.0, 0.0), min_length=1, max_length=4
     )
-    """w: weights of the rows start, end of text, last of the padding, erased words."""
+    """w: weights of four rows: start, end of text, last padding row, erased words."""
     prior: PriorFile | None = None
-    """Ordinary captions that stay: a file that ``expunge prior`` wrote."""
+    """Ordinary captions that stay, as a file written by ``expunge prior``."""
     preserve_scale: float = Field(0.03, ge=0)
-    """eta: weight of the captions' mean, and of the mean of the prompts to keep. original: s,
-    0.01; its square over 30000 weighs the captions' sum."""
+    """eta: weight of the captions' mean, and of the mean of the prompts to keep. Original: its
+    square divided by 30000 weighs the captions' sum; default 0.01."""
     lamb: float = Field(1.0, ge=0)
-    """lam: weight of staying near the old weights; 0 in the original."""
+    """lam: weight of staying near the old weights; original: 0."""
     index: Literal["word", "bpe"] = "bpe"
-    """What is counted to find a row: word pieces or, as in the released program, words."""
+    """How rows are found: by counting word pieces (``bpe``), or words, as the released program
+    does."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TRCE":
@@ -98,23 +99,23 @@ class TRCE(Method):
         """
         names = model.select("cross_attention.kv")
         system = Ridge(names, self._moved(model, policy), self._kept(model, policy), self.lamb)
-        _ = system.factors  # without lam it may have no solution; better told now than when applied
+        _ = system.factors  # without lam there may be no solution; report that now, not on apply
         return system
 
     # --- what moves
 
     def pairs(self, concept: Concept) -> Iterator[SafePair]:
-        """Each phrase of a concept in each sentence, beside the sentence with the safe words."""
+        """Each phrase of a concept in each sentence, with the same sentence in safe words."""
         for phrase in concept.phrases:
             for sentence in concept.sentences(self.contexts):
                 erase, safe = sentence.format(phrase), sentence.format(concept.replacement)
                 yield SafePair(erase, safe, sentence.partition("{}")[0], phrase)
 
     def matches(self, model: Model, pair: SafePair) -> tuple[Match, ...]:
-        """Which rows of a pair go where, and with what weight ``w b``; those of weight 0 don't.
+        """The rows of a pair that move, their targets and their weights ``w b``, none of them 0.
 
         Raises:
-            ExpungeError: the prompt is so long that there is no such row.
+            ExpungeError: the prompt is too long to have such a row.
         """
         w = (*self.token_weight_scale, *self.token_weight_scale[-1:] * len(CLASSES))
         last = model.window - 1
@@ -137,7 +138,7 @@ class TRCE(Method):
         return len(prompt.split()) if self.index == "word" else model.last_token(prompt)
 
     def _words(self, model: Model, pair: SafePair) -> Sequence[int]:
-        """Rows of the erased words; in the original the first."""
+        """Rows of the erased words; original: the first one only."""
         if self.index == "word":
             return _first_word(pair)
         start, end = (
@@ -146,10 +147,10 @@ class TRCE(Method):
         return range(start, end)[: 1 if self.fidelity == "original" else None]
 
     def _moved(self, model: Model, policy: Policy) -> Moved:
-        """Rows of all pairs, a few prompts at a time.
+        """Rows of all pairs, encoded a few prompts at a time.
 
-        Each concept weighs 1, so that two edits add up to the edit of both; in the original all
-        concepts together do.
+        Each concept has a total weight of 1, so that two edits add up to the edit of both. In the
+        original, all concepts together have a weight of 1.
         """
         groups = [list(self.pairs(concept)) for concept in policy.erase]
         if self.fidelity == "original":
@@ -162,7 +163,7 @@ class TRCE(Method):
         return reduce(lambda moved, more: joined([moved, more]), blocks)
 
     def _rows(self, model: Model, pairs: Sequence[SafePair], share: float) -> Moved:
-        """The rows of some pairs, each with ``share`` times its weight."""
+        """The rows of some pairs, their weights multiplied by ``share``."""
         erased = model.encode([pair.erase for pair in pairs])
         safe = model.encode([pair.safe for pair in pairs])
         rows = [(i, row) for i, pair in enumerate(pairs) for row in self.matches(model, pair)]
@@ -176,16 +177,16 @@ class TRCE(Method):
     # --- what stays
 
     def kept(self, policy: Policy) -> tuple[str, ...]:
-        """Prompts that stay: the empty one and the policy's, also in the sentences.
+        """Prompts that stay: the empty one, and the policy's, bare and in the sentences.
 
-        In the original none does; only the prior stays.
+        The original keeps no prompts, only the prior.
         """
         if self.fidelity == "original":
             return ()
         return kept_with_empty(policy, self.contexts)
 
     def _kept(self, model: Model, policy: Policy) -> Tensor:
-        """Rows of all that stays, times the root of its weight, ``[kept, width]`` float64."""
+        """Rows of all that stays, times the root of their weight, ``[kept, width]`` float64."""
         prompts = self.kept(policy)
         weight = self.preserve_scale / max(1, len(prompts))
         rows = weighed_rows(model.encode, prompts, weight, model.text_width).to(model.device)
@@ -200,10 +201,10 @@ class TRCE(Method):
 
 
 def _first_word(pair: SafePair) -> tuple[int]:
-    """Row of the first of the erased words, if every word were one token.
+    """Row of the first erased word, on the assumption that every word is one token.
 
     Raises:
-        ExpungeError: the words don't stand in the prompt as words of their own.
+        ExpungeError: the prompt doesn't contain the words as separate words.
     """
     prompt, words = pair.erase.split(), pair.words.split()
     for start in range(len(prompt)):

@@ -1,12 +1,12 @@
-"""UCE debiasing: which attributes a concept is drawn with (Gandikota et al., WACV 2024, §3.3).
+"""UCE debiasing: balances a concept's attributes (Gandikota et al., WACV 2024, section 3.3).
 
-The words ``c`` of a concept get the outputs of a mixture with the words ``a_j`` of attributes,
+The words ``c`` of a concept get the outputs of a mixture with the words ``a_j`` of attributes:
 
     W' c  =  W (c + sum_j R_j a_j)
 
-and the shares ``R_j`` are found by drawing: after each solution a few pictures of the concept are
-classified, and every ``R_j`` grows by the share that its attribute lacks. Everything is solved
-from the base weights, so the result is one ridge system like any other.
+Drawing decides the shares ``R_j``: after each solution, a few pictures of the concept are
+classified, and every ``R_j`` grows by the share that its attribute lacks. Each solution starts from
+the base weights, so the result is one ridge system like any other.
 """
 
 from collections.abc import Iterator
@@ -34,15 +34,15 @@ from expunge.seeding import derive
 
 
 class BalancingRound(NamedTuple):
-    """One solution and what was drawn with it."""
+    """A solution, and what pictures drawn with it show."""
 
     payload: Ridge
     mixture: Tensor
     """``R``, ``[concepts, attributes]``."""
     observed: Tensor
-    """The share of each attribute among the pictures of each concept, ``[concepts, attributes]``.
+    """The share of each attribute in the pictures of each concept, ``[concepts, attributes]``.
 
-    Pictures in which no attribute was seen count for none.
+    Pictures that show no attribute count for none.
     """
 
 
@@ -58,23 +58,23 @@ class Debias(Method):
     attributes: WordList
     """The attributes to balance, e.g. ``[female, male]``."""
     ratios: tuple[float, ...] = ()
-    """Wanted share of each attribute; equal shares by default."""
+    """Wanted share of each attribute. Default: equal shares."""
     wording: str = "{attribute} {concept}"
     """How a prompt names a concept with an attribute; original: the attribute alone."""
     classifier: str = "emoji"
-    """The detector that says which attribute a picture shows, e.g. ``clip:FOLDER``."""
+    """The detector that decides which attribute a picture shows, e.g. ``clip:FOLDER``."""
     images: int = Field(10, ge=1)
-    """Pictures of each concept in a round."""
+    """Number of pictures of each concept in a round."""
     iterations: int = Field(30, ge=1)
     """Rounds at most."""
     tolerance: float = Field(0.05, gt=0, lt=1)
-    """Shares this close to the wanted ones end the rounds."""
+    """The rounds end when all shares are this close to the wanted ones."""
     step: float = Field(1.0, gt=0)
-    """How much a mixture grows for a missing share of 1; corrected: halved when it overshoots."""
+    """How much a mixture grows for a missing share of 1. Corrected: halved after overshooting."""
     num_inference_steps: int = Field(20, ge=1)
-    """Steps of a picture."""
+    """Denoising steps of each picture."""
     guidance_scale: float = Field(7.5, ge=1)
-    """Guidance of a picture."""
+    """Guidance scale of each picture."""
     preserve_scale: float = Field(1.0, ge=0)
     """p: weight of the prompts to keep."""
     lamb: float = Field(0.5, gt=0)
@@ -94,7 +94,7 @@ class Debias(Method):
         if self.ratios and len(self.ratios) != len(self.attributes):
             raise ValueError(f"ratios: give one for each of {len(self.attributes)} attributes")
         if self.ratios and (min(self.ratios) < 0 or sum(self.ratios) > 1 + 1e-6):
-            raise ValueError("ratios: none below 0, and no more than 1 together")
+            raise ValueError("ratios: give numbers from 0 up, no more than 1 together")
         return self
 
     @property
@@ -104,10 +104,10 @@ class Debias(Method):
         return torch.tensor(self.ratios or equal, dtype=torch.float64)
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
-        """The solution whose pictures came closest to the wanted shares; original: the last.
+        """The solution whose pictures come closest to the wanted shares; original: the last one.
 
         Raises:
-            ExpungeError: no attribute was seen in any picture of any round.
+            ExpungeError: no picture of any round shows an attribute.
         """
         rounds = list(self.rounds(model, policy, seed))
         if not any(bool(round.observed.any()) for round in rounds):
@@ -149,8 +149,8 @@ class Debias(Method):
     def _rows(self, model: Model, concept: Concept, mixture: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of a concept and of its mixture, ``[rows, width]`` each, float64.
 
-        Original: the last word piece alone, moved by the attributes' own rows. Corrected: from
-        there through the padding, which reads the concept too, moved by what the attribute
+        Original: only the last word piece, moved by the attributes' own rows. Corrected: all rows
+        from there through the padding, which carries the concept too, moved by what the attribute
         changes in the wording.
         """
         words = concept.target
@@ -169,7 +169,7 @@ class Debias(Method):
 
     @staticmethod
     def _row(model: Model, prompt: str, count: int) -> Tensor:
-        """``count`` rows from the last word piece on, float64."""
+        """``count`` rows, starting at the last word piece, float64."""
         first = model.last_token(prompt)
         return model.encode([prompt])[0, first : first + count].double()
 
@@ -178,7 +178,7 @@ class Debias(Method):
         return model.encode([prompt]).shape[1] - model.last_token(prompt)
 
     def _kept(self, model: Model, policy: Policy) -> Tensor:
-        """Original: last word pieces, none unless named. Corrected: all rows, and those of ""."""
+        """Rows of what is kept. Original: last word pieces. Corrected: all rows, also of ""."""
         prompts = policy.kept if self.fidelity == "original" else ("", *policy.kept)
         rows = (
             self._row(model, prompt, 1)

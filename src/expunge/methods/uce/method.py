@@ -1,13 +1,13 @@
 """UCE: Unified Concept Editing (Gandikota et al., WACV 2024).
 
-Each key and value projection ``W`` of the cross-attention gets the closed-form minimiser of
+Each key and value projection ``W`` of the cross-attention becomes the closed-form minimiser of
 
     a |W' C^T - V^T|^2 + p |W' P^T - W P^T|^2 + lam |W' - W|^2
 
-where the rows ``C`` of the erased words get the outputs ``V`` of the anchor's rows ``T``, and
-the rows ``P`` of everything to keep stay. There are two released algorithms: in 2023 the rows
-run from the last word piece through the padding and kept prompts give every row, in 2025 each
-prompt gives the row of its last word piece.
+The rows ``C`` of the erased words get the outputs ``V`` of the anchor's rows ``T``, and the rows
+``P`` of everything to keep stay. There are two released algorithms. In 2023, an erased prompt gives
+the rows from its last word piece through the padding, and a kept prompt gives all its rows. In
+2025, each prompt gives only the row of its last word piece.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,31 +42,33 @@ class UCE(Method):
     corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
 
     variant: Literal["2023", "2025"] = "2023"
-    """Which rows a prompt gives: last word piece through padding, or the last word piece alone."""
+    """The released algorithm. 2023 edits the rows from the last word piece through the padding;
+    2025 edits only the row of the last word piece."""
     technique: Literal["replace", "tensor"] = "replace"
-    """``tensor`` (2023) first takes the erased outputs' own direction out of the targets."""
+    """``tensor`` (only 2023) first removes the erased outputs' own direction from the targets."""
     templates: bool = False
-    """Erase the words in sentences of their kind too; a larger edit that carries over better."""
+    """Erase the words in template sentences of their kind too. The edit is larger and generalises
+    better."""
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` for the words, in place of the templates; only when corrected."""
+    """Sentences with ``{}`` for the words, instead of the templates."""
     preserve: tuple[str, ...] | None = None
-    """Exactly these prompts to keep; by default the policy's, and in 2023 the empty prompt."""
+    """Keep exactly these prompts. Default: the policy's, and in 2023 also the empty prompt."""
     erase_scale: float = Field(1.0, gt=0)
     """a: weight of the rows to move."""
     preserve_scale: float | None = Field(None, ge=0)
-    """p: weight of the rows to keep. By default all that is kept together weighs as much as one
-    erased phrase; original: 1 in 2025, max(0.1, 1 / prompts kept) in 2023."""
+    """p: weight of the rows to keep. Default: everything kept together weighs as much as one erased
+    phrase. Original: 1 in 2025, max(0.1, 1 / number of kept prompts) in 2023."""
     lamb: float = Field(0.5, gt=0)
     """lam: weight of staying near the old weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "UCE":
         if self.technique == "tensor" and self.variant == "2025":
-            raise ValueError('technique: "tensor" is of the 2023 variant')
+            raise ValueError('technique: "tensor" is part of the 2023 variant only')
         return self
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
-        """The ridge system of all projections, or one low-rank change each for ``tensor``."""
+        """The ridge system of all projections; for ``tensor``, a low-rank change of each."""
         names = model.select("cross_attention.kv")
         pairs = self.pairs(policy)
         kept = self.preserved(model, policy)
@@ -76,7 +78,7 @@ class UCE(Method):
         return Ridge(names, self._moved(model, pairs), kept, self.lamb)
 
     def _moved(self, model: Model, pairs: Sequence[Pair]) -> Moved:
-        """Rows of all pairs, a few prompts at a time."""
+        """Rows of all pairs, encoded a few prompts at a time."""
         blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
         rows: Iterator[Moved] = (
             self._weighted(*zip(*self._pair_rows(model, block), strict=True)) for block in blocks
@@ -93,18 +95,18 @@ class UCE(Method):
         return tuple(pair for concept in policy.erase for pair in self.pairs_of(concept))
 
     def pairs_of(self, concept: Concept) -> Iterator[Pair]:
-        """The same of one concept."""
+        """Every prompt of a concept to erase, with its anchor prompt."""
         if self.fidelity == "original":
             return self._released(concept)
         return concept.pairs(self._sentences)
 
     @property
     def _sentences(self) -> tuple[str, ...]:
-        """What ``Concept.pairs`` takes: own sentences, none for the templates, or the words."""
+        """What ``Concept.pairs`` takes: own sentences, none for the templates, or bare words."""
         return self.contexts or (() if self.templates else ("{}",))
 
     def _released(self, concept: Concept) -> Iterator[Pair]:
-        """The target alone; its templates put the anchor into a sentence only in 2025."""
+        """Pairs of the target, without synonyms; only 2025 puts the anchor into the templates."""
         kind = "style" if concept.kind == "style" else "object"
         for sentence in ("{}", *(RELEASED_TEMPLATES[kind] if self.templates else ())):
             erase = sentence.format(concept.target)
@@ -137,7 +139,7 @@ class UCE(Method):
         return model.encode_rows(prompts, [model.last_token(prompt) for prompt in prompts])
 
     def kept(self, policy: Policy) -> tuple[str, ...]:
-        """Every prompt to keep; when corrected, the policy's stand in the sentences too."""
+        """Every prompt to keep; when corrected, the policy's words also in the sentences."""
         if self.preserve is not None:
             return self.preserve
         corrected = self.fidelity == "corrected"
@@ -156,9 +158,9 @@ class UCE(Method):
 def tensor_edit(
     weights: Mapping[str, Tensor], moved: Sequence[Rows], kept: Tensor, lamb: float
 ) -> LowRank:
-    """``V = T W^T - <u, T W^T> u`` with ``u`` the erased outputs scaled to norm one.
+    """The edit with ``V = T W^T - <u, T W^T> u``, where ``u`` is the erased outputs at norm 1.
 
-    Each of ``moved`` is one prompt, whose outputs have one norm; ``kept`` is ``[kept, width]``.
+    Each of ``moved`` is one prompt, whose outputs share one norm; ``kept`` is ``[kept, width]``.
     """
     columns = zip(*((part.sources, part.targets, part.weights) for part in moved), strict=True)
     rows = Rows(*(torch.cat(column) for column in columns))
