@@ -1,7 +1,8 @@
 """Gates: changes that act on the outputs of modules, as far as the prompt asks for them.
 
-A gate sees the rows of the condition that the denoiser is given (the prompt's embedding) and nothing
-else. So it is evaluated once for a prompt; all layers and denoising steps share what it found.
+A gate sees the rows of the condition that the denoiser is given (the prompt's embedding) and
+nothing else. So it is evaluated once for a prompt; all layers and denoising steps share what it
+found.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Gates and guards at work: the forward passes that they need, put in and taken out again.
 
 The modules stay the user's own and where they are. While something is installed, the denoiser, and
-each module whose output is added to, has a ``forward`` of its own that calls the one it found, be it
-the class's or one that offloading has put there; after it the module has what it had. No weight
+each module whose output is added to, has a ``forward`` of its own that calls the one it found, be
+it the class's or one that offloading has put there; after it the module has what it had. No weight
 changes.
 """
 
