@@ -1,69 +1,10 @@
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from expunge import ExpungeError, Model, load
-from expunge import testing as build
-from expunge.methods.esd.released import parameters
 from expunge.models.loading import _own_device
-from expunge.models.stable_diffusion import StableDiffusion
-
-
-@pytest.fixture(scope="module")
-def sd14() -> StableDiffusion:
-    with torch.device("meta"):
-        return StableDiffusion(SimpleNamespace(unet=UNet2DConditionModel(**build.SD14)))
-
-
-def millions(model: Model, names: tuple[str, ...]) -> float:
-    return round(sum(model.denoiser.get_parameter(name).numel() for name in names) / 1e6, 2)
-
-
-@pytest.mark.parametrize(
-    ("role", "tensors", "size"),
-    [
-        ("cross_attention.kv", 32, 19.17),
-        ("cross_attention", 80, 43.96),
-        ("self_attention", 80, 49.57),
-        ("not_cross_attention", 388, 815.36),
-        ("all", 686, 859.52),
-        ("*.attn2.to_k.*", 16, 9.58),
-    ],
-)
-def test_roles_select_what_they_say_on_sd14(
-    sd14: StableDiffusion, role: str, tensors: int, size: float
-) -> None:
-    names = sd14.select(role)
-    assert (len(names), millions(sd14, names)) == (tensors, size)
-
-
-@pytest.mark.parametrize(
-    ("variant", "method", "tensors", "size"),
-    [
-        ("compvis", "xattn", 80, 43.96),
-        ("compvis", "noxattn", 598, 813.5),
-        ("compvis", "full", 686, 859.52),
-        ("diffusers-sd", "esd-x", 80, 43.96),
-        ("diffusers-sd", "esd-x-strict", 32, 19.17),
-        ("diffusers-sd", "esd-u", 388, 815.36),
-    ],
-)
-def test_released_programs_train_what_they_trained(
-    sd14: StableDiffusion, variant: str, method: str, tensors: int, size: float
-) -> None:
-    names = parameters(sd14, variant, method)
-    assert len(names) == tensors
-    assert millions(sd14, names) == pytest.approx(size, abs=0.05)
-
-
-def test_choosing_nothing_lists_near_names(pico: Model) -> None:
-    with pytest.raises(ExpungeError, match=r"did you mean cross_attention"):
-        pico.select("cross_atention")
-    with pytest.raises(ExpungeError, match="selects no parameter"):
-        pico.select("*.attn3.*")
 
 
 def test_a_prompt_has_the_same_embedding_in_any_batch(pico: Model) -> None:

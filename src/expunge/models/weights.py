@@ -80,8 +80,13 @@ class Weights:
                 )
             if name.startswith("_orig_mod."):
                 raise ExpungeError("the denoiser is compiled; edit the pipeline before compiling")
-        if any(getattr(module, "fused_projections", False) for module in self.network.modules()):
+        if any(_fused(module) for module in self.network.modules()):
             raise ExpungeError(
                 "the pipeline's projections are fused, so edits of them wouldn't show; call "
                 "pipe.unfuse_qkv_projections() first"
             )
+
+
+def _fused(module: nn.Module) -> bool:
+    """Whether an attention computes with fused projections: its own flag outlives their use."""
+    return type(getattr(module, "processor", None)).__name__.startswith("Fused")
