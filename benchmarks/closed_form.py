@@ -1,6 +1,7 @@
 """The closed-form methods beside the published programs' way of computing, in time and memory.
 
-    python benchmarks/closed_form.py [--only uce art rece mace thousand] [--runs 3]
+    python benchmarks/closed_form.py [--only uce art-2025 art-2023 rece mace thousand] [--runs 3]
+                                      [--model sd14]
 
 Both sides get the same keys and values of Stable Diffusion 1.4's size (32 random matrices, 24,960
 rows of 768) and the same made-up text embeddings with the statistics of CLIP's: rows of length 27,
@@ -23,8 +24,9 @@ import torch
 from comparison.made_up import sd14
 from comparison.sides import check
 from comparison.table import HEADER
-from comparison.works import WORKS
-from sizes import OUTPUTS, WIDTH
+from comparison.works import COUNTS, WORKS, Setting
+from expunge import load, testing
+from sizes import SIZES
 from timing import typical
 
 
@@ -32,22 +34,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS), metavar="NAME")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--model", choices=COUNTS, default="sd14", help="pico has few prompts, too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         check(folder)
-        print(f"{torch.get_num_threads()} threads: {rate(torch.float32):.0f} GFLOP/s in single and "
-              f"{rate(torch.float64):.0f} in double precision\n\n{HEADER}")  # fmt: skip
+        rates = (rate(dtype, 3 * arguments.runs) for dtype in (torch.float32, torch.float64))
+        print("{} threads: {:.0f} GFLOP/s in single and {:.0f} in double precision\n\n{}".format(
+            torch.get_num_threads(), *rates, HEADER
+        ))  # fmt: skip
         for name in arguments.only:
-            model = sd14(folder)
-            for row in WORKS[name](model, folder, arguments.runs):
+            model = sd14(folder) if arguments.model == "sd14" else load(testing.pipeline(folder))
+            setting = Setting(model, folder, arguments.runs, COUNTS[arguments.model])
+            for row in WORKS[name](setting):
                 print(row, flush=True)
 
 
-def rate(dtype: torch.dtype) -> float:
+def rate(dtype: torch.dtype, runs: int) -> float:
     """Billions of operations a second in a product of large matrices."""
-    rows = torch.ones(sum(OUTPUTS) // 8, WIDTH, dtype=dtype)
-    return len(rows) * 2 * WIDTH**2 / typical(lambda: rows.T @ rows, 9) / 1e9
+    sizes = SIZES["sd14"]
+    rows = torch.ones(sum(sizes.outputs) // 8, sizes.width, dtype=dtype)
+    return len(rows) * 2 * sizes.width**2 / typical(lambda: rows.T @ rows, runs) / 1e9
 
 
 if __name__ == "__main__":

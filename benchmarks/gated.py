@@ -1,10 +1,10 @@
 """What residual attention gates cost: to train, to open, and while drawing.
 
-    python benchmarks/gated.py training [--concepts 1] [--shifts 16] [--anchors 32]
-    python benchmarks/gated.py gates [--concepts 100 1000]
-    python benchmarks/gated.py sampling [--gates 100] [--steps 50] [--rounds 5]
-    python benchmarks/gated.py passes [--gates 100] [--steps 50] [--rounds 5]
-    python benchmarks/gated.py many [--concepts 50]
+    python benchmarks/gated.py training [--concepts 1] [--shifts 16] [--anchors 32] [--sizes sd14]
+    python benchmarks/gated.py gates [--concepts 100 1000] [--sizes sd14]
+    python benchmarks/gated.py sampling [--gates 100] [--steps 50] [--rounds 5] [--model emoji]
+    python benchmarks/gated.py passes [--gates 100] [--steps 50] [--rounds 5] [--model sd14]
+    python benchmarks/gated.py many [--concepts 50] [--things 107] [--model emoji]
 
 ``training`` and ``gates`` have the sizes of Stable Diffusion 1.4 (32 keys and values of 768-wide
 rows, 77 tokens) and random weights. ``training`` compares one step, forward and backward, with
@@ -18,38 +18,37 @@ follows it, and draws all of them and all others once.
 
 import argparse
 import statistics
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 import expunge
-from expunge import testing
 from expunge.detectors.emoji import load_judges
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
-from expunge.edits.gates import Installed
+from expunge.edits.installed import gated
 from expunge.edits.residual_gates import ResidualGates
 from expunge.evaluation.bench import presets
 from expunge.memory import peak_memory
 from expunge.methods.cpe.losses import StepEmbeddings, Surface, erasing
+from expunge.models import Condition
 from expunge.models.emoji import catalog
 from expunge.statistics.rates import Rate
+from models import model_of
 from pictures import pictures
-from sizes import OUTPUTS, TOKENS, WIDTH
+from sizes import SIZES, Sizes
 from timing import seconds, typical
 
 RANK = 16
 GUIDANCE, PAL = 0.3, 1e5
 
 
-def gates(
-    concepts: int, names: tuple[str, ...], widths: Sequence[int], width: int = WIDTH, seed: int = 0
-) -> ResidualGates:
-    """Random gates; their sizes are those of the published ones."""
-    draws = torch.Generator().manual_seed(seed)
+def gates(concepts: int, sizes: Sizes, names: tuple[str, ...] = ()) -> ResidualGates:
+    """Random gates for keys and values of these sizes; else they are as the published ones."""
+    draws = torch.Generator().manual_seed(0)
+    names = names or tuple(f"{number}.weight" for number in range(len(sizes.outputs)))
+    width = sizes.width
 
     def random(*shape: int, scale: float = 0.04) -> Tensor:
         return scale * torch.randn(shape, generator=draws)
@@ -60,8 +59,8 @@ def gates(
         None,
         random(concepts, width),
         random(concepts, len(names), 1, width),
-        random(concepts, 1, sum(widths), scale=0.01),
-        tuple(widths),
+        random(concepts, 1, sum(sizes.outputs), scale=0.01),
+        sizes.outputs,
     )
 
 
@@ -93,18 +92,23 @@ def direct(surface: Surface, own: ResidualGates, prompts: StepEmbeddings, shifts
         )
         erase, adversarial, anchor = losses
         kappa = float(surface.kappa[layer])
-        total = total + kappa * (erase + adversarial + PAL * anchor) / len(OUTPUTS)
+        total = total + kappa * (erase + adversarial + PAL * anchor) / len(surface.weights)
     return total
 
 
-def training(concepts: int, count: int, anchors: int) -> None:
+def training(concepts: int, count: int, anchors: int, sizes: Sizes) -> None:
     torch.set_num_threads(1)
     draws = torch.Generator().manual_seed(0)
-    names = tuple(f"{number}.weight" for number in range(len(OUTPUTS)))
-    weights = tuple(torch.randn(out, WIDTH, generator=draws) / 28 for out in OUTPUTS)
-    surface = Surface(names, weights, torch.rand(len(OUTPUTS), generator=draws).double() + 0.5)
-    rows = torch.randn(2, TOKENS, WIDTH, generator=draws)
-    kept = torch.randn(anchors + 1, TOKENS, WIDTH, generator=draws)
+    one, width = gates(1, sizes), sizes.width
+    weights = tuple(torch.randn(out, width, generator=draws) / 28 for out in sizes.outputs)
+    kappa = torch.rand(len(weights), generator=draws).double() + 0.5
+    surface = Surface(one.names, weights, kappa)
+    rows = torch.randn(2, sizes.tokens, width, generator=draws)
+    kept = torch.randn(anchors + 1, sizes.tokens, width, generator=draws)
+
+    def shifted(many: int) -> Tensor:
+        fresh = draws.manual_seed(1)
+        return 0.1 * torch.randn(many, count, sizes.tokens, width, generator=fresh)
 
     def step(own: ResidualGates, loss: Callable[[ResidualGates], Tensor]) -> list[Tensor]:
         leaves = {name: t.clone() for name, t in own.tensors().items()}
@@ -114,7 +118,7 @@ def training(concepts: int, count: int, anchors: int) -> None:
 
     def reduced(many: int) -> Callable[[ResidualGates], Tensor]:
         prompts = StepEmbeddings(rows[:1].expand(many, -1, -1), rows[1:].expand(many, -1, -1), kept)
-        shifts = 0.1 * torch.randn(many, count, TOKENS, WIDTH, generator=draws.manual_seed(1))
+        shifts = shifted(many)
         square = surface.squared(shifts)  # once for a stage
 
         def loss(own: ResidualGates) -> Tensor:
@@ -124,8 +128,7 @@ def training(concepts: int, count: int, anchors: int) -> None:
 
         return loss
 
-    one = gates(1, names, OUTPUTS)
-    shifts = 0.1 * torch.randn(1, count, TOKENS, WIDTH, generator=draws.manual_seed(1))
+    shifts = shifted(1)
     prompts = StepEmbeddings(rows[:1], rows[1:], kept)
     loss = reduced(1)
     ours: list[Tensor] = []
@@ -145,7 +148,7 @@ def training(concepts: int, count: int, anchors: int) -> None:
     print(f"  direct  {slow:8.3f} s")
     print(f"  reduced {quick:8.3f} s, {slow / quick:.0f} times faster, gradients {worst:.0e} apart")
     if concepts > 1:
-        many, loss = gates(concepts, names, OUTPUTS), reduced(concepts)
+        many, loss = gates(concepts, sizes), reduced(concepts)
         both = typical(lambda: step(many, loss), 3)
         print(f"  {concepts} concepts side by side {both:.3f} s, {both / concepts:.4f} s each")
 
@@ -153,21 +156,20 @@ def training(concepts: int, count: int, anchors: int) -> None:
 # --- gates
 
 
-def opening(counts: list[int]) -> None:
+def opening(counts: list[int], sizes: Sizes) -> None:
     """Open all gates for a prompt and the empty one, and compute what every layer adds."""
-    names = tuple(f"{number}.weight" for number in range(len(OUTPUTS)))
     for count in counts:
-        own = gates(count, names, OUTPUTS)
+        own = gates(count, sizes)
         size = sum(t.numel() * t.element_size() for t in own.tensors().values())
         taken, cached = [], []
-        empty = torch.randn(1, TOKENS, WIDTH)
+        empty = torch.randn(1, sizes.tokens, sizes.width)
         with torch.no_grad(), peak_memory() as used:
             for _ in range(6):
-                conditions = torch.cat([empty, torch.randn(1, TOKENS, WIDTH)])
+                conditions = torch.cat([empty, torch.randn_like(empty)])
 
                 def run(conditions: Tensor = conditions, own: ResidualGates = own) -> None:
                     added = own.additions(conditions, [None, None])
-                    for name in names:
+                    for name in own.names:
                         added[name](conditions)
 
                 taken.append(seconds(run))
@@ -187,20 +189,19 @@ def opening(counts: list[int]) -> None:
 class _Plain:
     """Adds nothing: what is left is that keys and values of a prompt are kept."""
 
-    form, reads_tokens = "plain", False
+    reads_tokens = False
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
 
-    def additions(self, conditions: Tensor, tokens: object) -> dict[str, object]:
+    def additions(self, rows: Tensor, tokens: object) -> dict[str, object]:
         return {}
 
 
 def gating(model: expunge.Model, count: int) -> Edit:
     """An edit of so many gates."""
     names = model.select("cross_attention.kv")
-    widths = [len(model.base_weight(name)) for name in names]
-    made = gates(count, names, widths, model.text_width)
+    made = gates(count, Sizes.of(model), names)
     base = Base(name=model.name, fingerprint=model.fingerprint(names))
     record = Provenance(
         method="cpe", settings={}, concepts=(), keep=(), seed=0, base=base, versions={}
@@ -208,12 +209,10 @@ def gating(model: expunge.Model, count: int) -> Edit:
     return Edit((Component(made, record),))
 
 
-def sampling(count: int, steps: int, rounds: int) -> None:
+def sampling(count: int, steps: int, rounds: int, model: expunge.Model) -> None:
     torch.set_num_threads(1)
-    model = expunge.load("emoji")
     names = model.select("cross_attention.kv")
     edit = gating(model, count)
-    model.pipe.set_progress_bar_config(disable=True)
 
     def draw(number: int) -> float:
         generator = torch.Generator().manual_seed(number)
@@ -227,18 +226,15 @@ def sampling(count: int, steps: int, rounds: int) -> None:
     def plain(number: int) -> float:
         return draw(number)
 
-    def gated(number: int) -> float:
+    def edited(number: int) -> float:
         with edit.applied(model):
             return draw(number)
 
     def kept(number: int) -> float:
-        installed = Installed(model, [_Plain(names)])  # type: ignore[list-item]
-        try:
+        with gated(model, [_Plain(names)]):  # type: ignore[list-item]
             return draw(number)
-        finally:
-            installed.remove()
 
-    variants = {"unedited": plain, f"{count} gates": gated, "keys and values kept alone": kept}
+    variants = {"unedited": plain, f"{count} gates": edited, "keys and values kept alone": kept}
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         order = list(variants.items())
@@ -257,17 +253,17 @@ def sampling(count: int, steps: int, rounds: int) -> None:
 
 
 @torch.no_grad()
-def passes(count: int, steps: int, rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        model = expunge.load(testing.sd14(Path(place), latents=32))
+def passes(count: int, steps: int, rounds: int, name: str) -> None:
+    model = model_of(name, latents=32)
+    sizes = Sizes.of(model)
     edit = gating(model, count)
     latents = torch.randn(2, *model.latent_shape)
     times: dict[str, list[float]] = {"plain": [], "first": [], "later": []}
     for number in range(rounds + 1):
-        conditions = torch.randn(2, TOKENS, WIDTH)
+        condition = Condition(torch.randn(2, sizes.tokens, sizes.width))
 
-        def run(conditions: Tensor = conditions) -> float:
-            return seconds(lambda: model.predict_noise(latents, 500, conditions))
+        def run(condition: Condition = condition) -> float:
+            return seconds(lambda: model.predict(latents, 500, condition))
 
         before = run()
         with edit.applied(model):
@@ -280,14 +276,14 @@ def passes(count: int, steps: int, rounds: int) -> None:
     plain, first, later = (statistics.median(own) for own in times.values())
     ratio = (first + (steps - 1) * later) / (steps * plain)
     print(
-        f"SD 1.4's size, {count} gates, {torch.get_num_threads()} threads: a pass takes "
+        f"{name}, {count} gates, {torch.get_num_threads()} threads: a pass takes "
         f"{plain:.2f} s without, {first:.2f} s when a prompt is new, {later:.2f} s after that; "
         f"{steps} steps {ratio:.3f} times the unedited ones"
     )
 
 
-def many(count: int) -> None:
-    model, known = expunge.load("emoji"), catalog().objects
+def many(count: int, things: int | None, model: expunge.Model) -> None:
+    known = catalog().objects[:things]
     concepts = [
         expunge.Concept(target=one.name, anchor=other.name)
         for one, other in zip(known[: 2 * count : 2], known[1 : 2 * count : 2], strict=True)
@@ -336,17 +332,24 @@ def main() -> None:
         part.add_argument("--rounds", type=int, default=5)
     five = parts.add_parser("many")
     five.add_argument("--concepts", type=int, default=50)
+    five.add_argument("--things", type=int, help="that are drawn; all by default")
+    for part in (one, two):
+        part.add_argument("--sizes", choices=SIZES, default="sd14")
+    for part in (three, five):
+        part.add_argument("--model", default="emoji", help="emoji or pico")
+    four.add_argument("--model", choices=["sd14", "pico"], default="sd14")
     options = parser.parse_args()
-    if options.part == "training":
-        training(options.concepts, options.shifts, options.anchors)
-    elif options.part == "gates":
-        opening(options.concepts)
-    elif options.part == "many":
-        many(options.concepts)
-    elif options.part == "passes":
-        passes(options.gates, options.steps, options.rounds)
-    else:
-        sampling(options.gates, options.steps, options.rounds)
+    match options.part:
+        case "training":
+            training(options.concepts, options.shifts, options.anchors, SIZES[options.sizes])
+        case "gates":
+            opening(options.concepts, SIZES[options.sizes])
+        case "sampling":
+            sampling(options.gates, options.steps, options.rounds, model_of(options.model))
+        case "passes":
+            passes(options.gates, options.steps, options.rounds, options.model)
+        case "many":
+            many(options.concepts, options.things, model_of(options.model))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from functools import partial
 
 import torch
 
-from expunge import Concept, Edit, Model, load
+from expunge import Concept, Edit, Model
+from expunge.edits.applied import Applied
 from expunge.testing import membrane
+from models import model_of
 from timing import seconds
 
 PROMPTS = ("a picture of a ghost", "a photo of a dog", "santa claus", "a man in the rain")
@@ -32,20 +34,22 @@ def edit_of(model: Model, count: int, rule: str) -> Edit:
 def opening_of(model: Model, prompts: Sequence[str]) -> float:
     """Seconds until the membranes at work are open for prompts and as many empty ones."""
     texts = [*[""] * len(prompts), *prompts]
-    conditions, tokens = model.encode(texts), model.tokenized(texts)
-    return seconds(partial(model.gates.gates[0].additions, conditions, tokens))
+    installed = Applied.to(model).installed
+    assert installed
+    [gate] = installed.at_work.gates
+    return seconds(partial(gate.additions, model.encode(texts), model.tokenized(texts)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="emoji", help="emoji, pico, or another to load")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 20])
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rule", choices=["paper", "released"], default="paper")
     options = parser.parse_args()
-    model = load(options.model)
+    model = model_of(options.model)
     prompts = [PROMPTS[at % len(PROMPTS)] for at in range(options.batch)]
     edits = {count: edit_of(model, count, options.rule) for count in options.counts}
     times: dict[int, list[float]] = {count: [] for count in (0, *edits)}

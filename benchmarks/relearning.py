@@ -2,6 +2,7 @@
 
     python benchmarks/relearning.py [--methods uce esd] [--steps 0 50 100 200 300] [--each 28]
                                     [--role all] [--lr 1e-5] [--output runs/relearning]
+                                    [--model emoji]
 
 Erases Santa Claus from the bundled model with each method, in its preset, and trains the edited
 model on pictures that the unedited model drew: of Santa Claus, of what is most like him, of other
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from expunge import Concept, Model, erase, load
+from expunge import Concept, Model, erase
 from expunge.evaluation.bench import presets
 from expunge.evaluation.recognition import recogniser
 from expunge.evaluation.relearning import Captioned, FineTuning, Relearning, relearning
@@ -25,6 +26,7 @@ from expunge.generation import ImageRequest, Sampler, sample
 from expunge.models.emoji import catalog
 from expunge.seeding import derive
 from expunge.statistics.rates import Rate
+from models import model_of
 
 SANTA = Concept(target="santa claus", synonyms=("santa",), kind="character", anchor="robot")
 
@@ -113,8 +115,9 @@ def main() -> None:
     parser.add_argument("--role", default="all")
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--output", type=Path, default=Path("runs/relearning"))
+    parser.add_argument("--model", default="emoji", help="emoji or pico")
     options = parser.parse_args()
-    model = load("emoji")
+    model = model_of(options.model)
     chosen = [options.steps, options.each, options.role, options.lr, model.fingerprint()]
     for method in options.methods:
         path = options.output / f"{method}-{digest(chosen)[:8]}.json"

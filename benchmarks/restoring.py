@@ -1,6 +1,7 @@
 """What comes back when concepts are taken out of an edit again.
 
     python benchmarks/restoring.py [--method sepce] [--edit FILE] [--output runs/restoring.json]
+                                   [--styles 7] [--model emoji]
 
 Erases five things at once from the bundled model (or takes the edit that is given), takes out every
 set of them, draws all five in all styles each time, and counts how often the judge finds what is
@@ -13,7 +14,7 @@ from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
 
-from expunge import Edit, erase, load
+from expunge import Edit, erase
 from expunge.evaluation.bench import Bench, presets
 from expunge.evaluation.recognition import recogniser
 from expunge.evaluation.restoration import Restored, restoration
@@ -21,6 +22,7 @@ from expunge.files import write_json
 from expunge.generation import ImageRequest
 from expunge.models.emoji import catalog
 from expunge.statistics.rates import Rate
+from models import model_of
 
 TASK = "five things"
 
@@ -44,8 +46,10 @@ def main() -> None:
     parser.add_argument("--method", default="sepce")
     parser.add_argument("--edit", type=Path)
     parser.add_argument("--output", type=Path, default=Path("runs/restoring.json"))
+    parser.add_argument("--styles", type=int, help="that each thing is drawn in; all by default")
+    parser.add_argument("--model", default="emoji", help="emoji or pico")
     options = parser.parse_args()
-    model, bench = load("emoji"), Bench.load()
+    model, bench = model_of(options.model), Bench.load()
     concepts = bench.tasks[TASK].erase.erase
     edit = (
         Edit.load(options.edit)
@@ -65,7 +69,7 @@ def main() -> None:
                 prompt=f"{target}, {style.name} style",
                 seed=number,
             )
-            for number, style in enumerate(catalog().styles)
+            for number, style in enumerate(catalog().styles[: options.styles])
         ]
         for target in targets
     }

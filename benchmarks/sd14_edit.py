@@ -1,6 +1,6 @@
 """Size and time of a UCE edit on a UNet of Stable Diffusion 1.4's size with random weights.
 
-    python benchmarks/sd14_edit.py [--runs 5]
+    python benchmarks/sd14_edit.py [--runs 5] [--model sd14]
 
 Prints medians. Encoding the prompts is counted apart: the text encoder here is a small one of
 the right width (768) and length (77).
@@ -13,24 +13,25 @@ from pathlib import Path
 
 import torch
 
-from expunge import Concept, erase, load, testing
+from expunge import Concept, erase
+from models import model_of
 from timing import seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--model", choices=["sd14", "pico"], default="sd14")
+    options = parser.parse_args()
+    model = model_of(options.model, filled=False)
+    for parameter in model.denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    concept = Concept(target="santa claus", anchor="man")
+    model.remember({prompt: model.condition([prompt]) for prompt in ("", "santa claus", "man")})
+    columns: dict[str, list[float]] = {"solve": [], "apply": [], "revert": []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        model = load(testing.sd14(folder, filled=False))
-        for parameter in model.unet.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-        concept = Concept(target="santa claus", anchor="man")
-        model.remember({p: model.encode([p])[0] for p in ("", "santa claus", "man")})
-
-        columns: dict[str, list[float]] = {"solve": [], "apply": [], "revert": []}
-        for _ in range(runs + 1):
+        for _ in range(options.runs + 1):
             columns["solve"].append(seconds(lambda: erase(model, concept, fidelity="original")))
             edit = erase(model, concept, fidelity="original")
             columns["apply"].append(seconds(lambda: edit.apply(model)))  # noqa: B023

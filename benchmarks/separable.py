@@ -1,6 +1,6 @@
 """SepCE's bases and changes at Stable Diffusion 1.4's size, in time.
 
-    python benchmarks/separable.py [bases] [changes] [--concepts 9] [--runs 3]
+    python benchmarks/separable.py [bases] [changes] [--concepts 9] [--runs 3] [--sizes sd14]
 
 ``bases``: for each concept the null space of the empty prompt and all *other* concepts, 77 rows of
 768 each, made up with what CLIP's have in common: one start row for all, padding rows that are
@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from expunge.algebra.null_space import leading, null_space, null_spaces, rref
-from sizes import OUTPUTS, TOKENS, WIDTH
+from sizes import SIZES, Sizes
 from timing import times
 
 
-def prompts(count: int) -> Tensor:
-    """Made-up embeddings ``[count, 77, 768]`` with rows of length 27."""
-    draws = torch.Generator().manual_seed(0)
-    start = torch.randn(1, 1, WIDTH, generator=draws).expand(count, 1, WIDTH)
-    words = torch.randn(count, 4, WIDTH, generator=draws)
-    end = torch.randn(count, 1, WIDTH, generator=draws)
-    drift = torch.randn(count, TOKENS - 5, WIDTH, generator=draws)
+def prompts(count: int, sizes: Sizes) -> Tensor:
+    """Made-up embeddings ``[count, tokens, width]`` with rows of length 27."""
+    draws, width = torch.Generator().manual_seed(0), sizes.width
+    start = torch.randn(1, 1, width, generator=draws).expand(count, 1, width)
+    words = torch.randn(count, 4, width, generator=draws)
+    end = torch.randn(count, 1, width, generator=draws)
+    drift = torch.randn(count, sizes.tokens - 5, width, generator=draws)
     rows = torch.cat([start, words, end + 0.05 * drift], 1)
     return 27 * rows / rows.norm(dim=-1, keepdim=True)
 
@@ -45,9 +45,9 @@ def others(blocks: list[Tensor], turn: int, shared: Tensor) -> Tensor:
     return torch.cat([shared, *rest])
 
 
-def bases(count: int, runs: int) -> None:
+def bases(count: int, runs: int, sizes: Sizes) -> None:
     """All bases of ``count`` concepts, in three ways, and how orthogonal they are."""
-    shared, *blocks = prompts(count + 1)
+    shared, *blocks = prompts(count + 1, sizes)
 
     def together() -> list[Tensor]:
         return null_spaces(blocks, null_space(shared))
@@ -58,20 +58,20 @@ def bases(count: int, runs: int) -> None:
     def by_columns() -> list[Tensor]:
         return [rref(others(blocks, turn, shared)) for turn in range(count)]
 
-    print(f"{count} concepts, {WIDTH} wide, {torch.get_num_threads()} threads")
+    print(f"{count} concepts, {sizes.width} wide, {torch.get_num_threads()} threads")
     for name, way in (("together", together), ("one by one", one_by_one), ("rref", by_columns)):
         spaces = way()
         rest = max(
             float((space @ others(blocks, turn, shared).double().T).abs().max())
             for turn, space in enumerate(spaces)
         )
-        sizes = {len(space) for space in spaces}
-        print(f"  {name:<12} {timed(way, runs)}, {sizes} directions, |S e| <= {rest:.0e}")
+        found = {len(space) for space in spaces}
+        print(f"  {name:<12} {timed(way, runs)}, {found} directions, |S e| <= {rest:.0e}")
 
 
-def changes(runs: int) -> None:
+def changes(runs: int, sizes: Sizes) -> None:
     """Forward and back through ``C S`` for all keys and values, along many and few directions."""
-    empty, own, *rest = prompts(4)
+    empty, own, *rest = prompts(4, sizes)
     whole = null_space(torch.cat([empty, *rest]))
     for name, space in (
         ("whole null space", whole),
@@ -79,7 +79,7 @@ def changes(runs: int) -> None:
         ("reduced, 32", leading(own, whole, 32)),
     ):
         basis = space.float()
-        coefficients = [torch.zeros(out, len(basis), requires_grad=True) for out in OUTPUTS]
+        coefficients = [torch.zeros(out, len(basis), requires_grad=True) for out in sizes.outputs]
         trained = sum(matrix.numel() for matrix in coefficients)
         took = timed(partial(there_and_back, coefficients, basis), runs)
         print(f"  {name:<17} {len(basis):>3} directions, {trained / 1e6:5.2f} M trained: {took}")
@@ -96,11 +96,12 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["bases", "changes"])
     parser.add_argument("--concepts", type=int, default=9)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--sizes", choices=SIZES, default="sd14")
     options = parser.parse_args()
     if "bases" in options.parts:
-        bases(options.concepts, options.runs)
+        bases(options.concepts, options.runs, SIZES[options.sizes])
     if "changes" in options.parts:
-        changes(options.runs)
+        changes(options.runs, SIZES[options.sizes])
 
 
 if __name__ == "__main__":

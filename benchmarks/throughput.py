@@ -25,7 +25,7 @@ from statistics import median
 
 import torch
 
-from expunge import Concept, Model, load, testing
+from expunge import Concept, Model
 from expunge.evaluation.drawing import draw
 from expunge.evaluation.drawing import requests as requests_of
 from expunge.evaluation.evaluate import question
@@ -33,18 +33,10 @@ from expunge.evaluation.judging import Judgements
 from expunge.evaluation.suite import Shot
 from expunge.generation import ImageRequest, Sampler, generate, sample, sampling
 from expunge.memory import peak_memory
+from models import model_of
 from timing import seconds
 
 KINDS = ("loop", "sample", "generate", "evaluate")
-
-
-def model_of(name: str, device: str) -> Model:
-    if name != "sd14":
-        return load(name, device=device)
-    with tempfile.TemporaryDirectory() as folder:
-        pipe = testing.sd14(Path(folder))
-    pipe.set_progress_bar_config(disable=True)
-    return load(pipe.to(device))
 
 
 QUESTION = question("emoji", [Concept(target="santa claus", kind="character")], size="full")
@@ -56,7 +48,7 @@ def shots(count: int) -> list[Shot]:
 
 
 def loop(model: Model, requests: list[ImageRequest], sampler: Sampler) -> None:
-    model.pipe.scheduler = sampler.build(model.pipe.scheduler)
+    model.pipe.scheduler = sampler.build(model.process)
     for request in requests:
         model.pipe(
             request.prompt,
@@ -108,7 +100,7 @@ def runs_of(device: str, options: argparse.Namespace) -> dict[str, Callable[[], 
 
 
 def kinds_of(model: str) -> tuple[str, ...]:
-    return KINDS if model == "emoji" else KINDS[:-1]
+    return KINDS[:-1] if model == "sd14" else KINDS
 
 
 def report_peak(device: str, options: argparse.Namespace) -> None:
@@ -144,7 +136,7 @@ def report(device: str, options: argparse.Namespace, arguments: list[str]) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="emoji", help="emoji or sd14")
+    parser.add_argument("--model", default="emoji", help="emoji, sd14 or pico")
     parser.add_argument("--pictures", type=int, default=24)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)

@@ -1,8 +1,8 @@
 """The trained methods: time in the UNet, memory, and the way to a given erasure.
 
-    python benchmarks/trained.py steps [--only METHOD ...]
-    python benchmarks/trained.py memory
-    python benchmarks/trained.py esd [--runs 3]
+    python benchmarks/trained.py steps [--only METHOD ...] [--model sd14]
+    python benchmarks/trained.py memory [--model sd14]
+    python benchmarks/trained.py esd [--limit 900]
 
 ``steps``: the share of a training step that is spent inside of the UNet, forwards and backwards, on
 a UNet of Stable Diffusion 1.4's size with random weights and latents of 32 x 32.
@@ -19,21 +19,20 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from expunge import Concept, Model, Policy, erase, load, testing
+from expunge import Concept, Model, Policy, erase
 from expunge.detectors.emoji import load_judges
 from expunge.evaluation.bench import presets
 from expunge.memory import peak_memory
-from expunge.method.base import Batch, Trained
+from expunge.method.base import Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods import configured
 from expunge.methods.esd.method import ESD
@@ -41,6 +40,7 @@ from expunge.models.emoji import catalog
 from expunge.seeding import generator
 from expunge.training.loop import Monitor, Trainer, train
 from expunge.training.trajectories import ddim, denoise
+from models import model_of
 from pictures import pictures
 from timing import seconds
 
@@ -73,8 +73,8 @@ def inside(model: Model) -> Iterator[list[float]]:
         passes.append(time.perf_counter() - start)
 
     hooks = [
-        model.unet.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())),
-        model.unet.register_forward_hook(
+        model.denoiser.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())),
+        model.denoiser.register_forward_hook(
             lambda *_: passes.append(time.perf_counter() - started.pop())
         ),
     ]
@@ -87,68 +87,65 @@ def inside(model: Model) -> Iterator[list[float]]:
             hook.remove()
 
 
-def steps(only: Iterable[str]) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        model = load(testing.sd14(Path(place), latents=32))
-        policy = Policy.of(Concept(target="ghost"))
-        for name in only:
-            method = configured(name, **METHODS[name])
-            assert isinstance(method, Trained)
-            student = method.student(model, policy, 0)
-            trainer = Trainer(method, student)
-            batch = next(method.batches(Run(student, policy, 0), range(1)))
-            trainer.step([batch])
-            shares, totals = [], []
-            for _ in range(3):
-                with inside(model) as passes:
-                    totals.append(seconds(lambda: trainer.step([batch])))  # noqa: B023
-                shares.append(sum(passes) / totals[-1])
-            print(
-                f"{name:<14} step {statistics.median(totals):6.2f} s, "
-                f"{100 * statistics.median(shares):.1f} % of it in the UNet",
-                flush=True,
-            )
+def steps(only: Iterable[str], model: Model) -> None:
+    policy = Policy.of(Concept(target="ghost"))
+    for name in only:
+        method = configured(name, **METHODS[name])
+        assert isinstance(method, Trained)
+        student = method.student(model, policy, 0)
+        trainer = Trainer(method, student)
+        batch = next(iter(method.batches(Run(student, policy, 0), range(1))))
+        trainer.step([batch])
+        shares, totals = [], []
+        for _ in range(3):
+            with inside(model) as passes:
+                totals.append(seconds(lambda: trainer.step([batch])))  # noqa: B023
+            shares.append(sum(passes) / totals[-1])
+        print(
+            f"{name:<14} step {statistics.median(totals):6.2f} s, "
+            f"{100 * statistics.median(shares):.1f} % of it in the UNet",
+            flush=True,
+        )
 
 
 # --- memory
 
 
-def ours_memory() -> None:
-    with tempfile.TemporaryDirectory() as place, peak_memory() as used:
-        model = load(testing.sd14(Path(place), latents=32))
+def ours_memory(name: str) -> None:
+    with peak_memory() as used:
+        model = model_of(name, latents=32)
         erase(model, "ghost", "esd", iterations=2, **METHODS["esd"])
     print(f"ours: one UNet, copies of what is trained: {used.peak / 2**30:.1f} GB", flush=True)
 
 
-def theirs_memory() -> None:
-    with tempfile.TemporaryDirectory() as place, peak_memory() as used:
-        two_unets(Path(place))
+def theirs_memory(name: str) -> None:
+    with peak_memory() as used:
+        two_unets(name)
     print(f"two UNets, gradients of a whole one:       {used.peak / 2**30:.1f} GB", flush=True)
 
 
-def two_unets(folder: Path) -> None:
+def two_unets(name: str) -> None:
     """A frozen and a trained UNet, gradients for all of the second, Adam for cross-attention."""
-    models = [load(testing.sd14(folder, latents=32)) for _ in range(2)]
-    frozen, trained = (model.unet for model in models)
-    trained.requires_grad_(True)
-    names = models[1].select("cross_attention")
-    optimizer = torch.optim.Adam([trained.get_parameter(name) for name in names], lr=1e-5)
-    model = models[0]
-    latents = torch.randn(1, *model.latent_shape)
+    frozen, trained = (model_of(name, latents=32) for _ in range(2))
+    network = trained.denoiser.requires_grad_(True)
+    weights = [network.get_parameter(weight) for weight in trained.select("cross_attention")]
+    optimizer = torch.optim.Adam(weights, lr=1e-5)
+    latents = torch.randn(1, *frozen.latent_shape)
     timestep = torch.tensor([500])
-    words, empty = model.encode(["ghost"]), model.encode([""])
+    words, empty = frozen.condition(["ghost"]), frozen.condition([""])
     for _ in range(2):
         optimizer.zero_grad()
         with torch.no_grad():
-            both = [frozen(latents, timestep, rows).sample for rows in (words, empty)]
-        loss = (trained(latents, timestep, words).sample - (2 * both[1] - both[0])).square().mean()
+            both = [frozen.predict(latents, timestep, one) for one in (words, empty)]
+        predicted = trained.predict(latents, timestep, words)
+        loss = (predicted - (2 * both[1] - both[0])).square().mean()
         loss.backward()
         optimizer.step()
 
 
-def memory() -> None:
+def memory(name: str) -> None:
     for part in ("ours-memory", "theirs-memory"):
-        subprocess.run([sys.executable, __file__, part], check=True)
+        subprocess.run([sys.executable, __file__, part, "--model", name], check=True)
 
 
 # --- time to a given erasure
@@ -162,32 +159,32 @@ class Fresh(ESD):
     def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         model, words = run.model, self._kept_words(run.model, run.policy)
         pairs = [pair for one in run.policy.erase for pair in one.pairs(self.contexts)]
-        empty = model.encode([""])
+        empty = model.condition([""])
         for number in numbers:
             draws = generator(run.seed, "fresh", number)
             pair = pairs[int(torch.randint(len(pairs), (), generator=draws))]
             anchor = pair.anchor if run.policy.erase[0].replacement else ""
-            scheduler = ddim(model.pipe.scheduler, self.num_inference_steps)
+            scheduler = ddim(model.process, self.num_inference_steps)
             stop = int(torch.randint(self.num_inference_steps, (), generator=draws))
             latents = torch.randn((1, *model.latent_shape), generator=draws)
-            embeddings = model.encode([pair.erase])
+            condition = model.condition([pair.erase])
             for step in denoise(
-                model.predict_noise, scheduler, latents, embeddings, empty,
+                model.predict, scheduler, latents, condition, empty,
                 guidance_scale=self.start_guidance, timesteps=scheduler.timesteps[:stop],
             ):  # fmt: skip
                 latents = step.after
             timestep = scheduler.timesteps[stop].reshape(1)
-            erased = run.student.teach(latents, timestep, embeddings)
-            base = run.student.teach(latents, timestep, model.encode([anchor]))
+            erased = run.student.teach(latents, timestep, condition)
+            base = run.student.teach(latents, timestep, model.condition([anchor]))
             target = base - self.negative_guidance * (erased - base)
-            batch = {"latents": latents, "timestep": timestep, "embeddings": embeddings}
+            batch = {"latents": latents, "timestep": timestep, "condition": condition}
             yield {**batch, "target": target, **words}
 
 
-def scores(model: Model, concept: Concept, kept: list[str]) -> dict[str, float]:
+def scores(model: Model, concept: Concept, kept: Sequence[str], count: int) -> dict[str, float]:
     """Shares of pictures: the erased style where it is asked for, the right one elsewhere."""
     judges = load_judges()
-    things = [entry.name for entry in catalog().objects[::4]]
+    things = [entry.name for entry in catalog().objects[::4][:count]]
     erased = [f"{thing}, {concept.target} style" for thing in things]
     others = [f"{thing}, {kept[at % len(kept)]} style" for at, thing in enumerate(things)]
     drawn = pictures(model, erased + others)
@@ -209,7 +206,7 @@ class Look(NamedTuple):
     scores: Mapping[str, float]
 
 
-def way(model: Model, method: ESD, every: int, limit: float) -> list[Look]:
+def way(model: Model, method: ESD, every: int, limit: float, count: int) -> list[Look]:
     """What was seen until the style was erased or time was up; looking itself isn't counted."""
     concept = Concept(target="ink", kind="style", anchor="noto")
     policy = presets.policy(concept)
@@ -223,7 +220,7 @@ def way(model: Model, method: ESD, every: int, limit: float) -> list[Look]:
     def look(now: Model) -> Mapping[str, float]:
         nonlocal looking, passes
         start, before = time.perf_counter(), passes
-        found = scores(now, concept, list(policy.kept))
+        found = scores(now, concept, policy.kept, count)
         seen.append(Look(start - begin - looking, before, found))
         looking, passes = looking + time.perf_counter() - start, before
         return found
@@ -231,7 +228,7 @@ def way(model: Model, method: ESD, every: int, limit: float) -> list[Look]:
     def enough(found: Mapping[str, float]) -> bool:
         return found["erased"] <= 0.05 or seen[-1].seconds > limit
 
-    counting = model.unet.register_forward_pre_hook(count)
+    counting = model.denoiser.register_forward_pre_hook(count)
     try:
         train(method, model, policy, seed=0, monitor=Monitor(every, look, enough))
     finally:
@@ -239,16 +236,16 @@ def way(model: Model, method: ESD, every: int, limit: float) -> list[Look]:
     return seen
 
 
-def esd(limit: float) -> None:
-    model = load("emoji")
+def esd(limit: float, count: int, model: Model) -> None:
     concept = Concept(target="ink", kind="style", anchor="noto")
     ours = ESD(**presets.settings("esd", concept))
     values = ours.model_dump(exclude={"preset"})
     fresh = {"batch_size": 1, "iterations": 10_000, "num_inference_steps": 50}
-    print(f"{torch.get_num_threads()} threads; base {scores(model, concept, ['noto'])}", flush=True)
+    base = scores(model, concept, ["noto"], count)
+    print(f"{torch.get_num_threads()} threads; base {base}", flush=True)
     ways = {
-        "ours": way(model, ours, 10, limit),
-        "released schedule": way(model, Fresh(**{**values, **fresh}), 25, limit),
+        "ours": way(model, ours, 10, limit, count),
+        "released schedule": way(model, Fresh(**{**values, **fresh}), 25, limit, count),
     }
     for label, seen in ways.items():
         last, every = seen[-1], 10 if label == "ours" else 25
@@ -267,18 +264,21 @@ def main() -> None:
     parser.add_argument("part", choices=parts)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--limit", type=float, default=900, help="seconds of training at most")
+    parser.add_argument("--things", type=int, default=27, help="that are drawn in each look")
+    parser.add_argument("--model", help="sd14, or pico; for esd emoji, or pico")
     options = parser.parse_args()
+    name = options.model or ("emoji" if options.part == "esd" else "sd14")
     match options.part:
         case "steps":
-            steps(options.only)
+            steps(options.only, model_of(name, latents=32))
         case "memory":
-            memory()
+            memory(name)
         case "esd":
-            esd(options.limit)
+            esd(options.limit, options.things, model_of(name))
         case "ours-memory":
-            ours_memory()
+            ours_memory(name)
         case "theirs-memory":
-            theirs_memory()
+            theirs_memory(name)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def counted(model: Model) -> Iterator[list[int]]:
     """Samples of each pass through the UNet."""
     passes: list[int] = []
-    hook = model.unet.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    hook = model.denoiser.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     try:
         yield passes
     finally:
@@ -70,8 +70,7 @@ def main() -> None:
     original = {**values, "fidelity": "original", "lamb": 1.0}
     rows = {"published": published(options.words, options.iterations)}
     with tempfile.TemporaryDirectory() as folder:
-        testing.pipeline(Path(folder)).save_pretrained(Path(folder) / "pipe")
-        model = load(Path(folder) / "pipe", device="cpu")
+        model = load(testing.pipeline(Path(folder)))
         for name, concept, settings in (
             ("original", bare, original),
             ("corrected", bare, values),

@@ -11,10 +11,11 @@ from comparison.made_up import phrases, prior, remember, weights_of
 from comparison.originals import mace_fusion, mace_refinement, rece_epoch, uce, uce_2025
 from expunge import Concept, Model, Policy, load, testing
 from expunge.edits import LowRank, Payload, SharedMatrix
-from expunge.methods.mace.closed import aligned, fusion, moment
+from expunge.methods.mace.closed import aligned, fusion
 from expunge.methods.mace.method import MACE
 from expunge.methods.rece.method import RECE
 from expunge.methods.uce.method import UCE
+from expunge.prior import moment
 
 AGREE = 2e-3
 """Relative difference of the two sides' changes on the small model."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from toy_membranes import membrane
 
 from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.edits.applied import Applied
@@ -20,7 +21,6 @@ from expunge.generation.sampling import _lanes, _Texts
 from expunge.method.student import Student
 from expunge.models.sdxl import SDXL
 from tiny_sdxl import pipeline
-from toy_membranes import membrane
 
 WORDS = "noto style"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from toy_membranes import membrane, random
 
 from expunge import Concept, Edit, Model
 from expunge.edits.gates import Tokens
@@ -14,7 +15,6 @@ from expunge.edits.membranes import Membranes
 from expunge.edits.residual_gates import ResidualGates
 from expunge.models.sdxl import SDXL
 from tiny_sdxl import pipeline
-from toy_membranes import membrane, random
 
 PROMPTS = ["a picture of santa claus", "a dog", ""]
 AT = torch.tensor([[4, 5], [1, 2], [1, 2]])

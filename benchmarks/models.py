@@ -1,0 +1,32 @@
+"""Models to time and measure, by name."""
+
+import tempfile
+from pathlib import Path
+
+from expunge import Model, load, testing
+
+
+def model_of(name: str, device: str = "auto", *, latents: int = 64, filled: bool = True) -> Model:
+    """A model that benchmarks know by a name, or one that ``load`` knows.
+
+    ``sd14`` has the size of Stable Diffusion 1.4 and random weights. ``pico`` is small and random:
+    all runs on it in seconds, to see that it runs. Its pictures have 64 pixels, as those that the
+    bundled judge looks at.
+
+    Args:
+        name: sd14, pico, emoji, or another source of ``load``.
+        device: where it computes.
+        latents: height and width of the latents of ``sd14``.
+        filled: whether the UNet of ``sd14`` gets random numbers; see ``testing.sd14``.
+    """
+    if name not in ("sd14", "pico"):
+        return load(name, device=device)
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "sd14":
+            pipe = testing.sd14(Path(folder), latents=latents, filled=filled)
+        else:
+            net = testing.unet()
+            net.register_to_config(sample_size=32)
+            pipe = testing.pipeline(Path(folder), net)
+    pipe.set_progress_bar_config(disable=True)
+    return load(pipe if device == "auto" else pipe.to(device))
