@@ -1,12 +1,14 @@
 """Published and tuned settings by name: one YAML file a method, one entry a preset.
 
-NAME:
-  kind: style             # what it erases
-  model: sd1              # the model it was made for
-  fidelity: original      # of whose numbers these are; ``both`` where they suit either
-  source: ...             # where they come from
-  settings: {...}         # of the method
-  corrected: {...}        # what differs when corrected; only with ``both``
+An entry is::
+
+    NAME:
+      kind: style             # what it erases
+      model: sd1              # the model it was made for
+      fidelity: original      # of whose numbers these are; ``both`` where they suit either
+      source: ...             # where they come from
+      settings: {...}         # of the method
+      corrected: {...}        # what differs when corrected; only with ``both``
 """
 
 import difflib

@@ -73,7 +73,7 @@ def erase(
 
     Args:
         model: a base model, without any edit applied.
-        concepts: words, ``Concept``s, or a ``Policy``.
+        concepts: words, concepts, or a policy.
         method: a name of ``expunge methods`` or a configured method.
         seed: decides every random draw.
         checkpoints: folder from which a stopped training resumes, with the same result.

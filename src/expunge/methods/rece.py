@@ -1,7 +1,7 @@
 """RECE: Reliable and Efficient Concept Erasure (Gong et al., ECCV 2024).
 
 After UCE there still are embeddings that make the edited projections ``W`` answer as the base
-projections ``W0`` answer the erased rows ``E``. They have a closed form,
+projections ``W0`` answer the erased rows ``E``. They have a closed form::
 
     C' = argmin  sum_W |W C'^T - W0 E^T|^2  +  r |C'|^2  =  E S^T (H + r I)^-1
     H = sum_W W^T W        S = sum_W W^T W0
@@ -9,7 +9,7 @@ projections ``W0`` answer the erased rows ``E``. They have a closed form,
 and RECE moves them to the anchor with the equation of UCE, and does so again, ``epochs`` times.
 
 UCE multiplies every projection by one matrix, ``W = W0 M``, and so does each of these edits. So
-the projections enter through their Gram matrix ``G = sum W0^T W0`` alone, which is summed once:
+the projections enter through their Gram matrix ``G = sum W0^T W0`` alone, which is summed once::
 
     H = M^T G M            S = M^T G
 """

@@ -1,7 +1,7 @@
 """Ablating Concepts in Text-to-Image Diffusion Models (Kumari et al., ICCV 2023).
 
 On noised pictures ``x_t`` of an anchor c (``cat``), the UNet learns to predict for the target c*
-(``grumpy cat``) what the anchor's prompt predicts:
+(``grumpy cat``) what the anchor's prompt predicts::
 
     model-based    |eps(x_t, c*, t) - eps*(x_t, c, t)|^2
     noise-based    |eps(x_t, c*, t) - e|^2                  with the noise e that made x_t
@@ -9,7 +9,7 @@ On noised pictures ``x_t`` of an anchor c (``cat``), the UNet learns to predict 
 ``corrected`` is the default: the teacher ``eps*`` is the frozen model, the pictures stay the
 latents that it draws, all phrases of all concepts take part, and what is to be kept, the anchor
 itself included, is held to the teacher's predictions. ``original`` is one of the released
-programs, quirks and all (``ac_programs.py``).
+programs, quirks and all (``released.py``).
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,5 +1,7 @@
 """The released Ablating Concepts programs: what each trains, shows, and compares.
 
+They differ in::
+
     variant     pictures of   teacher                      the anchor's own loss
     diffusers   the anchor    the student as it is now     beside the noise, a plain mean
     compvis     the anchor    the student as it is now     beside the noise, a masked mean

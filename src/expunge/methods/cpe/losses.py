@@ -1,6 +1,6 @@
 """CPE's losses without keys and values: what they need of all layers is a few small products.
 
-With residual rows ``p`` that the gates' additions are to equal in every layer l of L,
+With residual rows ``p`` that the gates' additions are to equal in every layer l of L::
 
     mean over l and entries of kappa_l |W_l p - Z_l U_l|^2
         = p G p^T  -  2 sum_l w_l Z_l (U_l W_l p^T)  +  sum_l w_l Z_l (U_l U_l^T) Z_l^T

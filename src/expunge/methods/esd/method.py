@@ -1,18 +1,18 @@
 """ESD: Erasing Concepts from Diffusion Models (Gandikota et al., ICCV 2023).
 
-The UNet learns to predict, for the erased prompt c, the frozen model's noise pushed away from it:
+The UNet learns to predict, for the erased prompt c, the frozen model's noise pushed away from it::
 
     eps(x, t, c)  ->  eps*(x, t, a) - eta (eps*(x, t, c) - eps*(x, t, a))
 
 with the anchor a (the empty prompt in the paper) and the latents x on denoising trajectories.
-With ``erase_from`` the concept is taken out of another prompt f, and only f is trained on:
+With ``erase_from`` the concept is taken out of another prompt f, and only f is trained on::
 
     eps(x, t, f)  ->  eps*(x, t, f) - eta (eps*(x, t, c) - eps*(x, t, a))
 
 ``corrected`` is the default: the frozen model draws whole trajectories once, in batches, every
 latent of them can serve many steps, and the targets fall out on the way; words are erased inside
 sentences too; and what is to be kept, if anything is named, is taught to stay. ``original`` is
-one of the released programs, quirks and all (``esd_programs.py``).
+one of the released programs, quirks and all (``released.py``).
 """
 
 from collections import Counter

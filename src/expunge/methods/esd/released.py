@@ -1,5 +1,7 @@
 """The released ESD programs, one by one: what each trains, draws, looks at and aims for.
 
+They differ in::
+
     variant         trained on   latents drawn by            latents are
     compvis         c            the student for c           up to 58 timesteps too clean
     alt             erase_from   the student for c           19 timesteps too clean

@@ -2,7 +2,7 @@
 
 On pictures of the concept, noised to a timestep, the UNet learns not to look at the concept's
 words. With the attention ``A_l`` (softmax over the prompt's tokens) of every cross-attention
-``l``, every head and every pixel, and the columns ``S`` of the words and of the end of the text,
+``l``, every head and every pixel, and the columns ``S`` of the words and of the end of the text::
 
     L = | concat_l A_l[..., S] |_F
 
@@ -11,7 +11,7 @@ The noise prediction itself plays no part.
 ``corrected`` is the default: any number of pictures, prompts and concepts in a step, and what is
 to be kept stays. ``original`` is the released program (``variant="released"``), quirks and all,
 or what SepME's repository calls Forget-Me-Not (``variant="sepme"``): no softmax, but the
-distance of the logits of ``a painting of C`` from those of ``a painting of``, for one query ``Q``
+distance of the logits of ``a painting of C`` from those of ``a painting of``, for one query ``Q``::
 
     L = sum_l mean((s Q_l (K_l(c) - K_l(g))^T)^2)
 """

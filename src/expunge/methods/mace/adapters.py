@@ -2,7 +2,7 @@
 
 On pictures of the concept, noised to a timestep ``t``, the cross-attention ``A_l`` (softmax over
 the rows of the prompt) of every layer ``l`` shall not look at the rows ``S`` of the concept's
-words and of all that follows the end of the text, wherever the mask ``M`` shows the concept:
+words and of all that follows the end of the text, wherever the mask ``M`` shows the concept::
 
     L = sum_l | A_l[:, M_l, S] |_F
 

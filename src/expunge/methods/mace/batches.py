@@ -1,7 +1,7 @@
 """What MACE's adapters train on: pictures of the concept, timesteps, and rows of the prompts.
 
 Early timesteps decide on what is drawn, late ones on its details; concept-focal importance
-sampling takes those between:
+sampling takes those between::
 
     P(t) ~ sigma(gamma (t - t1)) - sigma(gamma (t - t2))
 """

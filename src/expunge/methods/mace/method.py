@@ -2,13 +2,13 @@
 
 Three stages. The *refinement* maps, in each key and value projection ``W`` of the cross-attention,
 the rows ``f`` around a concept's words to the rows ``e`` of the same sentence with other words,
-while the rows of ordinary captions (second moment ``C``) stay:
+while the rows of ordinary captions (second moment ``C``) stay::
 
     W' = W (lam I + sum e f^T + mu C) (lam I + sum f f^T + mu C)^-1
 
 so that no other row of the prompt tells of the concept any more. An *adapter* ``B_i D_i`` for
 each concept then takes the attention off the concept's own rows (``mace_lora.py``). The *fusion*
-asks that on a concept's prompts (second moment ``C_i``) the projections do what its adapter does:
+asks that on a concept's prompts (second moment ``C_i``) the projections do what its adapter does::
 
     W* = (lam W' + sum_i (W' + B_i D_i) C_i + s W C) (lam I + sum_i C_i + s C)^-1
 

@@ -1,7 +1,7 @@
 """TRCE: Towards Reliable Malicious Concept Erasure (Chen et al., ICCV 2025), stage 1.
 
 The row at the end of a prompt's words, the end-of-text row, carries what the prompt says. Each
-key and value projection ``W`` of the cross-attention gets the closed-form minimiser of
+key and value projection ``W`` of the cross-attention gets the closed-form minimiser of::
 
     sum_i sum_r w_r b_ir |W' c_ir - W s_ir|^2  +  eta sum_j |W' e_j - W e_j|^2  +  lam |W' - W|^2
 

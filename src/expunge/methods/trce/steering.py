@@ -4,7 +4,7 @@ Stage 1 (``trce.py``) changes what prompts say. What shows through all the same,
 it doesn't know, stage 2 steers aside early in the denoising, where a picture's content is decided.
 It trains the self-attention and the queries of the cross-attention. On the way x that the base
 model f0 takes from the erased prompt p-, the student f is drawn to where guidance would lead from
-the safe prompt p+ and pushed off from where it would lead from p-, for p- and without a prompt:
+the safe prompt p+ and pushed off from where it would lead from p-, for p- and without a prompt::
 
     f+ = u + g (f0(x, p+) - u)      f- = u + g (f0(x, p-) - u)      u = f0(x, "")
 
