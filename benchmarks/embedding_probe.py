@@ -19,25 +19,14 @@ from torch import Tensor
 from expunge import Concept, Edit, Model, erase, load
 from expunge.detectors.emoji import load_judges
 from expunge.evaluation.bench import presets
-from expunge.generation import ImageRequest, Sampler
-from expunge.generation.sampling import sample
 from expunge.models.emoji import catalog
 from expunge.seeding import generator
 from expunge.statistics.rates import Rate
+from pictures import pictures
 
 ANCHORS = {"santa claus": "robot", "pizza": "cookie", "dog face": "cat face"}
 PICTURES, BATCH, DRAWN = 14, 8, 7
 RATE = 0.02
-
-
-def pictures(model: Model, prompts: list[str], seed: int) -> Tensor:
-    """One picture of each prompt, uint8 ``[n, 3, height, width]``."""
-    requests = [
-        ImageRequest(case_number=str(number), prompt=prompt, seed=seed + number)
-        for number, prompt in enumerate(prompts)
-    ]
-    drawn = [picture for _, picture in sample(model, requests, Sampler())]
-    return torch.stack(drawn).permute(0, 3, 1, 2)
 
 
 def latents(model: Model, images: Tensor) -> Tensor:

@@ -17,38 +17,36 @@ follows it, and draws all of them and all others once.
 """
 
 import argparse
-import resource
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import expunge
+from expunge import testing
 from expunge.detectors.emoji import load_judges
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.gates import Installed
 from expunge.edits.residual_gates import ResidualGates
 from expunge.evaluation.bench import presets
-from expunge.generation import ImageRequest, Sampler
-from expunge.generation.sampling import sample
+from expunge.memory import peak_memory
 from expunge.methods.cpe.losses import Prompts, Surface, erasing
 from expunge.models.emoji import catalog
 from expunge.statistics.rates import Rate
-from trained import sd14
+from pictures import pictures
+from sizes import OUTPUTS, TOKENS, WIDTH
+from timing import seconds, typical
 
-WIDTH, TOKENS, RANK = 768, 77, 16
-OUTPUTS = [320] * 4 + [640] * 4 + [1280] * 4 + [1280] * 2 + [1280] * 6 + [640] * 6 + [320] * 6
+RANK = 16
 GUIDANCE, PAL = 0.3, 1e5
 
 
 def gates(
-    concepts: int, names: tuple[str, ...], widths: list[int], width: int = WIDTH, seed: int = 0
+    concepts: int, names: tuple[str, ...], widths: Sequence[int], width: int = WIDTH, seed: int = 0
 ) -> ResidualGates:
     """Random gates; their sizes are those of the published ones."""
     draws = torch.Generator().manual_seed(seed)
@@ -65,12 +63,6 @@ def gates(
         random(concepts, 1, sum(widths), scale=0.01),
         tuple(widths),
     )
-
-
-def seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 # --- training
@@ -138,19 +130,23 @@ def training(concepts: int, count: int, anchors: int) -> None:
     loss = reduced(1)
     ours: list[Tensor] = []
     theirs: list[Tensor] = []
-    quick = statistics.median(seconds(lambda: ours.extend(step(one, loss))) for _ in range(5))
-    slow = seconds(
-        lambda: theirs.extend(step(one, lambda own: direct(surface, own, prompts, shifts)))
-    )
+    with peak_memory() as used:
+        quick = typical(lambda: ours.extend(step(one, loss)), 5)
+        slow = seconds(
+            lambda: theirs.extend(step(one, lambda own: direct(surface, own, prompts, shifts)))
+        )
     worst = max(
         float((a - b).norm() / b.norm()) for a, b in zip(ours[: len(theirs)], theirs, strict=True)
     )
-    print(f"one step, {1 + count + anchors + 1} prompts, one thread, {_memory()}")
+    print(
+        f"one step, {1 + count + anchors + 1} prompts, one thread, "
+        f"{used.peak / 1e9:.1f} GB at the peak so far"
+    )
     print(f"  direct  {slow:8.3f} s")
     print(f"  reduced {quick:8.3f} s, {slow / quick:.0f} times faster, gradients {worst:.0e} apart")
     if concepts > 1:
         many, loss = gates(concepts, names, OUTPUTS), reduced(concepts)
-        both = statistics.median(seconds(lambda: step(many, loss)) for _ in range(3))
+        both = typical(lambda: step(many, loss), 3)
         print(f"  {concepts} concepts side by side {both:.3f} s, {both / concepts:.4f} s each")
 
 
@@ -163,9 +159,9 @@ def opening(counts: list[int]) -> None:
     for count in counts:
         own = gates(count, names, OUTPUTS)
         size = sum(t.numel() * t.element_size() for t in own.tensors().values())
-        before, taken, cached = _resident(), [], []
+        taken, cached = [], []
         empty = torch.randn(1, TOKENS, WIDTH)
-        with torch.no_grad():
+        with torch.no_grad(), peak_memory() as used:
             for _ in range(6):
                 conditions = torch.cat([empty, torch.randn(1, TOKENS, WIDTH)])
 
@@ -181,7 +177,7 @@ def opening(counts: list[int]) -> None:
             f"{count:5d} gates ({size / 1e6:.0f} MB), {torch.get_num_threads()} threads: first "
             f"prompt and empty prompt {first * 1e3:.0f} ms, every other {later * 1e3:.0f} ms, "
             f"the same again {statistics.median(cached) * 1e3:.1f} ms, "
-            f"{_resident() - before:+.0f} MB at the peak"
+            f"{used.added / 1e6:+.0f} MB at the peak"
         )
 
 
@@ -263,7 +259,7 @@ def sampling(count: int, steps: int, rounds: int) -> None:
 @torch.no_grad()
 def passes(count: int, steps: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as place:
-        model = sd14(Path(place))
+        model = expunge.load(testing.sd14(Path(place), latents=32))
     edit = gating(model, count)
     latents = torch.randn(2, *model.latent_shape)
     times: dict[str, list[float]] = {"plain": [], "first": [], "later": []}
@@ -298,18 +294,14 @@ def many(count: int) -> None:
     ]
     policy = presets.policy(*concepts)
     values = presets.settings("cpe", concepts[0])
-    began = time.perf_counter()
-    edit = expunge.erase(model, policy, "cpe", **values)
-    taken = time.perf_counter() - began
+    edits: list[Edit] = []
+    taken = seconds(lambda: edits.append(expunge.erase(model, policy, "cpe", **values)))
+    edit = edits[0]
     judges = load_judges()
 
     def right(things: list[str]) -> Rate:
-        requests = [
-            ImageRequest(case_number=str(number), prompt=f"{thing}, noto style", seed=number)
-            for number, thing in enumerate(things)
-        ]
-        drawn = torch.stack([picture for _, picture in sample(model, requests, Sampler())])
-        seen = judges.classify(drawn.permute(0, 3, 1, 2)).objects.tolist()
+        drawn = pictures(model, [f"{thing}, noto style" for thing in things])
+        seen = judges.classify(drawn).objects.tolist()
         names = [judges.objects[at] if at >= 0 else "" for at in seen]
         return Rate.of([name == thing for name, thing in zip(names, things, strict=True)])
 
@@ -325,16 +317,6 @@ def many(count: int) -> None:
     for label, one, two in zip(("erased", "others"), before, after, strict=True):
         low, high = (100 * bound for bound in two.interval)
         print(f"  {label}: {one.successes} -> {two.successes} of {two.n} ({low:.0f}-{high:.0f} %)")
-
-
-def _resident() -> float:
-    """The most megabytes that this process has had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _memory() -> str:
-    return f"{_resident() / 1e3:.1f} GB at the peak so far"
 
 
 def main() -> None:

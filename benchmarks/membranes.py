@@ -9,22 +9,16 @@ the membranes takes, which happens once for a prompt.
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 
 from expunge import Concept, Edit, Model, load
-from toy_membranes import membrane
+from expunge.testing import membrane
+from timing import seconds
 
 PROMPTS = ("a picture of a ghost", "a photo of a dog", "santa claus", "a man in the rain")
-
-
-def seconds(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def edit_of(model: Model, count: int, rule: str) -> Edit:

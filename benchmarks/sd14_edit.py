@@ -9,21 +9,12 @@ the right width (768) and length (77).
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from expunge import Concept, erase, load, testing
-
-
-def timed(action: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+from timing import seconds
 
 
 def main() -> None:
@@ -32,21 +23,18 @@ def main() -> None:
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        with torch.device("meta"):
-            unet = UNet2DConditionModel(**testing.SD14)
-        unet.to_empty(device="cpu")
-        for parameter in unet.parameters():
+        model = load(testing.sd14(folder, filled=False))
+        for parameter in model.unet.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        model = load(testing.pipeline(folder, unet, width=768, length=77))
         concept = Concept(target="santa claus", anchor="man")
         model.remember({p: model.encode([p])[0] for p in ("", "santa claus", "man")})
 
         columns: dict[str, list[float]] = {"solve": [], "apply": [], "revert": []}
         for _ in range(runs + 1):
-            columns["solve"].append(timed(lambda: erase(model, concept, fidelity="original")))
+            columns["solve"].append(seconds(lambda: erase(model, concept, fidelity="original")))
             edit = erase(model, concept, fidelity="original")
-            columns["apply"].append(timed(lambda: edit.apply(model)))  # noqa: B023
-            columns["revert"].append(timed(lambda: edit.revert(model)))  # noqa: B023
+            columns["apply"].append(seconds(lambda: edit.apply(model)))  # noqa: B023
+            columns["revert"].append(seconds(lambda: edit.revert(model)))  # noqa: B023
         edit.save(folder / "edit.safetensors")
         print(f"edit file  {(folder / 'edit.safetensors').stat().st_size:,} bytes")
     for name, times in columns.items():

@@ -13,7 +13,6 @@ the way back to the coefficients, along the whole null space and along the reduc
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -21,10 +20,8 @@ import torch
 from torch import Tensor
 
 from expunge.algebra.null_space import leading, null_space, null_spaces, rref
-
-WIDTH, TOKENS = 768, 77
-OUT = [320] * 10 + [640] * 10 + [1280] * 12
-"""Outputs of the keys and values: 24,960 rows in all."""
+from sizes import OUTPUTS, TOKENS, WIDTH
+from timing import times
 
 
 def prompts(count: int) -> Tensor:
@@ -39,12 +36,8 @@ def prompts(count: int) -> Tensor:
 
 
 def timed(action: Callable[[], object], runs: int) -> str:
-    seconds = []
-    for _ in range(runs):
-        begin = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - begin)
-    return f"{statistics.median(seconds):.3f} s ({min(seconds):.3f}-{max(seconds):.3f})"
+    found = times(action, runs)
+    return f"{statistics.median(found):.3f} s ({min(found):.3f}-{max(found):.3f})"
 
 
 def others(blocks: list[Tensor], turn: int, shared: Tensor) -> Tensor:
@@ -86,7 +79,7 @@ def changes(runs: int) -> None:
         ("reduced, 32", leading(own, whole, 32)),
     ):
         basis = space.float()
-        coefficients = [torch.zeros(out, len(basis), requires_grad=True) for out in OUT]
+        coefficients = [torch.zeros(out, len(basis), requires_grad=True) for out in OUTPUTS]
         trained = sum(matrix.numel() for matrix in coefficients)
         took = timed(partial(there_and_back, coefficients, basis), runs)
         print(f"  {name:<17} {len(basis):>3} directions, {trained / 1e6:5.2f} M trained: {took}")

@@ -14,11 +14,9 @@ allocated).
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -27,12 +25,14 @@ from statistics import median
 
 import torch
 
-from expunge import Concept, Model, load
+from expunge import Concept, Model, load, testing
 from expunge.evaluation.evaluate import draw, question
 from expunge.evaluation.evaluate import requests as requests_of
 from expunge.evaluation.judging import Judgements
 from expunge.evaluation.suite import Shot
 from expunge.generation import ImageRequest, Sampler, generate, sample, sampling
+from expunge.memory import peak_memory
+from timing import seconds
 
 KINDS = ("loop", "sample", "generate", "evaluate")
 
@@ -40,14 +40,8 @@ KINDS = ("loop", "sample", "generate", "evaluate")
 def model_of(name: str, device: str) -> Model:
     if name != "sd14":
         return load(name, device=device)
-    from diffusers import UNet2DConditionModel
-
-    from expunge import testing
-
     with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(**testing.SD14)
-        pipe = testing.pipeline(Path(folder), unet, width=768, length=77)
+        pipe = testing.sd14(Path(folder))
     pipe.set_progress_bar_config(disable=True)
     return load(pipe.to(device))
 
@@ -89,28 +83,14 @@ def evaluated(model: Model, asked: list[Shot], sampler: Sampler) -> None:
         judgements.judged(asked, files)
 
 
-def seconds(run: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def peak(kind: str, arguments: list[str]) -> str:
-    """Peak memory of one kind, in a process that does nothing else."""
+    """Peak memory of one kind with its model, in a process that does nothing else."""
     command = [sys.executable, __file__, *arguments, "--only", kind]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def _peak_here(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 1e6:.0f} MB"
-    return f"{1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.0f} MB"
-
-
-def report(device: str, options: argparse.Namespace, arguments: list[str]) -> None:
-    kinds = KINDS if options.model == "emoji" else KINDS[:-1]
-    # First of all: a process counts what its parent held when it was started.
-    peaks = {} if options.only else {kind: peak(kind, arguments) for kind in kinds}
+def runs_of(device: str, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """One round of each kind, with a model of their own."""
     model = model_of(options.model, device)
     if options.lanes:
         pixels = options.lanes * model.latent_shape[1] * model.latent_shape[2]
@@ -123,11 +103,22 @@ def report(device: str, options: argparse.Namespace, arguments: list[str]) -> No
         "generate": partial(written, model, requests, sampler),
         "evaluate": partial(evaluated, model, asked, sampler),
     }
-    runs = {kind: runs[kind] for kind in kinds}
-    if options.only:
-        runs[options.only]()
-        print(_peak_here(model.device))
-        return
+    return {kind: runs[kind] for kind in kinds_of(options.model)}
+
+
+def kinds_of(model: str) -> tuple[str, ...]:
+    return KINDS if model == "emoji" else KINDS[:-1]
+
+
+def report_peak(device: str, options: argparse.Namespace) -> None:
+    with peak_memory(torch.device(device)) as used:
+        runs_of(device, options)[options.only]()
+    print(f"{used.peak / 1e6:.0f} MB")
+
+
+def report(device: str, options: argparse.Namespace, arguments: list[str]) -> None:
+    peaks = {kind: peak(kind, arguments) for kind in kinds_of(options.model)}
+    runs, pictures = runs_of(device, options), len(shots(options.pictures))
     for run in runs.values():  # what happens once doesn't count
         run()
     times: dict[str, list[float]] = {kind: [] for kind in runs}
@@ -135,14 +126,14 @@ def report(device: str, options: argparse.Namespace, arguments: list[str]) -> No
         for kind in list(runs)[:: 1 if number % 2 else -1]:
             times[kind].append(seconds(runs[kind]))
     print(
-        f"{options.model} on {device}, {torch.get_num_threads()} threads, {len(requests)} pictures "
-        f"of {sampler.steps} steps, {options.rounds} rounds"
+        f"{options.model} on {device}, {torch.get_num_threads()} threads, {pictures} pictures "
+        f"of {options.steps} steps, {options.rounds} rounds"
     )
     for kind, own in times.items():
         ratios = sorted(base / one for base, one in zip(times["loop"], own, strict=True))
         beside = sorted(one / base for base, one in zip(times["sample"], own, strict=True))
         print(
-            f"  {kind:9s} {len(requests) / median(own):7.2f} pictures/s  "
+            f"  {kind:9s} {pictures / median(own):7.2f} pictures/s  "
             f"{median(ratios):5.2f} × the loop ({ratios[0]:.2f}–{ratios[-1]:.2f})  "
             f"{median(beside):5.2f} × the time of sample ({beside[0]:.2f}–{beside[-1]:.2f})  "
             f"peak {peaks[kind]}",
@@ -162,8 +153,10 @@ def main() -> None:
     options = parser.parse_args()
     usual = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in [options.device] if options.device else usual:
-        arguments = [*sys.argv[1:], "--device", device]
-        report(device, options, arguments)
+        if options.only:
+            report_peak(device, options)
+        else:
+            report(device, options, [*sys.argv[1:], "--device", device])
 
 
 if __name__ == "__main__":

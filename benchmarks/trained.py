@@ -16,7 +16,6 @@ optimiser.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,18 +27,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from expunge import Concept, Model, Policy, erase, load, testing
+from expunge.detectors.emoji import load_judges
 from expunge.evaluation.bench import presets
+from expunge.memory import peak_memory
 from expunge.method.base import Batch, Trained
 from expunge.method.run import Run
 from expunge.methods import configured
 from expunge.methods.esd.method import ESD
+from expunge.models.emoji import catalog
 from expunge.seeding import generator
 from expunge.training.loop import Monitor, Trainer, train
 from expunge.training.trajectories import ddim, denoise
+from pictures import pictures
+from timing import seconds
 
 CHEAP = {"num_inference_steps": 2, "contexts": ("{}",)}
 METHODS: dict[str, dict[str, object]] = {
@@ -54,37 +57,30 @@ METHODS: dict[str, dict[str, object]] = {
 """Settings that make the data of a step cheap; a step itself stays what it is."""
 
 
-def sd14(folder: Path) -> Model:
-    """Stable Diffusion 1.4's size, with latents of 32 x 32."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(**{**testing.SD14, "sample_size": 32})
-    return load(testing.pipeline(folder, unet, width=768, length=77))
-
-
 # --- time in the UNet
 
 
 @contextmanager
 def inside(model: Model) -> Iterator[list[float]]:
     """Seconds of every pass of the UNet, and of every backward pass."""
-    seconds: list[float] = []
+    passes: list[float] = []
     started: list[float] = []
     backward = Tensor.backward
 
     def timed(self: Tensor, *arguments: object, **options: object) -> None:
         start = time.perf_counter()
         backward(self, *arguments, **options)  # type: ignore[arg-type]
-        seconds.append(time.perf_counter() - start)
+        passes.append(time.perf_counter() - start)
 
     hooks = [
         model.unet.register_forward_pre_hook(lambda *_: started.append(time.perf_counter())),
         model.unet.register_forward_hook(
-            lambda *_: seconds.append(time.perf_counter() - started.pop())
+            lambda *_: passes.append(time.perf_counter() - started.pop())
         ),
     ]
     Tensor.backward = timed  # type: ignore[method-assign]
     try:
-        yield seconds
+        yield passes
     finally:
         Tensor.backward = backward  # type: ignore[method-assign]
         for hook in hooks:
@@ -93,23 +89,20 @@ def inside(model: Model) -> Iterator[list[float]]:
 
 def steps(only: Iterable[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
-        model = sd14(Path(place))
+        model = load(testing.sd14(Path(place), latents=32))
         policy = Policy.of(Concept(target="ghost"))
         for name in only:
             method = configured(name, **METHODS[name])
             assert isinstance(method, Trained)
-            start = method.start(model, policy, 0)
-            student = method.student(model, policy, 0, start)
+            student = method.student(model, policy, 0)
             trainer = Trainer(method, student)
             batch = next(method.batches(Run(student, policy, 0), range(1)))
             trainer.step([batch])
             shares, totals = [], []
             for _ in range(3):
-                with inside(model) as seconds:
-                    begin = time.perf_counter()
-                    trainer.step([batch])
-                    totals.append(time.perf_counter() - begin)
-                shares.append(sum(seconds) / totals[-1])
+                with inside(model) as passes:
+                    totals.append(seconds(lambda: trainer.step([batch])))  # noqa: B023
+                shares.append(sum(passes) / totals[-1])
             print(
                 f"{name:<14} step {statistics.median(totals):6.2f} s, "
                 f"{100 * statistics.median(shares):.1f} % of it in the UNet",
@@ -120,21 +113,22 @@ def steps(only: Iterable[str]) -> None:
 # --- memory
 
 
-def peak() -> float:
-    """GB that this process held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def ours_memory() -> None:
-    with tempfile.TemporaryDirectory() as place:
-        erase(sd14(Path(place)), "ghost", "esd", iterations=2, **METHODS["esd"])
-    print(f"ours: one UNet, copies of what is trained: {peak():.1f} GB", flush=True)
+    with tempfile.TemporaryDirectory() as place, peak_memory() as used:
+        model = load(testing.sd14(Path(place), latents=32))
+        erase(model, "ghost", "esd", iterations=2, **METHODS["esd"])
+    print(f"ours: one UNet, copies of what is trained: {used.peak / 2**30:.1f} GB", flush=True)
 
 
 def theirs_memory() -> None:
+    with tempfile.TemporaryDirectory() as place, peak_memory() as used:
+        two_unets(Path(place))
+    print(f"two UNets, gradients of a whole one:       {used.peak / 2**30:.1f} GB", flush=True)
+
+
+def two_unets(folder: Path) -> None:
     """A frozen and a trained UNet, gradients for all of the second, Adam for cross-attention."""
-    with tempfile.TemporaryDirectory() as place:
-        models = [sd14(Path(place)) for _ in range(2)]
+    models = [load(testing.sd14(folder, latents=32)) for _ in range(2)]
     frozen, trained = (model.unet for model in models)
     trained.requires_grad_(True)
     names = models[1].select("cross_attention")
@@ -150,7 +144,6 @@ def theirs_memory() -> None:
         loss = (trained(latents, timestep, words).sample - (2 * both[1] - both[0])).square().mean()
         loss.backward()
         optimizer.step()
-    print(f"two UNets, gradients of a whole one:       {peak():.1f} GB", flush=True)
 
 
 def memory() -> None:
@@ -193,21 +186,12 @@ class Fresh(ESD):
 
 def scores(model: Model, concept: Concept, kept: list[str]) -> dict[str, float]:
     """Shares of pictures: the erased style where it is asked for, the right one elsewhere."""
-    from expunge.detectors.emoji import load_judges
-    from expunge.generation import ImageRequest, Sampler
-    from expunge.generation.sampling import sample
-    from expunge.models.emoji import catalog
-
     judges = load_judges()
     things = [entry.name for entry in catalog().objects[::4]]
     erased = [f"{thing}, {concept.target} style" for thing in things]
     others = [f"{thing}, {kept[at % len(kept)]} style" for at, thing in enumerate(things)]
-    requests = [
-        ImageRequest(case_number=str(number), prompt=prompt, seed=number)
-        for number, prompt in enumerate(erased + others)
-    ]
-    drawn = torch.stack([picture for _, picture in sample(model, requests, Sampler())])
-    styles = [judges.styles[i] for i in judges.classify(drawn.permute(0, 3, 1, 2)).styles.tolist()]
+    drawn = pictures(model, erased + others)
+    styles = [judges.styles[i] for i in judges.classify(drawn).styles.tolist()]
     asked = [kept[at % len(kept)] for at in range(len(things))]
     pairs = zip(styles[len(things) :], asked, strict=True)
     return {

@@ -21,7 +21,6 @@ from typing import Any
 
 from expunge import Concept, Model, Policy, load, testing
 from expunge.method.run import Run
-from expunge.method.student import Student
 from expunge.methods.trce.steering import RELEASED_EMPTY, RELEASED_REPEATS, TRCESteering
 from expunge.training.loop import fit
 
@@ -50,8 +49,7 @@ def published(words: int, iterations: int) -> tuple[list[int], list[int]]:
 def ours(model: Model, policy: Policy, **values: Any) -> tuple[list[int], list[int]]:
     """The same of one of our runs."""
     method = TRCESteering(**values)
-    start = method.start(model, policy, 0)
-    student = Student(model, method.parameters(model), start=start)
+    student = method.student(model, policy, 0)
     with counted(model) as data:
         batches = list(method.batches(Run(student, policy, 0), range(method.iterations)))
     with counted(model) as training:

@@ -17,12 +17,12 @@ from conformance.case import (
 )
 from expunge.concepts import Concept, Kind
 from expunge.errors import ExpungeError, Unsupported
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.ac.method import AblatingConcepts
-from expunge.methods.ac.prompts import asked
-from expunge.methods.ac.released import LARGE, PAINTING, SMALL, STYLE, Program
+from expunge.methods.ac.prompts import target_prompts
+from expunge.methods.ac.released import LARGE, PAINTING, SMALL, STYLE, AcProgram
 from expunge.methods.mace.batches import noised
 from expunge.models import Model
 from expunge.training.loop import Trainer
@@ -160,7 +160,7 @@ def _method(**values: Any) -> AblatingConcepts:
     return method
 
 
-def _program(method: AblatingConcepts) -> Program:
+def _program(method: AblatingConcepts) -> AcProgram:
     assert method.program
     return method.program
 
@@ -184,7 +184,9 @@ def _unknown(model: Model, words: str, ids: Tensor, anchor_ids: Tensor) -> float
     tokenizer, missing = model.pipe.tokenizer, 0
     for row, own in zip(ids[: len(anchor_ids)], anchor_ids, strict=True):
         prompt = tokenizer.decode(own, skip_special_tokens=True)
-        made = asked(prompt, concept, target, style=STYLE["diffusers"], memorized=anchor == "*")
+        made = target_prompts(
+            prompt, concept, target, style=STYLE["diffusers"], memorized=anchor == "*"
+        )
         texts = [before + text for text in made for before in ("", *SMALL, *LARGE)]
         known = {tokenizer.decode(model.tokens(text)) for text in texts}
         missing += tokenizer.decode(row, skip_special_tokens=True) not in known

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from expunge.edits.edit import Edit, edited_weights
+from expunge.edits.applied import edited_weights
+from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.models import Model, load
 

@@ -12,7 +12,7 @@ from expunge.edits.edit import Edit
 from expunge.edits.residual_gates import ResidualGates, attention, openings
 from expunge.errors import Unsupported
 from expunge.formats import cpe as files
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.methods import configured
 from expunge.methods.cpe.bank import mixed
 from expunge.methods.cpe.method import CPE
@@ -136,8 +136,7 @@ def _student(case: Case, method: CPE, shifts: Tensor) -> GateStudent:
     """Gates as the case begins with, and its shifts ``[shifts, tokens, width]``."""
     model, begun = case.model(), case.file("adapter_initial")
     concept = Concept(target=case["prompts"]["target"], anchor=case["prompts"]["surrogate"])
-    student = method.student(model, Policy.of(concept), 0, None)
-    assert isinstance(student, GateStudent)
+    student = method.student(model, Policy.of(concept), 0)
     start = _unscaled(files.gates(case.folder, begun, model), student.scale)
     with torch.no_grad():
         for name, value in start.items():

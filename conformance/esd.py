@@ -12,14 +12,14 @@ from expunge.formats.compvis import diffusers_name
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.esd.method import ESD
-from expunge.methods.esd.released import Program, parameters
+from expunge.methods.esd.released import EsdProgram, parameters
 from expunge.models import Model
+from expunge.models.loading import quietly
 from expunge.models.sdxl import SDXL, packed
-from expunge.models.stable_diffusion import quietly
 from expunge.training.loop import fit
 
 
-def _esd(case: Case, **values: Any) -> tuple[ESD, Program]:
+def _esd(case: Case, **values: Any) -> tuple[ESD, EsdProgram]:
     params = case.get("params") or {}
     known = {key: params[key] for key in ("negative_guidance", "start_guidance") if key in params}
     steps = params.get("ddim_steps") or params.get("num_inference_steps") or 50
@@ -72,7 +72,9 @@ def denoising(case: Case) -> Iterator[Difference]:
         )
 
 
-def _batch(program: Program, model: Model, case: Case, latents: Tensor, timestep: int) -> Tensors:
+def _batch(
+    program: EsdProgram, model: Model, case: Case, latents: Tensor, timestep: int
+) -> Tensors:
     return {
         "latents": latents,
         "timestep": torch.tensor([timestep]),

@@ -17,7 +17,7 @@ from conformance.case import (
 )
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.fmn.batches import columns

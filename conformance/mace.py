@@ -18,14 +18,14 @@ from conformance.case import (
 )
 from expunge.concepts import Concept
 from expunge.edits import Edit, LowRank
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.errors import ExpungeError, Unsupported
 from expunge.methods import erase
 from expunge.methods.mace.adapters import Adapter, fit, layer_norms
-from expunge.methods.mace.batches import Batch, columns, noised
-from expunge.methods.mace.closed import fusion, moment
+from expunge.methods.mace.batches import AdapterBatch, columns, noised
+from expunge.methods.mace.closed import fusion
 from expunge.models import Model
-from expunge.prior import Metadata, Prior, text_fingerprint
+from expunge.prior import Metadata, Prior, moment, text_fingerprint
 
 # How closely two single-precision programs agree; twice the difference that the case itself
 # reports to a double evaluation, where that is more.
@@ -76,7 +76,7 @@ def loss(case: Case) -> Iterator[Difference]:
     yield _single(case, "embedding", model.encode([prompt]), inputs["embedding"])
     noisy = noised(model, inputs["latents"], inputs["noise"], inputs["timesteps"])
     yield _single(case, "noisy_latents", noisy, inputs["noisy_latents"])
-    batch = Batch(
+    batch = AdapterBatch(
         inputs["noisy_latents"],
         inputs["timesteps"],
         inputs["embedding"],
@@ -130,7 +130,7 @@ def training(case: Case) -> Iterator[Difference]:
             latents = inputs[f"step{at}/noisy_latents"]
             timestep, rows = torch.tensor([step["timestep"]]), model.encode([step["prompt"]])
             masks = _masks(case, inputs, f"step{at}/mask", latents)
-            batches.append(Batch(latents, timestep, rows, marks, masks))
+            batches.append(AdapterBatch(latents, timestep, rows, marks, masks))
         losses = fit(adapter, batches, params["lr"], nearest=True)
         wanted = [step["loss"] for _, step in steps]
         yield loss_difference(losses, wanted, _tolerance(case, "losses"))

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from conformance.case import Case, Difference, Tensors, pooled
 from expunge.concepts import Concept, Policy
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.errors import ExpungeError
 from expunge.methods import configured, erase
-from expunge.methods.rece import RECE, Round
+from expunge.methods.rece import RECE, Epoch
 
 EMBEDDINGS = {
     "close_regzero": "zero",
@@ -90,7 +90,7 @@ def _changes(theirs: Tensors, base: Tensors) -> Tensors:
     return {name: weight.double() - base[name] for name, weight in theirs.items()}
 
 
-def _embeddings(case: Case, rounds: Sequence[Round], kind: str) -> Iterator[Difference]:
+def _embeddings(case: Case, rounds: Sequence[Epoch], kind: str) -> Iterator[Difference]:
     """Adversarial embeddings of every epoch and concept, of the single or the double run."""
     mark = "adv64:" if kind == "adv64" else "adv:"
     theirs = {name: rows for name, rows in case.file("epochs").items() if name.startswith(mark)}

@@ -10,12 +10,12 @@ from conformance.case import Case, Difference, Tensors, pooled, relative, under
 from expunge.algebra.null_space import null_space, rref
 from expunge.concepts import Policy
 from expunge.edits import Component, Edit
+from expunge.edits.applied import edited_weights
 from expunge.edits.component import Base, Provenance
-from expunge.edits.edit import edited_weights
 from expunge.errors import ExpungeError
 from expunge.method.base import Part
 from expunge.methods import configured
-from expunge.methods.sepme.cie import Rows, momentum, rows_of
+from expunge.methods.sepme.cie import ComparedExamples, momentum, rows_of
 from expunge.methods.sepme.sepce import SepCE
 from expunge.methods.sepme.shifts import JointShifts, Shifts
 from expunge.models import Model
@@ -99,7 +99,7 @@ def _separable(case: Case, words: Sequence[str], names: Sequence[str]) -> Iterat
     yield from _subsets(case, model, Edit(tuple(parts)), words, names)
 
 
-def _given(case: Case, student: Shifts, name: str) -> Iterator[Rows]:
+def _given(case: Case, student: Shifts, name: str) -> Iterator[ComparedExamples]:
     """The examples of a concept's steps."""
     inputs = case.file("inputs")
     keys = takewhile(inputs.__contains__, (f"{name}/step{number}/z_t" for number in count()))
@@ -107,7 +107,9 @@ def _given(case: Case, student: Shifts, name: str) -> Iterator[Rows]:
         yield _row(student, inputs, inputs[key], timestep, name)
 
 
-def _row(student: Shifts, inputs: Tensors, latents: Tensor, timestep: int, name: str) -> Rows:
+def _row(
+    student: Shifts, inputs: Tensors, latents: Tensor, timestep: int, name: str
+) -> ComparedExamples:
     concept, empty = inputs[f"context/{name}"], inputs["context/empty"]
     return rows_of(student, latents, torch.tensor([timestep]), concept, empty)
 
@@ -162,7 +164,7 @@ def _joint(case: Case, names: Sequence[str]) -> Iterator[Difference]:
             for name in names
         ]
         columns = (torch.cat(column) for column in zip(*rows, strict=True))
-        history.append(trainer.step([dict(zip(Rows._fields, columns, strict=True))]))
+        history.append(trainer.step([dict(zip(ComparedExamples._fields, columns, strict=True))]))
         if number == 0:
             for turn, name in enumerate(names):
                 yield from _gradients(trainer, turn, under(expected, f"{name}/step0_grad"))

@@ -13,11 +13,11 @@ from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes
 from expunge.errors import ExpungeError
 from expunge.formats import spm
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.methods import configured
 from expunge.methods.spm.anchors import acting
 from expunge.methods.spm.method import SPM
-from expunge.methods.spm.student import Apprentice
+from expunge.methods.spm.student import MembraneStudent
 from expunge.models import Model
 from expunge.training.loop import Trainer
 
@@ -101,7 +101,7 @@ def training(case: Case) -> Iterator[Difference]:
     named = ("target", "positive", "neutral", "unconditional")
     model.remember({prompts[key]: given[f"e_{key}"][0] for key in named})
     method, policy = _method(case)
-    student = method.student(model, policy, 0, None)
+    student = method.student(model, policy, 0)
     first = _adapter(case, model, "adapter_initial", method)
     with torch.no_grad():
         for name, weight in student.weights.items():
@@ -111,7 +111,7 @@ def training(case: Case) -> Iterator[Difference]:
         yield Difference(abs(trainer.optimizer.param_groups[0]["lr"] - step["lr"]), 1e-9)
         noise = given[f"step{number}/initial_latents"]
         target = model.condition([prompts["target"]])
-        latents = method.walked(student, noise, target, [step["tau"]])
+        latents = method.denoised_latents(student, noise, target, [step["tau"]])
         timestep = method.timesteps(model, [step["tau"]])
         yield Difference(float(timestep - step["timestep"]), 0.0)
         anchors = target[:0]
@@ -166,7 +166,7 @@ def _method(case: Case) -> tuple[SPM, Policy]:
 
 
 def _first_step(
-    method: SPM, student: Apprentice, batch: Batch, expected: Tensors
+    method: SPM, student: MembraneStudent, batch: Batch, expected: Tensors
 ) -> Iterator[Difference]:
     """Predictions, and the gradient of every factor."""
     seen = method.predictions(student, batch)
@@ -188,7 +188,7 @@ def _first_step(
     yield Difference(pooled(found, gradients), GRADIENTS)
 
 
-def _moved(student: Apprentice, first: Tensors, last: Tensors) -> Difference:
+def _moved(student: MembraneStudent, first: Tensors, last: Tensors) -> Difference:
     """Distance of the changes that training has made."""
     ours = {name: weight.detach() - first[name] for name, weight in student.weights.items()}
     theirs = {name: last[name] - factor for name, factor in first.items()}

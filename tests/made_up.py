@@ -6,7 +6,7 @@ from PIL import Image
 
 from expunge.concepts import Concept
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import Evaluation, Pair, Picture, Report
+from expunge.evaluation.records import Evaluation, Picture, PicturePair, Report
 from expunge.evaluation.scoring import Unrelated, drawn_instead, examples, measure, most_changed
 from expunge.evaluation.suite import Plan
 from expunge.evaluation.suites.emoji import plan
@@ -23,10 +23,10 @@ def picture(file: Path, labels: dict[str, str], score: float, colour: str) -> Pi
     return Picture(file=file, labels=labels, confidences=sure, clip_score=score)
 
 
-def pairs(asked: Plan, folder: Path, *, still_drawn: int = 1, broken: int = 2) -> list[Pair]:
+def pairs(asked: Plan, folder: Path, *, still_drawn: int = 1, broken: int = 2) -> list[PicturePair]:
     """The base model is always right; the edited one draws the concept ``still_drawn`` times in
     each group and gets ``broken`` kept prompts of each group wrong."""
-    made: list[Pair] = []
+    made: list[PicturePair] = []
     for group in asked.groups:
         shots = [shot for shot in asked.shots() if shot.group == group.name]
         for index, shot in enumerate(shots):
@@ -35,7 +35,7 @@ def pairs(asked: Plan, folder: Path, *, still_drawn: int = 1, broken: int = 2) -
             wrong = erased or (group.role == "retention" and index < broken)
             labels = {**right, asked.attribute: "nothing"} if wrong else right
             made.append(
-                Pair(
+                PicturePair(
                     group=group.name,
                     prompt=shot.prompt,
                     seed=shot.seed,

@@ -1,4 +1,3 @@
-import mmap
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -11,8 +10,9 @@ from expunge.doctor import anatomy, costs, examine
 from expunge.doctor.costs import cost, measure, timed
 from expunge.doctor.facts import Caution, Cost, Pace, Timing
 from expunge.doctor.words import compare, read, split, warn
+from expunge.edits.applied import Applied
 from expunge.edits.payloads import Dense
-from expunge.method.base import Method
+from expunge.method.base import Method, Need, Solves
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods import METHODS, configured
@@ -47,14 +47,14 @@ def warnings(model: Model, chosen: Policy) -> list[Caution]:
 
 def test_roles_count_what_an_edit_can_select(pico: Model) -> None:
     found = anatomy(pico)
-    weights = dict(pico.unet.named_parameters())
+    weights = dict(pico.denoiser.named_parameters())
     for role in found.roles:
         names = pico.select(role.name)
         assert role.tensors == len(names)
         assert role.parameters == sum(weights[name].numel() for name in names)
         assert role.bytes == 4 * role.parameters
     sizes = {part.name: part.parameters for part in (*found.networks, *found.roles)}
-    attentions = sum(name.endswith(".attn2") for name, _ in pico.unet.named_modules())
+    attentions = sum(name.endswith(".attn2") for name, _ in pico.denoiser.named_modules())
     assert {part.name: part.tensors for part in found.roles}["cross_attention.kv"] == 2 * attentions
     assert sizes["cross_attention.kv"] < sizes["cross_attention"] < sizes["all"] == sizes["unet"]
     assert sizes["text_encoder"] == pico.pipe.text_encoder.num_parameters()
@@ -263,9 +263,9 @@ def test_nothing_is_left_of_a_trial(pico: Model) -> None:
     examine(pico, policy("ghost", "man"), configured("esd", **TRAININGS[0]))
     examine(pico, policy("ghost", "man"), configured("uce"))
     assert pico.fingerprint() == before
-    assert "forward" not in vars(pico.unet)
-    assert pico.components == ()
-    assert not any(weight.requires_grad for weight in pico.unet.parameters())
+    assert "forward" not in vars(pico.denoiser)
+    assert Applied.to(pico).components == ()
+    assert not any(weight.requires_grad for weight in pico.denoiser.parameters())
 
 
 @pytest.mark.parametrize("settings", TRAININGS)
@@ -276,10 +276,12 @@ def test_calls_noted_without_the_unet_are_those_of_a_real_run(
     student = Student(pico, method.parameters(pico))
     run = Run(student, policy("ghost", "man", keep=("dog",)), 0)
     calls: Counter[torch.Size] = Counter()
-    hook = pico.unet.register_forward_pre_hook(lambda _, inputs: calls.update([inputs[0].shape]))
+    hook = pico.denoiser.register_forward_pre_hook(
+        lambda _, inputs: calls.update([inputs[0].shape])
+    )
     real = list(method.batches(run, range(method.iterations)))
     hook.remove()
-    with costs._unet_left_out(pico.unet) as noted:
+    with costs._unet_left_out(pico.denoiser) as noted:
         without = list(method.batches(run, range(method.iterations)))
     assert noted == calls
     assert calls
@@ -330,58 +332,45 @@ def test_what_takes_long_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_both_networks_are_timed_at_their_own_size(pico: Model) -> None:
     shapes: Counter[tuple[int, ...]] = Counter()
-    pico.unet.register_forward_pre_hook(lambda _, inputs: shapes.update([(*inputs[0].shape,)]))
+    pico.denoiser.register_forward_pre_hook(lambda _, inputs: shapes.update([(*inputs[0].shape,)]))
     pace = measure(pico)
     assert shapes == {(1, 4, 8, 8): 1 + pace.unet.repeats}
     assert pace.text_encoder.seconds > 0
 
 
-def test_memory_in_use_for_a_moment_is_seen() -> None:
-    size = 2**28
-    with costs._watched(torch.device("cpu")) as peak:
-        before = peak()
-        with mmap.mmap(-1, size) as memory:  # new to the process, unlike what malloc may reuse
-            held = torch.frombuffer(memory, dtype=torch.uint8)
-            for _ in range(5):
-                held.add_(1)
-            del held
-    assert peak() - before > 0.9 * size
-
-
 class Draws(Method):
-    """Solves, but looks at the UNet's predictions."""
+    """Solves, but draws pictures to do so."""
 
     name: ClassVar[str] = "draws"
-    shape: ClassVar[str] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing"})
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Dense:
-        model.predict_noise(torch.zeros(1, *model.latent_shape), 1, model.encode([""]))
-        raise AssertionError("the UNet was called")
+        raise AssertionError("it was run")
 
 
 class Hides(Draws):
     """Trains inside of its solution."""
 
     name: ClassVar[str] = "hides"
-    shape: ClassVar[str] = "train"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "training", "gradients"})
 
 
 @pytest.mark.parametrize(
     ("method", "reason"),
-    [(Draws(), "uses the UNet to solve"), (Hides(), "training is part of its solution")],
+    [(Draws(), "drawing is part of its solution"), (Hides(), "training is part of its solution")],
 )
 def test_what_cannot_be_tried_in_short_is_said(pico: Model, method: Method, reason: str) -> None:
     found = examine(pico, policy("ghost"), method)
     assert [refusal.method for refusal in found.refusals] == [method.name]
     assert reason in found.refusals[0].reason
     assert not found.costs
-    assert "forward" not in vars(pico.unet)
+    assert "forward" not in vars(pico.denoiser)
 
 
-def test_all_that_need_no_training_are_tried_or_say_why_not(pico: Model) -> None:
+def test_all_that_solve_are_tried_or_say_why_not(pico: Model) -> None:
     found = examine(pico, policy("ghost", "man"))
     spoken = [*(one.method for one in found.costs), *(one.method for one in found.refusals)]
-    assert sorted(spoken) == [name for name in METHODS if METHODS.get(name).shape == "solve"]
+    assert sorted(spoken) == [name for name in METHODS if issubclass(METHODS.get(name), Solves)]
     assert "uce" in [one.method for one in found.costs]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from expunge import Concept, ExpungeError, Model, erase
 from expunge.methods.mace.batches import encoded
 from expunge.methods.mace.method import MACE
-from expunge.pictures import GroundedSam, MaskFolder, located, threshold, whole
+from expunge.pictures import GroundedSam, MaskFolder, concept_masks, threshold, whole
 
 GHOST = Concept(target="ghost", anchor="man")
 
@@ -29,7 +29,7 @@ def test_threshold_finds_what_is_not_background() -> None:
 
 def test_a_picture_in_which_nothing_is_found_counts_as_a_whole() -> None:
     plain = Image.new("RGB", (16, 16), (9, 9, 9))
-    masks = located(threshold, [spot(), plain], "spot")
+    masks = concept_masks(threshold, [spot(), plain], "spot")
     assert 0 < float(masks[0].mean()) < 1
     assert float(masks[1].min()) == 1
 
@@ -90,9 +90,9 @@ def test_the_original_scales_colours_as_imagenet_does(pico: Model) -> None:
 
 def test_a_segmenter_that_gives_something_else_is_refused() -> None:
     with pytest.raises(ExpungeError, match=r"shape \(1, 2, 2\); wanted \(1, 16, 16\)"):
-        located(lambda pictures, words: torch.ones(1, 2, 2), [spot()], "spot")
+        concept_masks(lambda pictures, words: torch.ones(1, 2, 2), [spot()], "spot")
     with pytest.raises(ExpungeError, match=r"with numbers in 0\.\.1"):
-        located(lambda pictures, words: 255 * whole(pictures, words), [spot()], "spot")
+        concept_masks(lambda pictures, words: 255 * whole(pictures, words), [spot()], "spot")
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
@@ -113,12 +113,12 @@ def test_grounded_sam_runs_on_models_of_its_shape(tmp_path: Path) -> None:
     _save_segmenter(tmp_path / "sam")
     pictures = [Image.new("RGB", (64, 48), colour) for colour in ("teal", "gold")]
     places = str(tmp_path / "dino"), str(tmp_path / "sam")
-    masks = located(GroundedSam(*places, box_threshold=0, text_threshold=0), pictures, "dog")
+    masks = concept_masks(GroundedSam(*places, box_threshold=0, text_threshold=0), pictures, "dog")
     assert masks.shape == (2, 48, 64)
     assert set(masks.unique().tolist()) <= {0.0, 1.0}
     nothing = GroundedSam(*places, box_threshold=1)
     assert float(nothing(pictures, "dog").max()) == 0
-    assert float(located(nothing, pictures, "dog").min()) == 1
+    assert float(concept_masks(nothing, pictures, "dog").min()) == 1
 
 
 def _save_detector(folder: Path) -> None:

@@ -133,7 +133,7 @@ def test_another_text_encoder_is_refused(made: Prior, pico_folder: Path, other: 
     half = load(pico_folder, device="cpu", dtype=torch.float16)
     made.check(half)
     with torch.no_grad():
-        half.unet.conv_in.weight.zero_()
+        half.denoiser.conv_in.weight.zero_()
     made.check(half)
     with pytest.raises(ExpungeError, match="another text encoder"):
         made.check(other)

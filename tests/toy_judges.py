@@ -103,7 +103,7 @@ class Words(Looks):
         ]
         return torch.tensor(found, dtype=torch.float32)
 
-    def zero_shot(self, labels):
+    def zero_shot(self, labels, template=""):
         chosen = Things()
         chosen.labels = labels
         return chosen

@@ -23,12 +23,12 @@ Kind = Literal["object", "style", "character", "unsafe"]
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """One word where several are allowed: ``keep: dog`` means ``keep: [dog]``."""
     return (value,) if isinstance(value, str) else value
 
 
-WordList = Annotated[tuple[Words, ...], BeforeValidator(_listed)]
+WordList = Annotated[tuple[Words, ...], BeforeValidator(listed)]
 
 
 def _one_place(sentence: str) -> str:
@@ -109,6 +109,12 @@ class Concept(BaseModel):
     def pairs(self, contexts: tuple[Context, ...] = ()) -> "Iterator[Pair]":
         """Each phrase in each of its ``sentences``, beside the sentence with the replacement."""
         return self.pairs_in(self.sentences(contexts))
+
+    def neutral_pairs(self, contexts: tuple[Context, ...] = ()) -> list[tuple[str, str]]:
+        """Each prompt of ``pairs`` beside its anchor, or the empty prompt without a replacement."""
+        return [
+            (pair.erase, pair.anchor if self.replacement else "") for pair in self.pairs(contexts)
+        ]
 
     def pairs_in(self, sentences: Sequence[Context]) -> "Iterator[Pair]":
         """The same in just these sentences."""

@@ -1,6 +1,5 @@
 """Where in a picture a concept is: what MACE's attention loss looks at, and how to find it."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +13,11 @@ from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
 from expunge.errors import ExpungeError
-from expunge.files import digest
+from expunge.files import PathLike, digest
 from expunge.models import Model
+from expunge.settings import or_file
 
 Pictures = Sequence[Image.Image]
-Place = str | os.PathLike[str]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PLAIN = 0.1
@@ -39,7 +38,7 @@ def whole(pictures: Pictures, words: str) -> Tensor:
 
 def threshold(pictures: Pictures, words: str) -> Tensor:
     """Whatever differs from the colour of the border: right for one thing on a plain ground."""
-    colours = tensor(pictures).float() / 255
+    colours = picture_bytes(pictures).float() / 255
     edges = (colours[:, 0], colours[:, -1], colours[:, :, 0], colours[:, :, -1])
     background = torch.cat(edges, 1).median(1).values
     return ((colours - background[:, None, None]).abs().amax(-1) > PLAIN).float()
@@ -126,7 +125,7 @@ class GroundedSam:
         return masks.any(0)[0].float()
 
 
-def located(segmenter: Segmenter, pictures: Pictures, words: str) -> Tensor:
+def concept_masks(segmenter: Segmenter, pictures: Pictures, words: str) -> Tensor:
     """Masks ``[n, height, width]``; a picture in which nothing is found counts as a whole.
 
     Raises:
@@ -145,9 +144,18 @@ def located(segmenter: Segmenter, pictures: Pictures, words: str) -> Tensor:
     return masks.masked_fill(empty[:, None, None], 1.0)
 
 
-def tensor(pictures: Pictures) -> Tensor:
+def picture_bytes(pictures: Pictures) -> Tensor:
     """Bytes ``[n, height, width, 3]`` of pictures of one size."""
     return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+
+
+def latents_of(model: Model, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the latents of bytes ``[pictures, height, width, 3]``.
+
+    Both are ``[pictures, channels, latent height, latent width]`` float32.
+    """
+    colours = 2 * (pictures.float() / 255) - 1
+    return model.posterior(colours.permute(0, 3, 1, 2))
 
 
 def opened(folder: Path, mode: str) -> list[Image.Image]:
@@ -166,7 +174,7 @@ def opened(folder: Path, mode: str) -> list[Image.Image]:
         raise ExpungeError(f"{folder}: {error}") from None
 
 
-def fitted(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[Image.Image]:
+def pictures_of(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[Image.Image]:
     """The given pictures of these words, cut and scaled to the model's own size.
 
     Raises:
@@ -179,10 +187,8 @@ def fitted(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[I
     return [ImageOps.fit(picture, (width, height)) for picture in pictures[words]]
 
 
-def _segmenter(value: Any) -> Any:
+def _segmenter(value: PathLike) -> Segmenter:
     """A segmenter from its name on the command line."""
-    if not isinstance(value, str | os.PathLike):
-        return value
     name, _, weights = str(value).partition(":")
     built_in: Mapping[str, Segmenter] = {"whole": whole, "threshold": threshold}
     if value in built_in:
@@ -203,14 +209,18 @@ def _segmenter(value: Any) -> Any:
     return MaskFolder(Path(value))
 
 
-def _collected(value: Any) -> Any:
-    """Pictures by concept, from a folder that has one folder for each, or from a mapping."""
-    if isinstance(value, str | os.PathLike):
-        root = Path(value)
-        folders = sorted(root.iterdir()) if root.is_dir() else []
-        value = {folder.name: opened(folder, "RGB") for folder in folders if folder.is_dir()}
-        if not value:
-            raise ValueError(f"{root}: give a folder that holds one folder of pictures a concept")
+def _by_folder(path: PathLike) -> dict[str, list[Image.Image]]:
+    """Pictures by concept, from a folder that has one folder for each."""
+    root = Path(path)
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    found = {folder.name: opened(folder, "RGB") for folder in folders if folder.is_dir()}
+    if not found:
+        raise ExpungeError(f"{root}: give a folder that holds one folder of pictures a concept")
+    return found
+
+
+def _converted(value: Any) -> Any:
+    """Pictures by concept, from a mapping to what can be made into pictures."""
     if not isinstance(value, Mapping):
         raise ValueError("give a folder, or pictures by the concept's words")
     return {words: [_picture(one) for one in several] for words, several in value.items()}
@@ -237,14 +247,15 @@ def _digests(value: Mapping[str, Pictures]) -> dict[str, str]:
 
 SegmenterSetting = Annotated[
     Callable[..., Any],
-    BeforeValidator(_segmenter),
+    or_file(_segmenter),
     PlainSerializer(_described, return_type=str),
 ]
 """A ``Segmenter``: ``whole``, ``threshold``, a folder of masks, ``grounded-sam:A,B``, or yours."""
 
 PicturesSetting = Annotated[
     dict[str, Any],
-    BeforeValidator(_collected),
+    BeforeValidator(_converted),
+    or_file(_by_folder),
     PlainSerializer(_digests, return_type=dict),
 ]
 """Pictures by concept; a record of them holds their digests."""

@@ -10,21 +10,19 @@ of captions, and fits in a small file. It belongs to a text encoder, not to a UN
 fine-tuned model with the same text encoder can use it.
 """
 
-import hashlib
 import json
-import os
 import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
@@ -38,10 +36,13 @@ from torch import Tensor
 from expunge.algebra.ridge import gram
 from expunge.concepts import explain
 from expunge.errors import ExpungeError
-from expunge.files import digest, replacing
+from expunge.files import PathLike, digest, replacing
 from expunge.models import Model
 from expunge.progress import track
+from expunge.settings import or_file
 
+MOMENT_BATCH = 16
+"""Prompts encoded at a time for a moment; in double precision their rows take 8 MB for SD 1."""
 BATCH = 64
 """Prompts encoded at a time."""
 SAVE_EVERY = 30.0
@@ -53,8 +54,6 @@ AGREE = 1e-3
 PLAIN = ("a brown dog sleeps on a sofa", "a bowl of fruit on a wooden table in the kitchen")
 """Captions as ordinary as those of the caches, to tell from a sum how many they were."""
 
-Place = str | os.PathLike[str]
-
 
 class Metadata(BaseModel):
     """Where a prior comes from."""
@@ -62,7 +61,7 @@ class Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text_encoder: str
-    """SHA-256 of the text encoder's weights (see ``text_fingerprint``)."""
+    """SHA-256 of the text encoder's weights (see ``Model.text_fingerprint``)."""
     prompts: str | None
     """SHA-256 of the prompts; ``None`` for an old cache, which doesn't say."""
     count: int = Field(ge=1)
@@ -87,7 +86,7 @@ class Prior:
 
     @classmethod
     def of(
-        cls, model: Model, prompts: Sequence[str], *, checkpoint: Place | None = None
+        cls, model: Model, prompts: Sequence[str], *, checkpoint: PathLike | None = None
     ) -> "Prior":
         """Encode all ``prompts`` and sum up.
 
@@ -103,7 +102,7 @@ class Prior:
         if not prompts:
             raise ExpungeError("no prompt given; a prior needs captions of ordinary pictures")
         metadata = Metadata(
-            text_encoder=text_fingerprint(model),
+            text_encoder=model.text_fingerprint(),
             prompts=digest(list(prompts)),
             count=len(prompts),
             positions=model.encode(prompts[:1]).shape[1],
@@ -125,12 +124,12 @@ class Prior:
                 saved = time.monotonic()
         return cls(_sound(total, "these prompts"), metadata)
 
-    def save(self, path: Place) -> None:
+    def save(self, path: PathLike) -> None:
         """Write one safetensors file, whole or not at all."""
         _write(path, self.gram, self.metadata)
 
     @classmethod
-    def load(cls, path: Place) -> "Prior":
+    def load(cls, path: PathLike) -> "Prior":
         """Read a prior that ``save`` wrote.
 
         Raises:
@@ -145,7 +144,7 @@ class Prior:
         return cls(total, metadata)
 
     @classmethod
-    def legacy(cls, path: Place, model: Model) -> "Prior":
+    def legacy(cls, path: PathLike, model: Model) -> "Prior":
         """Import an old cache: a torch file of ``{i}_for_mat1`` = ``W_i C``, ``{i}_for_mat2`` = C.
 
         ``i`` counts the cross-attention's value projections and then its key projections, each
@@ -159,7 +158,7 @@ class Prior:
         Raises:
             ExpungeError: the file isn't such a cache, or is of another model.
         """
-        cache, names = _pickled(path), legacy_order(model)
+        cache, names = _pickled(path), model.values_then_keys()
         keys = {f"{i}_for_mat{n}" for i in range(len(names)) for n in (1, 2)}
         if cache.keys() != keys:
             raise ExpungeError(
@@ -182,7 +181,7 @@ class Prior:
                 )
         ordinary = model.encode(PLAIN).double()
         metadata = Metadata(
-            text_encoder=text_fingerprint(model),
+            text_encoder=model.text_fingerprint(),
             prompts=None,
             count=max(1, round(float(total.trace() * len(PLAIN) / ordinary.square().sum()))),
             positions=ordinary.shape[1],
@@ -196,11 +195,22 @@ class Prior:
         Raises:
             ExpungeError: it is of another one.
         """
-        if self.metadata.text_encoder != text_fingerprint(model):
+        if self.metadata.text_encoder != model.text_fingerprint():
             raise ExpungeError(
                 f"this prior is of another text encoder than that of {model.name!r}; make one "
                 'with "expunge prior" and this model'
             )
+
+
+def moment(model: Model, prompts: Sequence[str]) -> Tensor:
+    """``sum e e^T`` over all rows of all prompts, ``[width, width]`` float64."""
+    blocks = [prompts[at : at + MOMENT_BATCH] for at in range(0, len(prompts), MOMENT_BATCH)]
+    return reduce(torch.add, (gram(model.encode(block)) for block in blocks))
+
+
+def mean_moment(model: Model, prompts: Sequence[str]) -> Tensor:
+    """The mean of a prompt's ``sum e e^T`` over all its rows, ``[width, width]`` float32."""
+    return (moment(model, prompts) / len(prompts)).float()
 
 
 def combined(prior: Prior, domain: Prior, weight: float) -> Tensor:
@@ -214,36 +224,13 @@ def combined(prior: Prior, domain: Prior, weight: float) -> Tensor:
     return prior.gram + weight * domain.gram
 
 
-def text_fingerprint(model: Model) -> str:
-    """SHA-256 of the text encoder's weights in their order, rounded to half precision.
-
-    Without their names, which differ between versions of transformers.
-    """
-    total = hashlib.sha256()
-    for value in model.pipe.text_encoder.parameters():
-        total.update(str(tuple(value.shape)).encode())
-        total.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
-def legacy_order(model: Model) -> tuple[str, ...]:
-    """Value projections, then key projections, of the down, up and middle blocks."""
-    blocks = ("down", "up", "mid")
-    names = model.select("cross_attention.kv")
-    return tuple(sorted(names, key=lambda n: (".to_k." in n, blocks.index(n.partition("_")[0]))))
-
-
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("expunge", "torch", "transformers")}
 
 
-def _opened(value: Any) -> Any:
-    return Prior.load(value) if isinstance(value, str | os.PathLike) else value
-
-
 PriorFile = Annotated[
     InstanceOf[Prior],
-    BeforeValidator(_opened),
+    or_file(Prior.load),
     PlainSerializer(lambda prior: prior.metadata.model_dump(mode="json"), return_type=dict),
 ]
 """A setting that is a ``Prior`` or the path of one; a record of it holds the metadata."""
@@ -261,13 +248,13 @@ def _sound(total: Tensor, source: str) -> Tensor:
     return total
 
 
-def _write(path: Place, total: Tensor, metadata: Metadata, *, done: int | None = None) -> None:
+def _write(path: PathLike, total: Tensor, metadata: Metadata, *, done: int | None = None) -> None:
     header = json.dumps({"metadata": metadata.model_dump(mode="json"), "done": done})
     with replacing(path) as temporary:
         save_file({"gram": total.cpu().contiguous()}, temporary, metadata={HEADER: header})
 
 
-def _read(path: Place) -> tuple[Tensor, Metadata, int | None]:
+def _read(path: PathLike) -> tuple[Tensor, Metadata, int | None]:
     """The sum, its metadata, and how many prompts are in it if they aren't all."""
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such prior")
@@ -290,7 +277,7 @@ def _read(path: Place) -> tuple[Tensor, Metadata, int | None]:
     return _sound(total, str(path)), metadata, header.get("done")
 
 
-def _restore(path: Place, wanted: Metadata) -> tuple[Tensor, int]:
+def _restore(path: PathLike, wanted: Metadata) -> tuple[Tensor, int]:
     total, metadata, done = _read(path)
     if metadata != wanted or done is None:
         raise ExpungeError(
@@ -300,7 +287,7 @@ def _restore(path: Place, wanted: Metadata) -> tuple[Tensor, int]:
     return total, done
 
 
-def _pickled(path: Place) -> Mapping[str, Tensor]:
+def _pickled(path: PathLike) -> Mapping[str, Tensor]:
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such cache")
     try:

@@ -14,3 +14,8 @@ def derive(seed: int, *names: str | int) -> int:
 def generator(seed: int, *names: str | int) -> torch.Generator:
     """A CPU generator for one named purpose, e.g. ``generator(0, "noise", prompt, step)``."""
     return torch.Generator("cpu").manual_seed(derive(seed, *names))
+
+
+def integer(draws: torch.Generator, low: int, high: int) -> int:
+    """An integer from ``low`` to ``high - 1``, each as likely as the others."""
+    return int(torch.randint(low, high, (), generator=draws))

@@ -1,7 +1,20 @@
-"""Stable Diffusion's architecture with random weights, built offline and in memory."""
+"""Random models and edits to test and time code with; nothing is downloaded.
+
+For the tests of Expunge and of packages that extend it, and for benchmarks. ``pipeline`` builds a
+Stable Diffusion small enough for a test: 16 rows of width 32 a prompt, pictures of 16 x 16 pixels,
+a few milliseconds a UNet pass. It draws noise, but everything works on it as on a real model::
+
+    model = expunge.load(testing.pipeline(tmp_path))
+    edit = expunge.erase(model, "ghost", "my-method")
+
+Its tokenizer knows ``WORDS`` as one token each. ``sd14`` builds one with a UNet of Stable Diffusion
+1.4's size, to time things with. ``membrane`` is an edit that acts through a gate, not through
+weights. Weights depend on no state from outside: two pipelines built in the same way are equal.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -10,7 +23,14 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from expunge.concepts import Concept
+from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.edit import Edit
+from expunge.edits.membranes import Membranes
+from expunge.models import Model
 
 _SENTENCE = "a picture of santa claus ghost dog cat noto style art man photo an image"
 WORDS = _SENTENCE.split()
@@ -19,8 +39,16 @@ SD14 = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 """UNet settings of Stable Diffusion 1.4; all others are diffusers' defaults."""
 
 
+# --- models
+
+
 def tokenizer(folder: Path, length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows ``WORDS`` as one token each and spells all others."""
+    """A CLIP tokenizer that knows ``WORDS`` as one token each and spells all others.
+
+    Args:
+        folder: for its two files.
+        length: tokens of a prompt, its start and end among them.
+    """
     letters = "abcdefghijklmnopqrstuvwxyz"
     merges = []
     for word in dict.fromkeys(WORDS):
@@ -40,6 +68,7 @@ def tokenizer(folder: Path, length: int) -> CLIPTokenizer:
 
 
 def text_encoder(tokens: CLIPTokenizer, width: int) -> CLIPTextModel:
+    """Two layers of CLIP's text encoder; rows of ``width``, a multiple of 4."""
     torch.manual_seed(0)
     config = CLIPTextConfig(
         vocab_size=len(tokens),
@@ -56,6 +85,7 @@ def text_encoder(tokens: CLIPTokenizer, width: int) -> CLIPTextModel:
 
 
 def unet() -> UNet2DConditionModel:
+    """A UNet for latents ``[batch, 4, 8, 8]`` and prompts ``[batch, rows, 32]``."""
     torch.manual_seed(1)
     return UNet2DConditionModel(
         sample_size=8,
@@ -72,7 +102,14 @@ def unet() -> UNet2DConditionModel:
 def pipeline(
     folder: Path, net: UNet2DConditionModel | None = None, *, width: int = 32, length: int = 16
 ) -> StableDiffusionPipeline:
-    """A whole pipeline; by default 16 rows of width 32 a prompt, and 16-pixel pictures."""
+    """A whole pipeline; by default 16 rows of width 32 a prompt, and 16-pixel pictures.
+
+    Args:
+        folder: for the files of the tokenizer.
+        net: another UNet than ``unet()``.
+        width: of a row of a prompt's embedding, the UNet's ``cross_attention_dim``.
+        length: rows of a prompt's embedding.
+    """
     tokens = tokenizer(folder, length)
     torch.manual_seed(2)
     vae = AutoencoderKL(
@@ -101,3 +138,65 @@ def pipeline(
         None,
         requires_safety_checker=False,
     )
+
+
+def sd14(folder: Path, *, latents: int = 64, filled: bool = True) -> StableDiffusionPipeline:
+    """A UNet of Stable Diffusion 1.4's size, with 77 rows of width 768 a prompt.
+
+    The text encoder and the VAE are the small ones of ``pipeline``.
+
+    Args:
+        folder: for the files of the tokenizer.
+        latents: height and width of the latents.
+        filled: whether the UNet's weights get random numbers, which takes some seconds; else they
+            are whatever the memory held.
+    """
+    settings = {**SD14, "sample_size": latents}
+    if filled:
+        torch.manual_seed(0)
+        net = UNet2DConditionModel(**settings)
+    else:
+        with torch.device("meta"):
+            net = UNet2DConditionModel(**settings)
+        net.to_empty(device="cpu")
+    return pipeline(folder, net, width=768, length=77)
+
+
+# --- edits
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers that depend on the shape and the seed alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def membrane(
+    model: Model, concept: Concept, seed: int = 0, *, rank: int = 1, scale: float = 0.3, **acts: Any
+) -> Edit:
+    """An edit of one membrane for all layers of the transformers, with random factors.
+
+    Args:
+        model: what the edit is for.
+        concept: its phrases open the membrane.
+        seed: of the factors.
+        rank: of the factors.
+        scale: standard deviation of the factors.
+        acts: how the membrane acts, as ``Membranes.made`` takes it.
+    """
+    names, up, down = model.select("transformers"), {}, {}
+    for at, name in enumerate(names):
+        out, into = model.base_weight(name).flatten(1).shape
+        up[name] = scale * random(out, rank, seed=1000 * seed + 2 * at)
+        down[name] = scale * random(rank, into, seed=1000 * seed + 2 * at + 1)
+    phrases = concept.phrases
+    payload = Membranes.made(up, down, model.encode(phrases), model.tokenized(phrases), **acts)
+    record = Provenance(
+        method="made up",
+        settings={},
+        concepts=(concept,),
+        keep=(),
+        seed=seed,
+        base=Base(name=model.name, fingerprint=model.fingerprint(names)),
+        versions={},
+    )
+    return Edit((Component(payload, record),))

@@ -157,7 +157,7 @@ def test_an_edit_of_another_base_is_one_line(audit, pico, tmp_path, capsys):
 
     with torch.no_grad():
         for name in erase(pico, Concept(target="ghost"), "uce").changed:
-            pico.unet.get_parameter(name).add_(0.5)
+            pico.denoiser.get_parameter(name).add_(0.5)
     erase(pico, Concept(target="ghost"), "uce").save(tmp_path / "other.safetensors")
     assert audit("--edit", tmp_path / "other.safetensors") == 2
     assert "base" in one_line(capsys)

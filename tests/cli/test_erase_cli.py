@@ -10,8 +10,25 @@ import pytest
 import torch
 
 from expunge.cli import main
+from expunge.detectors import DETECTORS, Identity
 from expunge.edits.edit import Edit
-from expunge.training import checkpoint, monitor
+from expunge.training import checkpoint
+
+
+class Twice:
+    """A classifier that finds a ghost whenever it looks, twice; then it finds something else."""
+
+    identity = Identity(name="twice", version="", sha256="")
+    labels = ("ghost", "something else")
+    looks = 0
+
+    def __init__(self, weights: str) -> None:
+        pass
+
+    def probabilities(self, pictures: list[object]) -> torch.Tensor:
+        Twice.looks += 1
+        return torch.eye(2)[[0 if Twice.looks < 3 else 1] * len(pictures)]
+
 
 SHORT = ["--set", "trajectories=2", "--set", "num_inference_steps=4"]
 
@@ -54,17 +71,21 @@ def test_a_training_ends_when_the_shares_say_so(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    looked: list[int] = []
-
-    def classify(pictures: list[object]) -> list[int]:
-        looked.append(len(pictures))
-        return [0 if len(looked) < 3 else -1] * len(pictures)
-
-    monkeypatch.setattr(monitor, "classifier", lambda name, words: classify)
+    monkeypatch.setitem(DETECTORS.places, "toy", f"{__name__}:Twice")
+    monkeypatch.setattr(Twice, "looks", 0)
     edit, run = tmp_path / "ghost.safetensors", tmp_path / "run"
-    stop = ["--stop-when", "erased<=0.05", "--look-every", "2", "--checkpoints", str(run)]
+    stop = [
+        "--stop-when",
+        "erased<=0.05",
+        "--look-every",
+        "2",
+        "--checkpoints",
+        str(run),
+        "--judge",
+        "toy",
+    ]
     assert main(arguments(pico_folder, edit, *SHORT, *stop)) == 0
-    assert len(looked) == 3  # at the base, after two steps, after four
+    assert Twice.looks == 3  # at the base, after two steps, after four
     assert Edit.load(edit).provenance[0].steps == 4
     assert "ended after 4 of 200 steps" in capsys.readouterr().err.replace("\n", " ")
     log = [json.loads(line) for line in (run / checkpoint.LOG).read_text().splitlines()]
@@ -82,8 +103,10 @@ def test_a_training_ends_when_the_shares_say_so(
         ("esd", ["--stop-when", "gone>0.9"], "no score 'gone'; there are erased, kept"),
         ("esd", ["--stop-when", "kept>0.9"], "name words to keep"),
         ("esd", ["--stop-when", "erased<=0", "--look-every", "0"], "looks 0 steps apart"),
-        ("esd", ["--stop-when", "erased<=0", "--classifier", "clop:x"], "did you mean clip"),
-        ("esd", ["--stop-when", "erased<=0", "--classifier", "clip"], "which CLIP?"),
+        ("esd", ["--stop-when", "erased<=0", "--judge", "clop:x"], "did you mean clip"),
+        ("esd", ["--stop-when", "erased<=0", "--judge", "clip"], "which CLIP?"),
+        ("esd", ["--stop-when", "erased<=0", "--judge", "alexnet:x"], "no such file"),
+        ("esd", ["--judge", "emoji"], "only with --stop-when"),
         ("esd", ["--look-every", "5"], "only with --stop-when"),
         ("esd", ["--tracker", "tensorbord"], "accelerate knows aim"),
         ("esd", ["--tracker", "tensorboard"], "it isn't installed; pip install tensorboard"),
@@ -115,14 +138,16 @@ def test_a_tracker_that_writes_files_needs_a_folder(
     assert "name a folder for checkpoints" in capsys.readouterr().err
 
 
-def test_what_the_classifier_never_finds_ends_nothing(
+def test_what_the_judge_never_finds_ends_nothing(
     pico_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(monitor, "classifier", lambda *_: lambda pictures: [-1] * len(pictures))
+    monkeypatch.setitem(DETECTORS.places, "toy", f"{__name__}:Twice")
+    monkeypatch.setattr(Twice, "looks", 2)
     output = tmp_path / "x.safetensors"
-    assert main(arguments(pico_folder, output, *SHORT, "--stop-when", "erased<=0.05")) == 2
+    stop = ["--stop-when", "erased<=0.05", "--judge", "toy"]
+    assert main(arguments(pico_folder, output, *SHORT, *stop)) == 2
     assert "would end the training at once (erased 0.00)" in capsys.readouterr().err
     assert not output.exists()

@@ -63,7 +63,7 @@ def test_the_whole_model_and_the_weights_alone(
     merged, weights = load(folder, device="cpu"), load_file(part)
     with edit.applied(base):
         for name in edit.names:
-            wanted = base.unet.get_parameter(name)
+            wanted = base.denoiser.get_parameter(name)
             assert torch.equal(merged.unet.get_parameter(name), wanted)
             assert torch.equal(single.unet.get_parameter(name), wanted)
             assert torch.equal(weights[name], wanted)

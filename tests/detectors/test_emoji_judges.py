@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from expunge.detectors.emoji import Judges, load_judges
+from expunge.detectors import MultiHead, detector
+from expunge.detectors.emoji import NOTHING, Judges, load_judges
+from expunge.detectors.vocabulary import word_classifier
 from expunge.errors import ExpungeError
 from expunge.models.emoji import catalog
 
@@ -37,6 +39,31 @@ def test_real_drawings_are_recognised(judges: Judges, drawings: list[Image.Image
     assert [judges.styles[i] for i in seen.styles.tolist()] == [style for _, style in expected]
     total = seen.object_probabilities.sum(-1) + seen.nothing_probability
     torch.testing.assert_close(total, torch.ones(len(drawings)))
+
+
+def test_its_heads_say_what_it_classifies(judges: Judges, drawings: list[Image.Image]) -> None:
+    found = detector("emoji")
+    assert isinstance(found, MultiHead)
+    blank = Image.new("RGB", (64, 64), "white")
+    seen = judges.classify([*drawings, blank])
+    things = [(*judges.objects, NOTHING)[index] for index in seen.objects.tolist()]
+    styles = [judges.styles[index] for index in seen.styles.tolist()]
+    assert (
+        word_classifier(found, [*judges.objects, NOTHING]).likeliest_words([*drawings, blank])
+        == things
+    )
+    for named in (judges.styles, [f"{style} style" for style in judges.styles]):
+        words = word_classifier(found, named).likeliest_words([*drawings, blank])
+        assert words == [named[judges.styles.index(style)] for style in styles]
+    some = word_classifier(found, things[:1]).likeliest_words([*drawings, blank])
+    assert some == [thing if thing == things[0] else None for thing in things]
+
+
+def test_words_of_two_heads_are_refused() -> None:
+    with pytest.raises(ExpungeError, match=r"'ghost' among noto, .*, nor 'ink' among dog face"):
+        word_classifier(detector("emoji"), ["ink", "ghost"])
+    with pytest.raises(ExpungeError, match="its own weights"):
+        detector("emoji:folder")
 
 
 def test_blank_and_noise_are_nothing(judges: Judges) -> None:

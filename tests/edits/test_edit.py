@@ -3,21 +3,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from expunge import Concept, Edit, ExpungeError, Model, erase, load
 from expunge import testing as build
 from expunge.edits import Component, Dense, LowRank, Ridge
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
-    return {name: weight.clone() for name, weight in model.unet.named_parameters()}
+    return {name: weight.clone() for name, weight in model.denoiser.named_parameters()}
 
 
 def identical(model: Model, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(weight, before[name]) for name, weight in model.unet.named_parameters())
+    return all(
+        torch.equal(weight, before[name]) for name, weight in model.denoiser.named_parameters()
+    )
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def noto(pico: Model) -> Edit:
 def test_apply_then_revert_leaves_every_bit(pico: Model, santa: Edit) -> None:
     before = weights(pico)
     with santa.applied(pico):
-        changed = [n for n, w in pico.unet.named_parameters() if not torch.equal(w, before[n])]
+        changed = [n for n, w in pico.denoiser.named_parameters() if not torch.equal(w, before[n])]
         assert tuple(changed) == pico.select("cross_attention.kv")
     assert identical(pico, before)
 
@@ -160,21 +161,21 @@ def test_the_edit_as_weights_as_lora_and_as_an_embedding_map_agree(
 ) -> None:
     payload = santa.components[0].payload
     assert isinstance(payload, Ridge)
-    embeddings = pico.encode(["a picture of santa claus", "dog"])
+    embeddings = pico.condition(["a picture of santa claus", "dog"])
     latents, timestep = torch.randn(2, 4, 8, 8), torch.tensor([500, 20])
     mapped = (embeddings.double() @ payload.matrix.T).float()
     with torch.no_grad():
-        plain = pico.predict_noise(latents, timestep, embeddings)
-        by_map = pico.predict_noise(latents, timestep, mapped)
+        plain = pico.predict(latents, timestep, embeddings)
+        by_map = pico.predict(latents, timestep, mapped)
         with santa.applied(pico):
-            by_weights = pico.predict_noise(latents, timestep, embeddings)
+            by_weights = pico.predict(latents, timestep, embeddings)
         lora = LowRank(
             {n: pico.base_weight(n).double() @ payload.factors.left.T for n in payload.names},
             dict.fromkeys(payload.names, payload.factors.right),
         )
         as_lora = Edit((Component(lora, santa.provenance[0]),))
         with as_lora.applied(pico):
-            by_lora = pico.predict_noise(latents, timestep, embeddings)
+            by_lora = pico.predict(latents, timestep, embeddings)
     assert (by_weights - plain).abs().max() > 1e-4
     assert torch.allclose(by_map, by_weights, atol=1e-6)
     assert torch.allclose(by_lora, by_weights, atol=1e-6)
@@ -207,7 +208,7 @@ def test_provenance_says_how_to_make_it_again(pico: Model, noto: Edit) -> None:
 
 def test_a_wrong_base_is_refused_and_unchanged(pico: Model, santa: Edit) -> None:
     with torch.no_grad():
-        pico.unet.get_parameter(santa.names[0])[0, 0] += 0.1
+        pico.denoiser.get_parameter(santa.names[0])[0, 0] += 0.1
     before = weights(pico)
     with pytest.raises(ExpungeError, match="made for"):
         santa.apply(pico)
@@ -257,16 +258,13 @@ def test_a_damaged_file_is_refused(santa: Edit, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_sd14_size_is_under_a_megabyte_and_quick_and_exact(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**build.SD14)
-    unet.to_empty(device="cpu")
+    model = load(build.sd14(tmp_path, filled=False))
     draws = torch.Generator().manual_seed(0)
-    for parameter in unet.parameters():
+    for parameter in model.unet.parameters():
         torch.nn.init.normal_(parameter, std=0.02, generator=draws)
-    model = load(build.pipeline(tmp_path, unet, width=768, length=77))
     names = model.select("cross_attention.kv")
-    before = {name: model.unet.get_parameter(name).clone() for name in names}
-    rest = [(w, w._version) for n, w in model.unet.named_parameters() if n not in before]
+    before = {name: model.denoiser.get_parameter(name).clone() for name in names}
+    rest = [(w, w._version) for n, w in model.denoiser.named_parameters() if n not in before]
     edit = erase(model, Concept(target="santa claus", anchor="man"), "uce")
     edit.save(tmp_path / "edit.safetensors")
     assert (tmp_path / "edit.safetensors").stat().st_size < 1_000_000
@@ -281,8 +279,8 @@ def test_sd14_size_is_under_a_megabyte_and_quick_and_exact(tmp_path: Path) -> No
     wanted = edited_weights(model, edit.components, edit.names)
     for name, weight in wanted.items():
         assert weight is not None
-        assert torch.equal(model.unet.get_parameter(name), weight.float())
+        assert torch.equal(model.denoiser.get_parameter(name), weight.float())
         assert not torch.equal(weight.float(), before[name])
     edit.revert(model)
-    assert all(torch.equal(model.unet.get_parameter(n), w) for n, w in before.items())
+    assert all(torch.equal(model.denoiser.get_parameter(n), w) for n, w in before.items())
     assert all(weight._version == version for weight, version in rest)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from expunge import Edit, ExpungeError, Model, erase
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 
 SETTINGS = {
     "uce": {},
@@ -31,10 +31,10 @@ def edits(pico: Model) -> dict[str, Edit]:
 
 
 def predicted(model: Model, prompt: str = "a robot and a cat") -> Tensor:
-    conditions = model.encode([prompt])
+    conditions = model.condition([prompt])
     latents = torch.randn(1, *model.latent_shape, generator=torch.manual_seed(0))
     with torch.no_grad():
-        return model.predict_noise(latents, 500, conditions)
+        return model.predict(latents, 500, conditions)
 
 
 def test_every_order_of_applying_draws_the_same(pico: Model, edits: dict[str, Edit]) -> None:
@@ -61,13 +61,13 @@ def test_each_of_them_counts_and_the_sum_is_all_of_them(
 
 
 def test_taking_all_out_in_any_order_leaves_every_bit(pico: Model, edits: dict[str, Edit]) -> None:
-    before = {name: weight.clone() for name, weight in pico.unet.named_parameters()}
+    before = {name: weight.clone() for name, weight in pico.denoiser.named_parameters()}
     plain = predicted(pico)
     for edit in edits.values():
         edit.apply(pico)
     for name in ("cpe", "esd", "spm", "uce", "sepce"):
         edits[name].revert(pico)
-    assert all(torch.equal(w, before[name]) for name, w in pico.unet.named_parameters())
+    assert all(torch.equal(w, before[name]) for name, w in pico.denoiser.named_parameters())
     assert torch.equal(predicted(pico), plain)
 
 
@@ -77,10 +77,10 @@ def test_weights_come_first_and_gates_add_to_what_they_give(
     weights = edits["uce"] + edits["esd"] + edits["sepce"]
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     assert name in weights.changed
-    module = pico.unet.get_submodule(name.rpartition(".")[0])
+    module = pico.denoiser.get_submodule(name.rpartition(".")[0])
     wanted = edited_weights(pico, weights.components, (name,))[name]
     assert wanted is not None
-    conditions = pico.encode(["a robot"])
+    conditions = pico.condition(["a robot"])
 
     def output() -> Tensor:
         seen: list[Tensor] = []

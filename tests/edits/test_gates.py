@@ -66,23 +66,23 @@ def forget() -> None:
 def predicted(model: Model, conditions: Tensor) -> Tensor:
     latents = torch.randn(len(conditions), *model.latent_shape, generator=torch.manual_seed(0))
     with torch.no_grad():
-        return model.predict_noise(latents, 5, conditions)
+        return model.predict(latents, 5, conditions)
 
 
 def test_opened_once_for_all_steps_of_a_prompt(pico: Model) -> None:
-    conditions = pico.encode(["a cat", "a dog"])
+    conditions = pico.condition(["a cat", "a dog"])
     with edit(pico).applied(pico):
         first = predicted(pico, conditions)
         again = predicted(pico, conditions)
         assert len(Lift.opened) == 1
-        predicted(pico, pico.encode(["a cat", "a dog"]))
+        predicted(pico, pico.condition(["a cat", "a dog"]))
         assert len(Lift.opened) == 2
     assert torch.equal(first, again)
     assert not torch.equal(first, predicted(pico, conditions))
 
 
 def test_new_numbers_in_the_same_tensor_open_them_again(pico: Model) -> None:
-    conditions = pico.encode(["a cat", "a dog"])
+    conditions = pico.condition(["a cat", "a dog"])
     with edit(pico).applied(pico):
         predicted(pico, conditions)
         conditions.mul_(2)
@@ -91,9 +91,9 @@ def test_new_numbers_in_the_same_tensor_open_them_again(pico: Model) -> None:
 
 
 def test_the_additions_reach_every_key_and_value(pico: Model) -> None:
-    conditions, got = pico.encode(["a cat"]), {}
+    conditions, got = pico.condition(["a cat"]), {}
     names = pico.select("cross_attention.kv")
-    modules = [pico.unet.get_submodule(name.rpartition(".")[0]) for name in names]
+    modules = [pico.denoiser.get_submodule(name.rpartition(".")[0]) for name in names]
     plain = [module(conditions) for module in modules]
     with edit(pico).applied(pico):
         handles = [
@@ -109,7 +109,7 @@ def test_the_additions_reach_every_key_and_value(pico: Model) -> None:
 
 
 def test_reverting_leaves_no_trace(pico: Model) -> None:
-    conditions = pico.encode(["a cat"])
+    conditions = pico.condition(["a cat"])
     before, attributes = predicted(pico, conditions), {n: set(vars(m)) for n, m in modules(pico)}
     one, two = edit(pico), edit(pico, 0.25)
     one.apply(pico)
@@ -120,16 +120,16 @@ def test_reverting_leaves_no_trace(pico: Model) -> None:
     two.revert(pico)
     assert torch.equal(before, predicted(pico, conditions))
     assert attributes == {n: set(vars(m)) for n, m in modules(pico)}
-    assert not pico.unet._forward_pre_hooks
+    assert not pico.denoiser._forward_pre_hooks
     assert not pico.pipe.text_encoder._forward_hooks
 
 
 def modules(model: Model) -> list[tuple[str, torch.nn.Module]]:
-    return list(model.unet.named_modules())
+    return list(model.denoiser.named_modules())
 
 
 def test_two_edits_of_a_form_act_as_one(pico: Model) -> None:
-    conditions = pico.encode(["a cat"])
+    conditions = pico.condition(["a cat"])
     with (edit(pico) + edit(pico, 0.25)).applied(pico):
         both = predicted(pico, conditions)
     with edit(pico, 0.75).applied(pico):
@@ -137,9 +137,9 @@ def test_two_edits_of_a_form_act_as_one(pico: Model) -> None:
 
 
 def test_they_act_on_what_changed_weights_give(pico: Model) -> None:
-    conditions = pico.encode(["a cat"])
+    conditions = pico.condition(["a cat"])
     weights = erase(pico, "dog", "uce")
-    module = pico.unet.get_submodule(weights.names[0].rpartition(".")[0])
+    module = pico.denoiser.get_submodule(weights.names[0].rpartition(".")[0])
     outputs = {}
     for name, total in (("weights", weights), ("gates", edit(pico)), ("all", weights + edit(pico))):
         with total.applied(pico):
@@ -158,7 +158,7 @@ def test_the_pipeline_opens_them_with_the_tokens_of_the_prompts(pico: Model) -> 
 
 
 def test_tokens_of_what_is_remembered_are_known_and_others_are_not(pico: Model) -> None:
-    conditions = pico.encode(["a cat"])
+    conditions = pico.condition(["a cat"])
     pico.remember({"a cat": conditions[0]})
     with edit(pico).applied(pico):
         predicted(pico, conditions)
@@ -167,23 +167,23 @@ def test_tokens_of_what_is_remembered_are_known_and_others_are_not(pico: Model) 
 
 
 def test_gradients_reach_the_conditions(pico: Model) -> None:
-    conditions = pico.encode(["a cat"]).requires_grad_()
+    conditions = pico.condition(["a cat"]).requires_grad_()
     latents = torch.randn(1, *pico.latent_shape)
     with edit(pico).applied(pico):
         for _ in range(2):  # the graph of the first pass is gone in the second
-            pico.predict_noise(latents, 5, conditions).sum().backward()
+            pico.predict(latents, 5, conditions).sum().backward()
         with_gates = conditions.grad.clone() / 2
     conditions.grad = None
-    pico.predict_noise(latents, 5, conditions).sum().backward()
+    pico.predict(latents, 5, conditions).sum().backward()
     assert not torch.allclose(with_gates, conditions.grad)
 
 
 def test_a_copy_of_the_model_keeps_its_own_gates(pico: Model) -> None:
-    conditions = pico.encode(["a cat"])
+    conditions = pico.condition(["a cat"])
     gated = edit(pico)
     gated.apply(pico)
     expected = predicted(pico, conditions)
-    twin = copy.deepcopy(pico.unet)
+    twin = copy.deepcopy(pico.denoiser)
     gated.revert(pico)
     latents = torch.randn(1, *pico.latent_shape, generator=torch.manual_seed(0))
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_a_copy_of_the_model_keeps_its_own_gates(pico: Model) -> None:
 
 
 def test_inference_mode_is_right_if_slower(pico: Model) -> None:
-    conditions = pico.encode(["a cat"])
+    conditions = pico.condition(["a cat"])
     with edit(pico).applied(pico):
         expected = predicted(pico, conditions)
         with torch.inference_mode():
@@ -213,7 +213,7 @@ def test_no_weights_can_do_the_same(pico: Model, tmp_path) -> None:
 def test_the_reader_forgets_the_oldest_prompts(pico: Model, monkeypatch) -> None:
     monkeypatch.setattr(gates._Reader, "LIMIT", 2)
     with edit(pico).applied(pico):
-        conditions = [pico.encode([words]) for words in ("a cat", "a dog", "a hat")]
+        conditions = [pico.condition([words]) for words in ("a cat", "a dog", "a hat")]
         for one in conditions:
             predicted(pico, one)
         predicted(pico, conditions[0].clone())

@@ -41,7 +41,7 @@ def edit(pico):
 
 
 def state(model):
-    return {name: value.clone() for name, value in model.unet.state_dict().items()}
+    return {name: value.clone() for name, value in model.denoiser.state_dict().items()}
 
 
 def same(one, other) -> bool:

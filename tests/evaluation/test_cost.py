@@ -3,6 +3,7 @@
 import pytest
 
 from expunge import Edit, ExpungeError, Model, erase
+from expunge.edits.applied import Applied
 from expunge.evaluation import cost as module
 from expunge.evaluation.cost import cost
 from expunge.evaluation.restoration import weight_bits
@@ -25,7 +26,7 @@ def test_all_costs_are_in_one_record(pico: Model, edit: Edit) -> None:
     assert min(found.latency.base) > 0
     assert type(found).model_validate_json(found.model_dump_json()) == found
     assert weight_bits(pico) == before
-    assert not pico.components
+    assert not Applied.to(pico).components
 
 
 def test_the_median_of_each_rounds_ratio(
@@ -35,8 +36,10 @@ def test_the_median_of_each_rounds_ratio(
     clock, drawn = [0.0], []
 
     def sample(model: Model, asked: object, sampler: Sampler) -> list[object]:
-        drawn.append(bool(model.components))
-        clock[0] += 2 * (3.0 if model.components else 1.0) * (10 if len(drawn) > 5 else 1)
+        drawn.append(bool(Applied.to(model).components))
+        clock[0] += (
+            2 * (3.0 if Applied.to(model).components else 1.0) * (10 if len(drawn) > 5 else 1)
+        )
         return []
 
     monkeypatch.setattr(module, "sample", sample)

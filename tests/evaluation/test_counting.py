@@ -8,7 +8,7 @@ import toy_judges
 from expunge import Policy, erase
 from expunge.concepts import Concept
 from expunge.evaluation import audit as module
-from expunge.evaluation.records import Evaluation, Pair
+from expunge.evaluation.records import Evaluation, PicturePair
 from expunge.evaluation.suite import Options
 from expunge.generation import Sampler
 from toy_judges import Parts
@@ -30,10 +30,10 @@ def judges(monkeypatch):
     toy_judges.register(monkeypatch)
 
 
-def pairs_of(folder) -> list[Pair]:
+def pairs_of(folder) -> list[PicturePair]:
     (file,) = folder.glob("pairs-*.jsonl")
     lines = file.read_text().splitlines()
-    pairs = [Pair.model_validate_json(line, context={"folder": folder}) for line in lines]
+    pairs = [PicturePair.model_validate_json(line, context={"folder": folder}) for line in lines]
     return [pair for pair in pairs if pair.group == "explicit"]
 
 

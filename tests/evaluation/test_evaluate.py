@@ -12,7 +12,7 @@ from expunge import Concept, erase
 from expunge.cli import main
 from expunge.errors import ExpungeError
 from expunge.evaluation import evaluate as module
-from expunge.evaluation.records import Pair, Report
+from expunge.evaluation.records import PicturePair, Report
 from expunge.generation import Sampler
 from expunge.registry import Registry
 
@@ -36,9 +36,9 @@ def pictures(folder: Path) -> dict[Path, int]:
 def test_both_models_are_drawn_on_the_same_seeds_and_the_model_is_left_as_it_was(
     pico, edit, tmp_path
 ):
-    before = {name: value.clone() for name, value in pico.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in pico.denoiser.state_dict().items()}
     (evaluation,) = evaluate(pico, edit, suite="toy", seeds=(0, 1), folder=tmp_path).evaluations
-    assert all((before[name] == value).all() for name, value in pico.unet.state_dict().items())
+    assert all((before[name] == value).all() for name, value in pico.denoiser.state_dict().items())
     assert len(pictures(tmp_path)) == 2 * 5 * 2
     assert {row.edited.n for row in evaluation.measurements} == {4, 6}
     assert evaluation.protocol.sampler["steps"] == 2
@@ -125,7 +125,7 @@ def test_every_judgement_can_be_scored_again(pico, edit, tmp_path):
 
     report = evaluate(pico, edit, suite="toy", folder=tmp_path)
     lines = (tmp_path / f"pairs-{edit.id}-dark.jsonl").read_text().splitlines()
-    pairs = [Pair.model_validate_json(line, context={"folder": tmp_path}) for line in lines]
+    pairs = [PicturePair.model_validate_json(line, context={"folder": tmp_path}) for line in lines]
     others = [pair for pair in pairs if pair.group == "others"]
     right = sum(pair.edited.labels == pair.prompt.expected for pair in others)
     stated = report.evaluations[0].find("others", right_of("light")).edited

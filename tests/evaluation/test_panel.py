@@ -7,7 +7,7 @@ from PIL import Image
 import toy_judges
 from expunge.detectors.base import Detection
 from expunge.errors import ExpungeError
-from expunge.evaluation.panel import NOTHING_UNSAFE, UNSAFE, Panel, extractor_of, fit_of, matched
+from expunge.evaluation.panel import NOTHING_UNSAFE, UNSAFE, Panel, extractor_of, fit_of
 from expunge.evaluation.protocols import protocol
 from expunge.evaluation.suite import Judgement
 
@@ -102,12 +102,6 @@ def test_a_panel_without_a_classifier_measures_fit_alone():
     assert judged.labels == {}
     assert judged.clip_score is not None
     assert panel.read(judged) == judged
-
-
-def test_names_are_matched_with_labels_that_list_several():
-    assert matched(toy_judges.Things(), {"church building": ("Church Building",)}) == {
-        "church, church building": "church building"
-    }
 
 
 def test_features_come_from_the_judge_where_it_has_them():

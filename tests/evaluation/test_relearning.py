@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, erase
+from expunge.edits.applied import Applied
 from expunge.edits.gates import Addition, Tokens
 from expunge.edits.membranes import Membranes
 from expunge.evaluation import relearning as module
@@ -18,7 +19,7 @@ from expunge.evaluation.restoration import weight_bits
 from expunge.generation import Sampler, requests, sample
 from expunge.prompts import PromptSet
 from expunge.statistics.rates import Rate
-from toy_membranes import membrane
+from expunge.testing import membrane
 
 PROMPTS = ["santa claus", "a photo of santa claus", "a picture of santa claus"]
 ASKED = list(requests(PromptSet.of(PROMPTS)))
@@ -52,8 +53,8 @@ def test_a_curve_for_each_kind_of_pictures(pico: Model, edit: Edit) -> None:
     )
     found = run()
     assert weight_bits(pico) == before
-    assert not pico.components
-    assert not any(weight.requires_grad for weight in pico.unet.parameters())
+    assert not Applied.to(pico).components
+    assert not any(weight.requires_grad for weight in pico.denoiser.parameters())
     assert (found.base.n, found.base_kept.n) == (3, 2)
     assert [(curve.learnt_from, curve.pictures) for curve in found.curves] == [
         ("itself", 1),
@@ -107,7 +108,7 @@ def test_step_0_is_the_edited_model_and_training_starts_there(
     tuning = FineTuning(lr=1e-30, role="cross_attention", rank=rank)
     measure(pico, whole, pictures={"it": WHITE}, recognise=noting, steps=(1,), tuning=tuning)
     assert seen == [base, edited, edited]
-    assert pico.gates is None
+    assert Applied.to(pico).installed is None
     assert pictures() == base
 
 
@@ -132,8 +133,8 @@ def test_the_model_is_as_it_was_whatever_happens(
     with pytest.raises(ExpungeError, match="the loss became nan"):
         learn(recognise=bright)
     assert weight_bits(pico) == before
-    assert not pico.components
-    assert pico.gates is None
+    assert not Applied.to(pico).components
+    assert Applied.to(pico).installed is None
 
 
 def test_gates_that_read_tokens_know_those_of_the_captions(

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from expunge import Concept, Edit, ExpungeError, Model, erase
+from expunge.edits.applied import Applied
 from expunge.evaluation.restoration import exactness, restoration, separable, weight_bits
 from expunge.generation import Sampler, requests
 from expunge.prompts import PromptSet
 from expunge.statistics.rates import Rate
-from toy_membranes import membrane
+from expunge.testing import membrane
 
 FAST = Sampler(steps=2)
 TARGETS = ("santa claus", "ghost", "a dog")
@@ -43,7 +44,7 @@ def test_each_part_that_comes_apart_and_all_of_them(pico: Model, edit: Edit) -> 
     assert whole.still_erased is None
     assert found.rows[0].still_erased.n == 4
     assert type(found).model_validate_json(found.model_dump_json()) == found
-    assert not pico.components
+    assert not Applied.to(pico).components
     assert weight_bits(pico) == before
 
 
@@ -54,7 +55,7 @@ def test_gates_are_judged_by_the_pictures(pico: Model) -> None:
     assert [row.base_bits for row in found.rows] == [True, True, True]
     assert found.rows[-1].same_pictures == Rate(4, 4)
     assert found.rows[0].same_pictures.n == 2
-    assert pico.gates is None
+    assert Applied.to(pico).installed is None
 
 
 def test_chosen_sets(pico: Model, edit: Edit) -> None:
@@ -67,9 +68,9 @@ def test_a_difference_is_found(pico: Model, edit: Edit, monkeypatch: pytest.Monk
 
     def inexact(self: Edit, model: Model) -> None:
         revert(self, model)
-        if model.components:
+        if Applied.to(model).components:
             name = model.select("cross_attention.kv")[0]
-            weight = model.unet.get_parameter(name)
+            weight = model.denoiser.get_parameter(name)
             with torch.no_grad():
                 weight[0, 0] += 0.5
 
@@ -88,7 +89,7 @@ def test_the_model_is_as_it_was_whatever_happens(pico: Model, edit: Edit) -> Non
 
     with pytest.raises(ExpungeError, match="no judgement"):
         restoration(pico, edit, ASKED, failing, sampler=FAST)
-    assert not pico.components
+    assert not Applied.to(pico).components
     assert weight_bits(pico) == before
 
 

@@ -26,8 +26,8 @@ def edit_of(payload: Payload, model: Model) -> Edit:
 def predicted(model: Model) -> Tensor:
     """The noise predictions of two prompts at two times, ``[2, 4, 8, 8]``."""
     latents = random(2, 4, 8, 8, scale=1.0)
-    embeddings = model.encode(["a picture of santa claus", "dog"])
-    return model.predict_noise(latents, torch.tensor([500, 20]), embeddings)
+    embeddings = model.condition(["a picture of santa claus", "dog"])
+    return model.predict(latents, torch.tensor([500, 20]), embeddings)
 
 
 def random(*shape: int, scale: float = 0.05, seed: int = 0) -> Tensor:
@@ -36,4 +36,4 @@ def random(*shape: int, scale: float = 0.05, seed: int = 0) -> Tensor:
 
 def matrices(model: Model) -> dict[str, Tensor]:
     """All matrices and convolutions of the UNet."""
-    return {n: w.detach() for n, w in model.unet.named_parameters() if w.ndim > 1}
+    return {n: w.detach() for n, w in model.denoiser.named_parameters() if w.ndim > 1}

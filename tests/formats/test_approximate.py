@@ -129,7 +129,7 @@ def test_what_cannot_be_approximated_is_refused(pico: Model) -> None:
         approximated(linear(pico, pico.select("*attn2.to_q.weight")), pico)
     with torch.no_grad():
         edit = erase(pico, POLICY, "cpe", **SHORT)
-        pico.unet.get_parameter(edit.names[0])[0, 0] += 1
+        pico.denoiser.get_parameter(edit.names[0])[0, 0] += 1
     with pytest.raises(ExpungeError, match="differ"):
         approximated(edit, pico)
 

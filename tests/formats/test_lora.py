@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from expunge import Concept, Edit, ExpungeError, Model, erase, load
 from expunge.edits import Dense, LowRank
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import Applied, edited_weights
 from expunge.formats import lora
 from expunge.formats.writing import RECORD
 
@@ -159,7 +159,7 @@ def test_another_base_is_refused_and_nothing_is_written(
 ) -> None:
     edit = by_uce(pico)
     with torch.no_grad():
-        pico.unet.get_parameter(edit.names[0])[0, 0] += 0.1
+        pico.denoiser.get_parameter(edit.names[0])[0, 0] += 0.1
     with pytest.raises(ExpungeError, match=r"the weights of .* differ from it"):
         lora.save(edit, pico, tmp_path / "x.safetensors", layout)
     assert not any(tmp_path.iterdir())
@@ -177,7 +177,7 @@ def test_a_write_that_fails_leaves_nothing(
     with pytest.raises(OSError, match="no space"):
         lora.save(by_uce(pico), pico, tmp_path / "x.safetensors", layout)
     assert not any(tmp_path.iterdir())
-    assert not pico.components
+    assert not Applied.to(pico).components
 
 
 def test_paths_and_ranks_are_checked(pico: Model, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import CLIPTextModel
 from expunge import Edit, ExpungeError, Model, load
 from expunge import testing as build
 from expunge.edits import Dense
+from expunge.edits.applied import Applied
 from expunge.formats import compvis, merged
 from expunge.formats.writing import RECORD
 
@@ -33,9 +34,9 @@ def same_weights(one: StableDiffusionPipeline, two: StableDiffusionPipeline) -> 
 
 
 def test_a_merged_folder_is_the_edited_pipeline(pico: Model, edit: Edit, tmp_path: Path) -> None:
-    before = {n: w.clone() for n, w in pico.unet.state_dict().items()}
+    before = {n: w.clone() for n, w in pico.denoiser.state_dict().items()}
     merged.save_pipeline(edit, pico, tmp_path / "merged")
-    assert all(torch.equal(w, before[n]) for n, w in pico.unet.state_dict().items())
+    assert all(torch.equal(w, before[n]) for n, w in pico.denoiser.state_dict().items())
     read = load(tmp_path / "merged", device="cpu")
     with edit.applied(pico):
         assert same_weights(read.pipe, pico.pipe)
@@ -127,7 +128,7 @@ def test_what_the_single_file_cannot_hold_is_refused(
     with pytest.raises(ExpungeError, match=r"activation is relu\); export --to diffusers"):
         merged.save_checkpoint(edit, pico, tmp_path / "x.safetensors")
     assert not any(tmp_path.iterdir())
-    assert not pico.components
+    assert not Applied.to(pico).components
 
 
 def test_an_edited_model_another_base_and_a_used_place_are_refused(
@@ -142,7 +143,7 @@ def test_an_edited_model_another_base_and_a_used_place_are_refused(
         with edit.applied(pico), pytest.raises(ExpungeError, match="revert it"):
             save(edit, pico, tmp_path / "x.safetensors")
     with torch.no_grad():
-        pico.unet.get_parameter(edit.names[0])[0, 0] += 0.1
+        pico.denoiser.get_parameter(edit.names[0])[0, 0] += 0.1
     for save in (merged.save_pipeline, merged.save_checkpoint):
         with pytest.raises(ExpungeError, match=r"the weights of .* differ from it"):
             save(edit, pico, tmp_path / "x.safetensors")
@@ -167,4 +168,4 @@ def test_a_write_that_fails_leaves_nothing(
         with pytest.raises(OSError, match="no space"):
             save(edit, pico, tmp_path / "x.safetensors")
     assert not any(tmp_path.iterdir())
-    assert not pico.components
+    assert not Applied.to(pico).components

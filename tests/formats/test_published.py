@@ -98,7 +98,7 @@ def test_a_closed_form_result_comes_back_as_one_thin_matrix(
     edit.save(tmp_path / "edit.safetensors")
     assert Edit.load(tmp_path / "edit.safetensors").id == edit.id
     with torch.no_grad():
-        pico.unet.get_parameter(edit.names[0])[0, 0] += 0.1
+        pico.denoiser.get_parameter(edit.names[0])[0, 0] += 0.1
     with pytest.raises(ExpungeError, match=r"the weights of .* differ from it"):
         edit.apply(pico)
 
@@ -181,7 +181,7 @@ def test_low_rank_changes_become_factors(pico: Model, tmp_path: Path) -> None:
 
 
 def test_any_other_change_is_stored_whole_and_exact(pico: Model, tmp_path: Path) -> None:
-    changes = {n: random(*w.shape, scale=1e-3) for n, w in pico.unet.named_parameters()}
+    changes = {n: random(*w.shape, scale=1e-3) for n, w in pico.denoiser.named_parameters()}
     wanted = after(edit_of(Dense(changes), pico), pico)
     edit = published.load(plain(wanted, tmp_path), pico)
     assert isinstance(edit.components[0].payload, Dense)

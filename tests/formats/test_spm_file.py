@@ -11,7 +11,7 @@ from expunge import Concept, Edit, ExpungeError, Model, erase, load
 from expunge.cli import main
 from expunge.edits.membranes import Membranes
 from expunge.formats import spm
-from toy_membranes import membrane
+from expunge.testing import membrane
 
 SANTA = Concept(target="santa claus", synonyms=["santa"], kind="character")
 GHOST = Concept(target="ghost")
@@ -21,7 +21,7 @@ PROMPTS = ["a picture of santa claus", "a ghost", "a dog"]
 @torch.no_grad()
 def predicted(model: Model) -> torch.Tensor:
     latents = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(2))
-    return model.predict_noise(latents, 400, model.encode(PROMPTS))
+    return model.predict(latents, 400, model.encode(PROMPTS))
 
 
 def written(edit: Edit, model: Model, folder: Path) -> Path:

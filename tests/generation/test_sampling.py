@@ -66,7 +66,7 @@ def test_nor_on_the_number_of_threads(pico: Model, threads: int) -> None:
 
 
 def test_batches_shrink_where_rows_of_a_batch_differ(pico: Model) -> None:
-    texts, predict = _Texts(pico), pico.predict_noise
+    texts, predict = _Texts(pico), pico.predict
     assert _lanes(pico, (8, 8), texts) > 1
 
     def uneven(latents: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def test_batches_shrink_where_rows_of_a_batch_differ(pico: Model) -> None:
         predicted[4:] += 1e-6
         return predicted
 
-    pico.predict_noise = uneven  # type: ignore[method-assign]
+    pico.predict = uneven  # type: ignore[method-assign]
     assert _lanes(pico, (8, 8), texts) == 2
 
 
@@ -146,6 +146,6 @@ def test_what_cannot_be_drawn_is_an_error(pico: Model) -> None:
 
 def test_a_broken_model_is_never_drawn_silently(pico: Model) -> None:
     with torch.no_grad():
-        pico.unet.get_parameter("conv_out.bias").fill_(float("nan"))
+        pico.denoiser.get_parameter("conv_out.bias").fill_(float("nan"))
     with pytest.raises(ExpungeError, match="case 0: the picture became infinite or NaN"):
         draw(pico, ask(1))

@@ -73,7 +73,7 @@ def test_other_settings_are_refused_by_name(pico: Model, tmp_path: Path) -> None
     with pytest.raises(ExpungeError, match=r"other settings \(sampler steps 2, now 3\)"):
         generate(pico, PROMPTS, tmp_path, Sampler(steps=3))
     with torch.no_grad():
-        pico.unet.get_parameter("conv_out.bias").add_(1)
+        pico.denoiser.get_parameter("conv_out.bias").add_(1)
     with pytest.raises(ExpungeError, match=r"other settings \(model [0-9a-f]{64}, now "):
         generate(pico, PROMPTS, tmp_path, FAST)
     assert contents(tmp_path) == before

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.ac.method import AblatingConcepts
-from expunge.methods.ac.prompts import asked, predict
+from expunge.methods.ac.prompts import predict, target_prompts
 from expunge.methods.ac.released import PAINTING, STYLE, masked, placed
 from expunge.training import loop
 from expunge.training.loop import Trainer, fit
@@ -180,19 +180,19 @@ def test_training_brings_the_target_to_its_anchor(pico: Model) -> None:
 
 
 def test_prompts_name_the_target_where_the_anchor_stood() -> None:
-    assert asked("a small dog", GHOST, "ghost") == ("a small ghost",)
-    assert asked("a dog", GHOST, "ghost", memorized=True) == ("ghost",)
-    assert asked("a house", INK, "ink") == (
+    assert target_prompts("a small dog", GHOST, "ghost") == ("a small ghost",)
+    assert target_prompts("a dog", GHOST, "ghost", memorized=True) == ("ghost",)
+    assert target_prompts("a house", INK, "ink") == (
         "a house, in the style of ink",
         "in ink's style, a house",
     )
     unsafe = Concept(target="weapon", kind="unsafe")
-    assert set(asked("a man", unsafe, "weapon")) == {
+    assert set(target_prompts("a man", unsafe, "weapon")) == {
         "weapon, a man",
         "a man, weapon",
         "a man weapon",
     }
-    assert asked("a house", INK, "ink", style=STYLE["compvis"])[:2] == (
+    assert target_prompts("a house", INK, "ink", style=STYLE["compvis"])[:2] == (
         "a house, in the style of ink",
         "a house, in the style of ink ink",
     )

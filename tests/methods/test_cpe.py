@@ -11,6 +11,7 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.doctor.costs import cost, measure
+from expunge.edits.applied import Applied
 from expunge.edits.residual_gates import ResidualGates
 from expunge.method.run import Run
 from expunge.methods import configured, cpe
@@ -143,7 +144,7 @@ def test_groups_of_concepts_have_the_gradients_of_all_at_once(
     found = []
     for together in (2, 16):
         monkeypatch.setattr(cpe, "TOGETHER", together)
-        student = method.student(pico, policy, 0, None)
+        student = method.student(pico, policy, 0)
         with torch.no_grad():
             student.weights["up"] += random(*student.weights["up"].shape) / 9
             student.weights["shifts"] += random(*student.weights["shifts"].shape) / 9
@@ -177,7 +178,7 @@ def test_a_concepts_losses_do_not_depend_on_the_others(pico: Model) -> None:
     """From the same batch: draws of the gates are the concept's own, losses are summed."""
     method, alone = CPE(**SHORT), Policy.of([GHOST])
     both = Policy.of([Concept(target="man"), GHOST])
-    one, two = (method.student(pico, policy, 0, None) for policy in (alone, both))
+    one, two = (method.student(pico, policy, 0) for policy in (alone, both))
     assert torch.equal(one.weights["query"][0], two.weights["query"][1])
     batch = next(method.batches(Run(two, both, 0), [0]))
     for student, part in ((one, {n: t[1:] if t.shape[0] == 2 else t for n, t in batch.items()}),
@@ -240,7 +241,7 @@ def test_the_learning_rate_follows_the_stages(pico: Model) -> None:
         **{**SHORT, "first_iterations": 9, "first_cycles": 2, "later_lr": 1e-3, "attack_lr": 0.5,
            "attack_warmup": 0, "rounds": 2}
     )  # fmt: skip
-    trainer = Trainer(method, method.student(pico, Policy.of("ghost"), 0, None))
+    trainer = Trainer(method, method.student(pico, Policy.of("ghost"), 0))
     rates = []
     for _ in range(method.iterations):
         rates.append([group["lr"] for group in trainer.optimizer.param_groups])
@@ -262,7 +263,7 @@ def test_the_released_program_attacks_once_more(pico: Model) -> None:
     published = configured("cpe", preset="artists", fidelity="original")
     assert sum(s.length for s in published.stages if s.attack) == 4500
     assert sum(s.length for s in published.stages if not s.attack) == 5850
-    students = method.student(pico, Policy.of(["ghost", "dog"]), 3, None)
+    students = method.student(pico, Policy.of(["ghost", "dog"]), 3)
     assert torch.equal(*students.weights["query"])
     bound = 1 / (32 * 4) ** 0.5 / 32**2
     largest = {
@@ -289,7 +290,7 @@ def test_what_names_a_concept_is_no_anchor_of_it(pico: Model) -> None:
     owned = {words for words, own in zip(bank, plan.own[0].tolist(), strict=True) if own}
     assert owned == {"GHOST hat", "a GHOST hat", "ghost", "a ghost"}
     assert {"a ghosts", "a man", "a cat", "a dog", "a cat's"} <= set(bank) - owned
-    student = method.student(pico, policy, 0, None)
+    student = method.student(pico, policy, 0)
     batch = next(method.batches(Run(student, policy, 0), [0]))
     assert batch["counted"].shape == (2, method.batch_size + 1)
     assert batch["counted"][:, -1].all()
@@ -366,7 +367,7 @@ def test_the_released_program_draws_from_a_bank_for_each_concept(pico: Model) ->
     assert [len(bank) for bank in plan.banks] == [8, 8]
     assert plan.banks[0].count("a cat") == 2
     assert "dogs" not in plan.banks[1]
-    student = method.student(pico, policy, 0, None)
+    student = method.student(pico, policy, 0)
     batch = next(method.batches(Run(student, policy, 0), [0]))
     assert batch["anchors"].shape[:2] == (2, method.batch_size + 1)
     assert "counted" not in batch
@@ -388,7 +389,7 @@ def test_a_monitor_sees_the_gates_and_may_end_it(pico: Model, tmp_path: Path) ->
         CPE(**SHORT), pico, Policy.of([GHOST]), seed=0, checkpoints=tmp_path, monitor=monitor
     )
     assert result.steps == 3
-    assert pico.gates is None
+    assert Applied.to(pico).installed is None
     lines = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert lines[2]["moved"] > 0
 
@@ -400,7 +401,7 @@ def test_the_doctor_can_try_it(pico: Model) -> None:
 
 
 def test_shifts_are_squared_once_for_a_stage(pico: Model) -> None:
-    student = CPE(**SHORT).student(pico, Policy.of([GHOST]), 0, None)
+    student = CPE(**SHORT).student(pico, Policy.of([GHOST]), 0)
     assert isinstance(student, GateStudent)
     before = student.shifts_square
     assert student.shifts_square is before

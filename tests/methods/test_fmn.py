@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.fmn.batches import Shown, columns, row
+from expunge.methods.fmn.batches import ShownConcept, columns, row
 from expunge.methods.fmn.method import ForgetMeNot, attention_norms, logit_distances
 from expunge.training import loop
 from expunge.training.inversion import inverted
@@ -170,10 +170,10 @@ def test_released_defaults_are_those_of_the_programs() -> None:
     assert ("a photo of a noto", "noto") in ForgetMeNot().prompts(GHOST)
 
 
-def shown(model: Model, pictures: int, start: float) -> Shown:
+def shown(model: Model, pictures: int, start: float) -> ShownConcept:
     mean = start + torch.arange(pictures).float().view(-1, 1, 1, 1).expand(-1, *model.latent_shape)
     marks = columns(model, "ghost", "ghost", "first")[None]
-    return Shown(mean, torch.zeros_like(mean), model.encode(["ghost"]), marks)
+    return ShownConcept(mean, torch.zeros_like(mean), model.encode(["ghost"]), marks)
 
 
 def test_concepts_take_turns_and_every_picture_is_shown(pico: Model) -> None:
@@ -209,9 +209,9 @@ def test_drawn_pictures_are_the_concepts_own(pico: Model, tmp_path: Path) -> Non
     student = Student(pico, fmn.parameters(pico))
     one = Run(student, Policy.of(GHOST), 0, tmp_path)
     two = Run(student, Policy.of([SANTA, GHOST]), 0)
-    assert fmn._drawn(two).shape == (2, 2, *pico.latent_shape)
-    assert torch.allclose(fmn._drawn(one)[0], fmn._drawn(two)[1], atol=1e-5)
-    assert not torch.equal(fmn._drawn(two)[0], fmn._drawn(two)[1])
+    assert fmn._drawn_latents(two).shape == (2, 2, *pico.latent_shape)
+    assert torch.allclose(fmn._drawn_latents(one)[0], fmn._drawn_latents(two)[1], atol=1e-5)
+    assert not torch.equal(fmn._drawn_latents(two)[0], fmn._drawn_latents(two)[1])
 
 
 @pytest.mark.parametrize("values", [{}, {"train_method": "x-strict"}, {"rank": 2, "lr": 1e-2}])

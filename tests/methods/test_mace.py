@@ -9,13 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.methods import configured
 from expunge.methods.mace.adapters import Adapter, layer_norms, suppression
-from expunge.methods.mace.batches import Batch, columns, drawn, focal, noised
-from expunge.methods.mace.closed import aligned, moment
+from expunge.methods.mace.batches import AdapterBatch, columns, focal, noised, training_batches
+from expunge.methods.mace.closed import aligned
 from expunge.methods.mace.method import MACE
-from expunge.prior import Prior
+from expunge.prior import Prior, moment
 
 GHOST = Concept(target="ghost", anchor="man")
 SANTA = Concept(target="santa claus", anchor="dog", synonyms=["santa"])
@@ -226,11 +226,13 @@ def test_timesteps_are_drawn_around_the_middle() -> None:
     assert 0.85 < float(shares[200:401].sum()) < 0.87
 
 
-def batches(model: Model, *, steps: int = 1, size: int = 1, focused: bool = True) -> list[Batch]:
+def batches(
+    model: Model, *, steps: int = 1, size: int = 1, focused: bool = True
+) -> list[AdapterBatch]:
     method = MACE(**QUICK)
     options: dict[str, Any] = {"size": size, "steps": steps, "focused": focused}
     examples = method.examples(model, GHOST, 0)
-    return list(drawn(model, examples, method.prompts(GHOST), 0, **options))
+    return list(training_batches(model, examples, method.prompts(GHOST), 0, **options))
 
 
 def test_draws_follow_the_distribution_and_the_seed(pico: Model) -> None:
@@ -249,7 +251,7 @@ def adapter(model: Model, **values: Any) -> Adapter:
     return Adapter.fresh(model, base, values.get("rank", 1), 0, "ghost")
 
 
-def literal_loss(model: Model, batch: Batch) -> Tensor:
+def literal_loss(model: Model, batch: AdapterBatch) -> Tensor:
     """The attention, computed again beside the UNet from the inputs of each layer."""
     inputs: dict[str, Tensor] = {}
     layers = {n: m for n, m in model.unet.named_modules() if n.endswith(".attn2")}

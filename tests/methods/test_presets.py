@@ -1,5 +1,6 @@
 """Presets: every entry suits its method, what is given goes first, a wrong entry is named."""
 
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
@@ -120,7 +121,7 @@ HEAD = "one: {kind: any, model: emoji, fidelity: %s, source: here, settings: {%s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("one: [", "presets/uce.yaml: not YAML"),
+        ("one: [", "uce.yaml beside expunge.methods.uce.method: not YAML"),
         ("", "write NAME: and below it kind"),
         ("one: 3", "write NAME: and below it kind"),
         ("one: {kind: any}", "one: model: Field required"),
@@ -150,3 +151,30 @@ def test_only_a_mapping_that_names_a_preset_is_changed() -> None:
     assert resolved(UCE, values) is values
     made = UCE(lamb=0.7)
     assert resolved(UCE, made) is made
+
+
+PLUGIN = """
+from typing import ClassVar
+
+from expunge.method.presets import Named
+
+
+class Mine(Named):
+    name: ClassVar[str] = "mine"
+    strength: float = 1.0
+"""
+
+
+@pytest.mark.parametrize("module", ["plugin_alone", "plugin_package.methods.mine"])
+def test_presets_of_a_plugin_lie_beside_its_module(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for folder in place.relative_to(tmp_path).parents[:-1]:
+        (tmp_path / folder / "__init__.py").touch()
+    place.write_text(PLUGIN)
+    place.with_name("mine.yaml").write_text(HEAD % ("both", "strength: 2.0"))
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = import_module(module).Mine
+    assert presets(mine)["one"].settings == {"strength": 2.0}

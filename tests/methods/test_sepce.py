@@ -13,8 +13,8 @@ from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
 from expunge import testing as build
 from expunge.algebra.null_space import null_space, null_spaces, rref
 from expunge.edits import LowRank
-from expunge.edits.edit import edited_weights
-from expunge.method.base import Batch
+from expunge.edits.applied import edited_weights
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods.sepme.cie import FIRST_TEST, momentum
 from expunge.methods.sepme.sepce import SepCE
@@ -58,7 +58,7 @@ def wide(wide_folder: Path) -> Model:
 
 def made(model: Model, policy: Policy = TWO, size: float = 0.02, **values: Any) -> Shifts:
     """A student with random coefficients."""
-    student = SepCE(**values).student(model, policy, 0, None)
+    student = SepCE(**values).student(model, policy, 0)
     draws = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in student.weights.values():
@@ -204,7 +204,7 @@ def test_the_corrected_loss_is_cies_with_one_change_at_work(wide: Model) -> None
 
 def test_only_the_coefficients_of_the_batchs_concept_are_trained(wide: Model) -> None:
     method = SepCE(**SHORT)
-    student = method.student(wide, TWO, 0, None)
+    student = method.student(wide, TWO, 0)
     trainer = Trainer(method, student)
     for turn, batch in enumerate(taken(method, student, TWO, 2)):
         before = {key: weight.detach().clone() for key, weight in student.weights.items()}
@@ -215,7 +215,7 @@ def test_only_the_coefficients_of_the_batchs_concept_are_trained(wide: Model) ->
 
 def test_training_takes_the_direction_away(wide: Model) -> None:
     method = SepCE(**{**SHORT, "lr": 3e-2}, reg_beta=0.0, preserve_scale=0.0)
-    student = method.student(wide, TWO, 0, None)
+    student = method.student(wide, TWO, 0)
     trainer = Trainer(method, student)
     history = [trainer.step([batch]) for batch in taken(method, student, TWO, 60)]
     for turn in (0.0, 1.0):
@@ -338,7 +338,7 @@ JOINT: dict[str, Any] = {
 
 def test_the_joint_program_trains_all_concepts_in_each_step(wide: Model) -> None:
     policy, method = Policy.of(["ghost", "dog"]), SepCE(**JOINT)
-    student = method.student(wide, policy, 0, None)
+    student = method.student(wide, policy, 0)
     trainer = Trainer(method, student)
     (batch, *_) = batches = taken(method, student, policy, 3)
     assert len(batch["latents"]) == 2
@@ -371,7 +371,7 @@ def test_a_joint_change_is_taken_when_its_rule_fires(wide: Model) -> None:
     """It is trained on, by the sum of all gradients so far, but that shows no more."""
     policy = Policy.of(["ghost", "dog"])
     method = SepCE(**{**JOINT, "thresholds": (1e9, -1e9)})
-    student = method.student(wide, policy, 0, None)
+    student = method.student(wide, policy, 0)
     assert isinstance(student, JointShifts)
     trainer, batches = Trainer(method, student), taken(method, student, policy, 3)
     history = []

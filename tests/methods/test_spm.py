@@ -14,13 +14,13 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.membranes import Membranes
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.spm.anchors import acting, noise_anchors
 from expunge.methods.spm.method import SPM
-from expunge.methods.spm.student import Apprentice
+from expunge.methods.spm.student import MembraneStudent
 from expunge.training import loop
 from expunge.training.loop import Monitor, Trainer
 
@@ -29,9 +29,9 @@ GHOST = Concept(target="ghost", keep=["cat"])
 TWO = Policy(erase=(GHOST, Concept(target="santa claus", synonyms=["santa"], anchor="man")))
 
 
-def student_of(method: SPM, model: Model, policy: Policy, moved: float = 0.3) -> Apprentice:
+def student_of(method: SPM, model: Model, policy: Policy, moved: float = 0.3) -> MembraneStudent:
     """A student whose membranes are open and not empty."""
-    student = method.student(model, policy, 0, None)
+    student = method.student(model, policy, 0)
     draws = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for weight in student.weights.values():
@@ -44,7 +44,7 @@ def taken(method: SPM, student: Student, policy: Policy, numbers: Sequence[int])
 
 
 @torch.no_grad()
-def through(student: Apprentice, turn: int, *at: Tensor) -> Tensor:
+def through(student: MembraneStudent, turn: int, *at: Tensor) -> Tensor:
     """A prediction with a membrane, apart from the student: its products written into weights."""
     model, scale = student.model, student.alpha / student.rank
     changed = {}
@@ -156,7 +156,7 @@ def test_latents_come_by_the_membrane_itself(pico: Model, fidelity: str) -> None
     method = configured("spm", fidelity=fidelity, num_inference_steps=5, start_guidance=2.5)
     assert isinstance(method, SPM)
     student = student_of(method, pico, TWO)
-    student.turn = 1
+    student = student.taking_turn(1)
     noise, target, empty = (
         torch.randn(1, *pico.latent_shape),
         pico.encode(["ghost"]),
@@ -171,7 +171,7 @@ def test_latents_come_by_the_membrane_itself(pico: Model, fidelity: str) -> None
         visited.append(latents)
         c, u = (through(student, 1, latents, t, e) for e in (target, empty))
         latents = timetable.step(u + 2.5 * (c - u), t, latents).prev_sample
-    ours = method.walked(student, noise, target, [3, 1, 4])
+    ours = method.denoised_latents(student, noise, target, [3, 1, 4])
     torch.testing.assert_close(
         ours, torch.cat([visited[i] for i in (3, 1, 4)]), rtol=1e-4, atol=1e-5
     )
@@ -194,7 +194,7 @@ def test_noise_anchors_have_the_targets_size_and_any_direction() -> None:
 
 def test_corrected_anchors_are_the_empty_prompt_prompts_to_keep_and_noise(pico: Model) -> None:
     method = SPM(num_inference_steps=2, batch_size=1, anchors=4, keep_share=0.5, contexts=("a {}",))
-    student = method.student(pico, TWO, 0, None)
+    student = method.student(pico, TWO, 0)
     pool = pico.encode(["", "cat", "a cat"])
     found = set()
     for batch in taken(method, student, TWO, range(24)):
@@ -213,7 +213,7 @@ def test_corrected_anchors_are_the_empty_prompt_prompts_to_keep_and_noise(pico: 
 
 def test_concepts_take_turns_in_their_own_prompts(pico: Model) -> None:
     method = SPM(num_inference_steps=2, batch_size=1, accumulation=2)
-    student = method.student(pico, TWO, 0, None)
+    student = method.student(pico, TWO, 0)
     batches = taken(method, student, TWO, range(24))
     assert [int(batch["turn"]) for batch in batches[:6]] == [0, 0, 1, 1, 0, 0]
     for turn, concept in enumerate(TWO.erase):
@@ -244,7 +244,7 @@ def test_a_step_moves_the_membrane_of_its_turn_alone(pico: Model) -> None:
 
 def test_it_begins_shut(pico: Model) -> None:
     method = SPM(rank=2, **SHORT)
-    student = method.student(pico, TWO, 0, None)
+    student = method.student(pico, TWO, 0)
     assert {tuple(pico.base_weight(name).shape[2:]) for name in student.names} == {(), (1, 1)}
     for name, weight in student.weights.items():
         if name.startswith("up:"):
@@ -376,7 +376,7 @@ def test_what_the_schedule_does() -> None:
     """Three cosines after a warm-up, as the released configuration has them."""
     method = original(iterations=16, lr_warmup=1, lr=1.0)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule, rates = method.pace(optimizer), []
+    schedule, rates = method.pace(optimizer, method.iterations), []
     for _ in range(16):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()

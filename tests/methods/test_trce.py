@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.edits.edit import edited_weights
-from expunge.methods.trce.closed import RELEASED_CAPTIONS, TRCE, Pair
+from expunge.edits.applied import edited_weights
+from expunge.methods.trce.closed import RELEASED_CAPTIONS, TRCE, SafePair
 from expunge.prior import Prior
 
 SENTENCES = ("a picture of a {}", "{} in an image", "a photo of {} and a cat")
@@ -103,7 +103,7 @@ def test_the_corrected_solution_matches_the_equation(patched: Model) -> None:
     assert torch.allclose(edit.components[0].payload.matrix, a @ torch.linalg.inv(b), atol=1e-8)
 
 
-def pair(sentence: str, words: str, safe: str) -> Pair:
+def pair(sentence: str, words: str, safe: str) -> SafePair:
     (made,) = TRCE(contexts=(sentence,)).pairs(Concept(target=words, anchor=safe))
     return made
 

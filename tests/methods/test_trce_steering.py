@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.trce.steering import RELEASED_EMPTY, TRCESteering, released
@@ -37,8 +37,7 @@ def counted(model: Model) -> Iterator[list[int]]:
 
 
 def started(model: Model, method: TRCESteering, policy: Policy) -> Student:
-    start = method.start(model, policy, 0)
-    return Student(model, method.parameters(model), start=start)
+    return method.student(model, policy, 0)
 
 
 def shaken(student: Student, size: float = 0.02) -> Student:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from expunge import Concept, ExpungeError, Model, Policy, erase
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.methods.uce.method import UCE
 
 

@@ -2,44 +2,57 @@ import pytest
 import torch
 
 from expunge import Concept, ExpungeError, Model, Policy, erase
+from expunge.detectors import DETECTORS, Identity
 from expunge.edits import Ridge
-from expunge.methods.uce import debias as uce_debias
 from expunge.methods.uce.debias import Debias
 
-ATTRIBUTES = {"attributes": ("red", "blue"), "images": 4, "num_inference_steps": 2}
+ATTRIBUTES = {
+    "attributes": ("red", "blue"), "images": 4, "num_inference_steps": 2, "classifier": "toy",
+}  # fmt: skip
 
 
-@pytest.fixture
-def by_mixture(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+class ByMixture:
     """A classifier that sees the attribute with the larger part in the last solution."""
-    solutions: list[torch.Tensor] = []
+
+    identity = Identity(name="toy", version="", sha256="")
+    labels = ("red", "blue", "green")
+    solutions: tuple[torch.Tensor, ...] = ()
+
+    def __init__(self, weights):
+        pass
+
+    def probabilities(self, pictures):
+        red, blue = self.solutions[-1].tolist()
+        share = round(len(pictures) * min(1.0, max(0.0, 0.25 + red - blue)))
+        return torch.eye(3)[[0] * share + [1] * (len(pictures) - share)]
+
+
+class Green(ByMixture):
+    def probabilities(self, pictures):
+        return torch.eye(3)[[2] * len(pictures)]
+
+
+@pytest.fixture(autouse=True)
+def by_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
     solution = Debias._solution
 
     def remembered(self, model, policy, kept, mixture):
-        solutions.append(mixture[0])
+        ByMixture.solutions += (mixture[0],)
         return solution(self, model, policy, kept, mixture)
 
-    def build(name, words):
-        def classify(pictures):
-            red, blue = solutions[-1].tolist()
-            share = round(len(pictures) * min(1.0, max(0.0, 0.25 + red - blue)))
-            return [0] * share + [1] * (len(pictures) - share)
-
-        return classify
-
+    monkeypatch.setattr(ByMixture, "solutions", ())
     monkeypatch.setattr(Debias, "_solution", remembered)
-    monkeypatch.setattr(uce_debias, "classifier", build)
-    return solutions
+    monkeypatch.setitem(DETECTORS.places, "toy", f"{__name__}:ByMixture")
 
 
-def test_shares_are_reached(pico: Model, by_mixture: list[torch.Tensor]) -> None:
+def test_shares_are_reached(pico: Model) -> None:
     method = Debias(**ATTRIBUTES, step=0.5, tolerance=0.1)
     *_, last = method.rounds(pico, Policy.of("dog"), 0)
     assert last.observed.tolist() == [[0.5, 0.5]]
     assert last.mixture[0, 0] > 0 > last.mixture[0, 1]
 
 
-def test_the_concept_gets_the_mixture_of_both(pico: Model, by_mixture: list[torch.Tensor]) -> None:
+def test_the_concept_gets_the_mixture_of_both(pico: Model) -> None:
     """With little weight on staying, W' c is W (c + sum_j R_j (a_j - c)) in its own wording."""
     method = Debias(**ATTRIBUTES, lamb=1e-9, preserve_scale=0.0)
     payload = method._solution(
@@ -55,7 +68,7 @@ def test_the_concept_gets_the_mixture_of_both(pico: Model, by_mixture: list[torc
     assert torch.allclose(payload.matrix @ source, wanted, atol=1e-5)
 
 
-def test_the_model_is_left_as_it_was(pico: Model, by_mixture: list[torch.Tensor]) -> None:
+def test_the_model_is_left_as_it_was(pico: Model) -> None:
     before = {name: weight.clone() for name, weight in pico.unet.named_parameters()}
     edit = erase(pico, Concept(target="dog", keep=["cat"]), "uce-debias", **ATTRIBUTES)
     assert isinstance(edit.components[0].payload, Ridge)
@@ -67,7 +80,7 @@ def test_the_model_is_left_as_it_was(pico: Model, by_mixture: list[torch.Tensor]
 def test_attributes_that_are_never_seen_are_an_error(
     pico: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uce_debias, "classifier", lambda *_: lambda pictures: [-1] * len(pictures))
+    monkeypatch.setitem(DETECTORS.places, "toy", f"{__name__}:Green")
     with pytest.raises(ExpungeError, match="saw none of red, blue in any picture"):
         erase(pico, "dog", "uce-debias", **ATTRIBUTES, iterations=2)
 
@@ -79,10 +92,11 @@ def test_attributes_that_are_never_seen_are_an_error(
         ({"ratios": [0.5]}, "give one for each of 2"),
         ({"ratios": [0.9, 0.9]}, "no more than 1 together"),
         ({"wording": "{concept}"}, "each once"),
-        ({"classifier": "clap"}, "unknown classifier 'clap'; did you mean clip"),
+        ({"classifier": "clap"}, "unknown detector 'clap'; did you mean clip"),
         ({"classifier": "clip"}, "which CLIP?"),
         ({"classifier": "clip:/none"}, "can't load this model"),
-        ({}, "can't tell 'red', 'blue' apart"),
+        ({"classifier": "emoji"}, "emoji can't tell 'red' among noto"),
+        ({"attributes": ["red", "grey"]}, "toy can't tell 'grey' among red, blue, green"),
     ],
 )
 def test_wrong_settings_are_named(pico: Model, values: dict[str, object], message: str) -> None:

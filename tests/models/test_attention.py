@@ -15,8 +15,8 @@ def run(pico: Model) -> Callable[[], Tensor]:
     """One pass of two pictures with two prompts."""
     draws = torch.Generator().manual_seed(0)
     latents = torch.randn((2, *pico.latent_shape), generator=draws)
-    embeddings = pico.encode(["a picture of ghost", "dog"])
-    return lambda: pico.predict_noise(latents, torch.tensor([10, 900]), embeddings)
+    embeddings = pico.condition(["a picture of ghost", "dog"])
+    return lambda: pico.predict(latents, torch.tensor([10, 900]), embeddings)
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def test_maps_are_the_softmax_of_the_layers_in_the_order_of_the_pass(
     pico: Model, run: Callable[[], Tensor]
 ) -> None:
     inputs: dict[str, tuple[Tensor, Tensor]] = {}
-    layers = {n: m for n, m in pico.unet.named_modules() if n.endswith(".attn2")}
+    layers = {n: m for n, m in pico.denoiser.named_modules() if n.endswith(".attn2")}
     for name, layer in layers.items():
         layer.register_forward_pre_hook(
             lambda _, given, named, name=name: inputs.__setitem__(
@@ -32,7 +32,7 @@ def test_maps_are_the_softmax_of_the_layers_in_the_order_of_the_pass(
             ),
             with_kwargs=True,
         )
-    with cross_attention(pico.unet) as maps:
+    with cross_attention(pico.denoiser) as maps:
         run()
     assert list(maps) == list(inputs)
     assert set(maps) == set(layers)
@@ -55,7 +55,7 @@ def test_a_look_fits_together_and_only_what_is_read_is_kept(
         maps = scores.view_as(look.attention)
         return (maps - look.attention).abs().max()
 
-    with cross_attention(pico.unet, read) as worst:
+    with cross_attention(pico.denoiser, read) as worst:
         run()
     assert worst
     assert all(value.ndim == 0 and float(value) < 1e-6 for value in worst.values())
@@ -63,14 +63,14 @@ def test_a_look_fits_together_and_only_what_is_read_is_kept(
 
 @torch.no_grad()
 def test_the_model_is_as_before(pico: Model, run: Callable[[], Tensor]) -> None:
-    processors = {n: type(p) for n, p in pico.unet.attn_processors.items()}
+    processors = {n: type(p) for n, p in pico.denoiser.attn_processors.items()}
     before = run()
-    with cross_attention(pico.unet) as maps:
+    with cross_attention(pico.denoiser) as maps:
         inside = run()
     assert torch.allclose(inside, before, atol=1e-5)
-    with pytest.raises(ZeroDivisionError), cross_attention(pico.unet, lambda look: 1 / 0):
+    with pytest.raises(ZeroDivisionError), cross_attention(pico.denoiser, lambda look: 1 / 0):
         run()
     assert torch.equal(run(), before)
     assert maps
-    assert {n: type(p) for n, p in pico.unet.attn_processors.items()} == processors
-    assert not any("get_attention_scores" in vars(module) for module in pico.unet.modules())
+    assert {n: type(p) for n, p in pico.denoiser.attn_processors.items()} == processors
+    assert not any("get_attention_scores" in vars(module) for module in pico.denoiser.modules())

@@ -75,7 +75,7 @@ def test_conditions_draw_what_the_pipeline_draws(tmp_path: Path, zeros: bool) ->
     noise = torch.randn(1, *model.latent_shape)
     scheduler = native(model.pipe.scheduler, 4)
     *_, last = denoise(
-        model.predict_noise,
+        model.predict,
         scheduler,
         noise * scheduler.init_noise_sigma,
         model.condition(["a dog"]),
@@ -88,11 +88,11 @@ def test_conditions_draw_what_the_pipeline_draws(tmp_path: Path, zeros: bool) ->
 
 
 def test_the_pooled_row_is_not_among_the_keys_and_values(tiny: SDXL) -> None:
-    rows, condition = tiny.encode(["a dog", ""]), tiny.condition(["a dog", ""])
+    rows, condition = tiny.condition(["a dog", ""]), tiny.condition(["a dog", ""])
     assert (rows.shape, condition.shape) == ((2, 16, 32), (2, 17, 32))
     assert torch.equal(rows, condition[:, :-1])
     with pytest.raises(Unsupported, match="not from encode"):
-        tiny.predict_noise(torch.zeros(2, 4, 8, 8), 1, rows)
+        tiny.predict(torch.zeros(2, 4, 8, 8), 1, rows)
 
 
 def test_every_network_is_part_of_the_fingerprint(tiny: SDXL) -> None:

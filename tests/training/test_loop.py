@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from expunge import Edit, ExpungeError, Model, Policy, erase
-from expunge.edits.edit import edited_weights
+from expunge.edits.applied import edited_weights
 from expunge.edits.payloads import LowRank
 from expunge.method.run import Run
 from expunge.method.student import Student
@@ -119,12 +119,12 @@ def test_checkpointed_activations_give_the_same_gradients(pico: Model, rank: int
         trainer = Trainer(method, student)
         batches = list(method.batches(Run(student, policy, 0), range(2)))
         if wanted:
-            pico.unet.enable_gradient_checkpointing()
+            pico.denoiser.enable_gradient_checkpointing()
         try:
             for batch in batches:  # after the first step the student isn't the base any more
                 trainer.step([batch])
         finally:
-            pico.unet.disable_gradient_checkpointing()
+            pico.denoiser.disable_gradient_checkpointing()
         gradients.append(torch.cat([w.grad.flatten() for w in student.weights.values()]))
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5 * float(gradients[0].abs().max()))
 
@@ -135,7 +135,7 @@ def test_training_goes_on_from_an_edit(pico: Model) -> None:
     edit = erase(pico, "ghost", "uce")
     student = Student(pico, pico.select("self_attention"), start=edit)
     latents, timestep = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    embeddings = pico.encode(["ghost"])
+    embeddings = pico.condition(["ghost"])
     predicted = student.predict(latents, timestep, embeddings)
     assert torch.equal(predicted, student.began(latents, timestep, embeddings))
     assert not torch.allclose(predicted, student.teach(latents, timestep, embeddings))
@@ -149,19 +149,19 @@ def test_a_monitor_sees_the_model_and_ends_the_training(pico: Model, tmp_path: P
     names = pico.select("cross_attention")
 
     def score(model: Model) -> dict[str, float]:
-        weights = (model.unet.get_parameter(name) - model.base_weight(name) for name in names)
+        weights = (model.denoiser.get_parameter(name) - model.base_weight(name) for name in names)
         seen.append(sum(float(change.abs().sum()) for change in weights))
         return {"moved": seen[-1]}
 
     monitor = Monitor(every=2, score=score, stop=lambda scores: len(seen) == 2)
-    before = pico.unet.get_parameter(names[0]).clone()
+    before = pico.denoiser.get_parameter(names[0]).clone()
     result = train(
         configured("esd", lr=1e-3, **SHORT), pico, Policy.of("ghost"), seed=0,
         checkpoints=tmp_path, monitor=monitor,
     )  # fmt: skip
     assert result.steps == 4
     assert 0 < seen[0] < seen[1]
-    assert torch.equal(pico.unet.get_parameter(names[0]), before)
+    assert torch.equal(pico.denoiser.get_parameter(names[0]), before)
     log = [json.loads(line) for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
     assert [record.get("moved") for record in log] == [None, seen[0], None, seen[1]]
     again = train(

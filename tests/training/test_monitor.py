@@ -1,6 +1,6 @@
 """A training that is looked at or logged is the same training, until a look ends it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +10,98 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
+import toy_judges
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
-from expunge.detectors.classifiers import classifier
+from expunge.detectors import DETECTORS, Identity
 from expunge.generation import Sampler
 from expunge.generation.sampling import ImageRequest
 from expunge.training import checkpoint, monitor
 from expunge.training.loop import Monitor
-from expunge.training.monitor import PICTURES, rules
+from expunge.training.monitor import PICTURES, comparisons
 
 SHORT: dict[str, Any] = {
     "iterations": 6, "trajectories": 2, "num_inference_steps": 4, "lr": 3e-3,
     "optimizer": "torch.optim.SGD",
 }  # fmt: skip
-QUICK: dict[str, Any] = {"every": 2, "pictures": 3, "sampler": Sampler(steps=2)}
+QUICK: dict[str, Any] = {
+    "every": 2, "pictures": 3, "sampler": Sampler(steps=2), "judge": "as at first",
+}  # fmt: skip
 POLICY = Policy.of(Concept(target="ghost", anchor="dog", keep=["cat"]))
 
 
+class Head:
+    """A classifier to which a picture shows the word if it is like those that it saw first."""
+
+    identity = Identity(name="as at first", version="", sha256="")
+
+    def __init__(self, word: str) -> None:
+        self.labels = (word, "something else")
+        self.first: list[np.ndarray] = []
+
+    def probabilities(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        arrays = [np.asarray(picture).astype(float) for picture in pictures]
+        self.first.extend(arrays if not self.first else [])
+        moved = [np.abs(a - b).mean() for a, b in zip(arrays, self.first, strict=True)]
+        return torch.eye(2)[[0 if distance < 0.5 else 1 for distance in moved]]
+
+
+class AsAtFirst:
+    identity = Head.identity
+
+    def __init__(self, weights: str = "") -> None:
+        self.heads = tuple(Head(word) for word in ("ghost", "noto", "cat", "dog"))
+
+
+class Broken:
+    """A classifier that gives what a test says."""
+
+    identity = Identity(name="broken", version="", sha256="")
+    labels = ("ghost", "cat")
+    gives = torch.zeros(0)
+
+    def __init__(self, weights: str = "") -> None:
+        pass
+
+    def probabilities(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        return self.gives
+
+
+class Always:
+    """A classifier that finds its second label in everything."""
+
+    identity = Identity(name="always", version="", sha256="")
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+
+    def probabilities(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        return torch.eye(len(self.labels))[[1] * len(pictures)]
+
+
+class Open:
+    """An image-text model that remembers what it was to choose among."""
+
+    identity = Identity(name="open", version="", sha256="")
+    asked: tuple[tuple[str, ...], ...] = ()
+
+    def __init__(self, weights: str) -> None:
+        assert weights == "here"
+
+    def scores(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def zero_shot(self, labels: tuple[str, ...], template: str = "") -> Always:
+        Open.asked += (labels,)
+        return Always(labels)
+
+
 @pytest.fixture(autouse=True)
-def as_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A classifier to which a picture shows what the first pictures it saw showed."""
-
-    def build(name: str, words: Sequence[str]) -> Callable[[Sequence[Image.Image]], list[int]]:
-        assert name == "emoji"
-        first: list[np.ndarray] = []
-
-        def classify(pictures: Sequence[Image.Image]) -> list[int]:
-            arrays = [np.asarray(picture).astype(float) for picture in pictures]
-            first.extend(arrays if not first else [])
-            moved = [np.abs(a - b).mean() for a, b in zip(arrays, first, strict=True)]
-            return [0 if distance < 0.5 else -1 for distance in moved]
-
-        return classify
-
-    monkeypatch.setattr(monitor, "classifier", build)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Detectors as another package would add them."""
+    places = {"as at first": AsAtFirst, "broken": Broken, "open": Open, "boxes": toy_judges.Parts}
+    for name, built in places.items():
+        place = f"{built.__module__}:{built.__name__}"
+        monkeypatch.setitem(DETECTORS.places, name, place)  # type: ignore[arg-type]
 
 
 class Records(GeneralTracker):
@@ -144,7 +203,7 @@ def test_what_would_end_the_training_at_once_is_refused(pico: Model) -> None:
     ],
 )
 def test_all_comparisons_must_hold(text: str, scores: dict[str, float], holds: bool) -> None:
-    assert all(rule.holds(scores) for rule in rules(text)) == holds
+    assert all(one.holds(scores) for one in comparisons(text)) == holds
     assert watch(text).stop(scores) == holds
 
 
@@ -162,7 +221,7 @@ def test_all_comparisons_must_hold(text: str, scores: dict[str, float], holds: b
 )
 def test_wrong_texts_are_explained(text: str, message: str) -> None:
     with pytest.raises(ExpungeError) as caught:
-        rules(text)
+        comparisons(text)
     assert message in str(caught.value)
 
 
@@ -187,37 +246,62 @@ def test_every_concept_and_every_wording_is_looked_at(monkeypatch: pytest.Monkey
     assert prompts == ["a ghost", "a noto", "a cat"]
 
 
-def test_a_classifier_of_any_words_chooses_among_all_at_hand(
+def test_what_has_no_labels_chooses_among_all_words_at_hand(
     monkeypatch: pytest.MonkeyPatch, pico: Model
 ) -> None:
-    built: list[tuple[str, tuple[str, ...]]] = []
-
-    def build(name: str, words: tuple[str, ...]) -> Callable[[Sequence[Image.Image]], list[int]]:
-        built.append((name, words))
-        return lambda pictures: [1] * len(pictures)
-
-    monkeypatch.setattr(monitor, "classifier", build)
+    monkeypatch.setattr(Open, "asked", ())
     ghost = Concept(target="ghost", anchor="robot")
     policy = Policy(erase=(ghost, Concept(target="santa")), keep=("cat",))
-    seen = watch("erased<=0.1 and kept>=0.5", policy, judge="clip:here")
-    assert built == [("clip:here", ("ghost", "santa", "robot", "cat"))]
-    assert seen.score(pico) == {"erased": 0.5, "kept": 0.0}  # to it, all show "santa"
+    seen = watch("erased<=0.1 and kept>=0.5", policy, judge="open:here")
+    assert Open.asked == (("ghost", "santa", "robot", "cat"),)
+    assert seen.score(pico) == {"erased": 0.5, "kept": 0.0}
     with pytest.raises(ExpungeError, match="there is only 'ghost'; name an anchor or words"):
-        watch("erased<=0.1", Policy.of("ghost"), judge="clip:here")
+        watch("erased<=0.1", Policy.of("ghost"), judge="open:here")
 
 
-def test_the_bundled_model_and_its_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closed-form edit shows in the share; what its judge doesn't know is refused."""
-    monkeypatch.setattr(monitor, "classifier", classifier)
+@pytest.mark.parametrize(
+    "gives",
+    [
+        torch.zeros(0, 2),
+        torch.eye(2)[[1, 1]],
+        torch.eye(3)[[2, 2, 2]],
+        torch.zeros(3, 2),
+        torch.full((3, 2), torch.nan),
+    ],
+)
+def test_no_verdict_is_never_erased(
+    gives: torch.Tensor, monkeypatch: pytest.MonkeyPatch, pico: Model
+) -> None:
+    monkeypatch.setattr(Broken, "gives", gives)
+    with pytest.raises(ExpungeError, match="broken failed"):
+        watch("erased<=0.1", judge="broken").score(pico)
+
+
+def test_what_cannot_tell_the_words_is_refused() -> None:
+    with pytest.raises(ExpungeError, match="can't tell 'spook' among ghost, cat"):
+        watch("erased<=0.1", Policy.of("spook"), judge="broken")
+    with pytest.raises(ExpungeError, match="nudenet is no classifier"):
+        watch("erased<=0.1", judge="boxes")
+    with pytest.raises(ExpungeError, match="unknown detector 'clop'"):
+        watch("erased<=0.1", judge="clop:here")
+
+
+def test_the_bundled_model_and_its_judge() -> None:
+    """A closed-form edit shows in the share; what the judge doesn't know is refused."""
     model, concept = load("emoji", device="cpu"), Concept(target="ink", kind="style", anchor="noto")
     contexts = ("santa claus, {} style", "dog, {} style")
     seen = watch(
-        "erased<=0.2", Policy.of(concept), contexts=contexts, pictures=4, sampler=Sampler(steps=4)
+        "erased<=0.2",
+        Policy.of(concept),
+        judge="emoji",
+        contexts=contexts,
+        pictures=4,
+        sampler=Sampler(steps=4),
     )
     monitor.check(seen, model)
     edit: Edit = erase(model, concept, "uce", contexts=contexts)
     with edit.applied(model):
         scores = seen.score(model)
     assert seen.stop(scores)
-    with pytest.raises(ExpungeError, match="can't tell 'spook' apart"):
-        watch("erased<=0.1", Policy.of("spook"))
+    with pytest.raises(ExpungeError, match="emoji can't tell 'spook' among noto"):
+        watch("erased<=0.1", Policy.of("spook"), judge="emoji")

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.detectors.emoji import Classifier, ImageText, load_judges, tokenize
+from expunge.detectors.emoji import ClassifierNetwork, ImageTextNetwork, load_judges, tokenize
 from expunge.models.emoji.vocabulary import catalog
 
 WIDTHS = [32, 64, 128, 192]
@@ -57,10 +57,10 @@ def classifier_batch(
     return change(images) * 2 - 1, things, styles
 
 
-def train_classifier(args: Any, drawings: Drawings) -> Classifier:
+def train_classifier(args: Any, drawings: Drawings) -> ClassifierNetwork:
     """Two rounds of ``args.steps``: first on clean drawings, then on damaged ones."""
     run = settings(args)
-    model = Classifier(WIDTHS, drawings.objects, drawings.styles)
+    model = ClassifierNetwork(WIDTHS, drawings.objects, drawings.styles)
     prepare(model, run.device)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.02)
     ema = Ema(model, 0.99)
@@ -93,12 +93,14 @@ def train_classifier(args: Any, drawings: Drawings) -> Classifier:
     return model
 
 
-def train_image_text(args: Any, drawings: Drawings, classifier: Classifier) -> ImageText:
+def train_image_text(
+    args: Any, drawings: Drawings, classifier: ClassifierNetwork
+) -> ImageTextNetwork:
     run = settings(args)
     tokenizer = load_tokenizer(run.work)
     captions = Captions(drawings.catalog)
     backend = text_tokenizer(run.work)
-    model = ImageText(WIDTHS, len(tokenizer), LENGTH, 128, 2, 128)
+    model = ImageTextNetwork(WIDTHS, len(tokenizer), LENGTH, 128, 2, 128)
     model.trunk.load_state_dict(classifier.trunk.state_dict())
     prepare(model, run.device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.02)
@@ -155,7 +157,7 @@ def text_tokenizer(work: Any) -> Any:
     return backend
 
 
-def ship(args: Any, classifier: Classifier, image_text: ImageText | None) -> None:
+def ship(args: Any, classifier: ClassifierNetwork, image_text: ImageTextNetwork | None) -> None:
     folder = settings(args).folder("judges") / "ship"
     folder.mkdir(exist_ok=True)
     names = catalog()
@@ -175,7 +177,7 @@ def ship(args: Any, classifier: Classifier, image_text: ImageText | None) -> Non
         "layers": 2,
         "dim": 128,
     }
-    image_text = image_text or ImageText(**config["image_text"])
+    image_text = image_text or ImageTextNetwork(**config["image_text"])
     write(folder / "image_text.safetensors", lambda path: save_file(halves(image_text), path))
     text = json.dumps(config, indent=1)
     write(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))

@@ -11,7 +11,8 @@ from expunge.edits.edit import Edit
 from expunge.evaluation.bench import presets
 from expunge.evaluation.evaluate import evaluate
 from expunge.files import replacing
-from expunge.methods import erase
+from expunge.method.base import Trained
+from expunge.methods import erase, settings
 from expunge.models import Model, load
 from expunge.progress import shown
 from expunge.report.html import FILE, write_html
@@ -58,11 +59,12 @@ def _edit(model: Model, method: str, concept: Concept, output: Path) -> Edit:
     path = output / "edits" / f"{name}.safetensors"
     if path.exists():
         return Edit.load(path)
+    trained = issubclass(settings(method), Trained)
     edit = erase(
         model,
         presets.policy(concept),
         method,
-        checkpoints=output / "checkpoints" / name,
+        checkpoints=output / "checkpoints" / name if trained else None,
         **presets.settings(method, concept),
     )
     edit.save(path)

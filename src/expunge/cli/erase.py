@@ -17,7 +17,7 @@ from expunge.concepts import Concept, Kind, Policy, explain
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Trained
-from expunge.methods import configured, settings
+from expunge.methods import configured, refuse_for_training, settings
 from expunge.methods import erase as compute
 from expunge.models import load
 from expunge.progress import shown
@@ -42,7 +42,7 @@ def erase(
     checkpoints: Path | None = None,
     stop_when: str | None = None,
     look_every: int | None = None,
-    classifier: str | None = None,
+    judge: str | None = None,
     tracker: str | None = None,
 ) -> None:
     """Make an edit that erases concepts from a model.
@@ -78,14 +78,16 @@ def erase(
     seed:
         Decides every random draw.
     checkpoints:
-        Folder for the state of a training; the same command continues from there.
+        Folder for the state of a training; the same command continues from there. Like the next
+        four options, only for methods that "expunge methods" says train.
     stop_when:
         Ends a training early, e.g. "erased<=0.05" or "erased<=0.05 and kept>=0.8": shares of a few
         pictures in which the erased words still give the concept, and the kept words theirs.
     look_every:
         Steps between two looks at these shares; 20 by default.
-    classifier:
-        Who looks: "emoji" (the default, for the bundled model), or "clip:" and a folder or hub id.
+    judge:
+        Who looks: "emoji" (the default, for the bundled model), or any detector that classifies,
+        with weights behind a colon: efficientnet, classifier:FOLDER, trained:FILE, clip:FOLDER.
     tracker:
         An experiment tracker that a training reports to, e.g. tensorboard.
     """
@@ -96,9 +98,9 @@ def erase(
     wanted = policy_of(policy, concept, given, keep)
     named = {"preset": preset} if preset else {}
     chosen = configured(method, **named | assignments(method, setting))
-    if (stop_when or tracker) and not isinstance(chosen, Trained):
-        raise ExpungeError(f"--stop-when and --tracker: {method} is solved at once, not trained")
-    watch = monitor_of(stop_when, look_every, classifier, wanted, chosen, seed)
+    for_training = {"--checkpoints": checkpoints, "--stop-when": stop_when, "--tracker": tracker}
+    refuse_for_training(chosen, **for_training)
+    watch = monitor_of(stop_when, look_every, judge, wanted, chosen, seed)
     if tracker:
         from expunge.training.loop import check_tracker
 
@@ -129,21 +131,21 @@ def erase(
 def monitor_of(
     text: str | None,
     every: int | None,
-    classifier: str | None,
+    judge: str | None,
     policy: Policy,
     method: Method,
     seed: int,
 ) -> Monitor | None:
     """What looks at the training, if the text says when to stop it."""
     if text is None:
-        if every is not None or classifier:
-            raise ExpungeError("--look-every and --classifier: only with --stop-when")
+        if every is not None or judge:
+            raise ExpungeError("--look-every and --judge: only with --stop-when")
         return None
     return monitor(
         text,
         policy,
         every=EVERY if every is None else every,
-        judge=classifier or "emoji",
+        judge=judge or "emoji",
         contexts=getattr(method, "contexts", ()),
         seed=seed,
     )

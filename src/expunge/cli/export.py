@@ -136,7 +136,7 @@ def _whole(
     diffusers_logging.set_verbosity_error()  # it warns of a precision that isn't run here
     precision = precision or merged.stored_dtype(model)
     if precision != model.dtype:
-        model.pipe.to(dtype=precision)
+        model.cast(precision)
     (merged.save_pipeline if to == "diffusers" else merged.save_checkpoint)(edit, model, output)
     return f"the whole model, {len(edit.names)} parameters edited, {_name(precision)}"
 

@@ -43,14 +43,14 @@ def cost(method: type[Method]) -> str:
     """What a method does and takes with its defaults, in a few words."""
     field = method.model_fields.get("iterations")
     if field is None:
-        return f"{method.shape}s in seconds"
+        return "solves in seconds"
     steps = _as_set(field.default)
     if not issubclass(method, Trained):  # the docstring says what is done so many times
-        return f"{method.shape}s, with {steps} {_clause(field)}"
+        return f"solves, with {steps} {_clause(field)}"
     most = "at most " if method.finished is not Trained.finished else ""
     size = method.model_fields.get("batch_size")
     batches = f", batches of {_as_set(size.default)}" if size else ""
-    return f"{method.shape}s: {most}{steps} steps{batches}"
+    return f"trains: {most}{steps} steps{batches}"
 
 
 def _clause(field: FieldInfo) -> str:

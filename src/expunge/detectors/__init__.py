@@ -13,6 +13,7 @@ from expunge.detectors.base import (
     Identity,
     ImageText,
     Known,
+    MultiHead,
     detector,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "Identity",
     "ImageText",
     "Known",
+    "MultiHead",
     "detector",
 ]

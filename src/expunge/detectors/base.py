@@ -74,6 +74,14 @@ class Classifier(Known, Protocol):
 
 
 @runtime_checkable
+class MultiHead(Known, Protocol):
+    """Several classifiers on one network, e.g. of objects and of styles."""
+
+    @property
+    def heads(self) -> tuple[Classifier, ...]: ...
+
+
+@runtime_checkable
 class Extractor(Known, Protocol):
     """Features for distances between pictures or sets of them."""
 
@@ -90,6 +98,10 @@ class ImageText(Known, Protocol):
         """100 times the cosine of each picture with its own text, ``[pictures]``, unclamped."""
         ...
 
+    def zero_shot(self, labels: Sequence[str], template: str = ...) -> Classifier:
+        """A classifier that chooses among ``labels``, each put into ``template``."""
+        ...
+
 
 DETECTORS: Registry[Any] = Registry(
     "detector",
@@ -98,6 +110,7 @@ DETECTORS: Registry[Any] = Registry(
         "classifier": "expunge.detectors.image_classifier:build",
         "clip": "expunge.detectors.clip:build",
         "efficientnet": "expunge.detectors.efficientnet:EfficientNetLite0",
+        "emoji": "expunge.detectors.emoji:build",
         "faces": "expunge.detectors.faces:People",
         "inception": "expunge.detectors.inception:build",
         "nudenet": "expunge.detectors.nudenet:NudeNet",

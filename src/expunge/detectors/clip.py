@@ -117,7 +117,7 @@ def prototype_probabilities(features: Tensor, prototypes: Tensor) -> Tensor:
     return (SCALE * normalize(features) @ normalize(prototypes).T).softmax(-1)
 
 
-def build(weights: str, *, download: bool = False) -> Clip:
+def build(weights: str) -> Clip:
     """``clip:`` and a folder, or a hub id that was downloaded already.
 
     Raises:
@@ -136,5 +136,5 @@ def build(weights: str, *, download: bool = False) -> Clip:
             name,
         )
 
-    clip: Clip = pretrained("clip", weights, load, download=download)
+    clip: Clip = pretrained("clip", weights, load)
     return clip

@@ -5,10 +5,11 @@ Both were trained on drawings alone, never on a picture a diffusion model made.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.packaged import only_packaged
 from expunge.errors import ExpungeError
 from expunge.models.emoji import pipeline_path
 
 SIZE = 64
 BATCH = 64
 FOLDER = pipeline_path().parent / "judges"
+NOTHING = "nothing"
+"""The label of a picture without an object."""
 
 Images = Tensor | Sequence[Image.Image]
 
@@ -62,7 +67,7 @@ class Trunk(nn.Module):
         return F.relu(self.norm(self.blocks(self.stem(images)))).mean((2, 3))
 
 
-class Classifier(nn.Module):
+class ClassifierNetwork(nn.Module):
     """Which object (the last class is "nothing") and which style."""
 
     def __init__(self, widths: Sequence[int], objects: int, styles: int) -> None:
@@ -76,7 +81,7 @@ class Classifier(nn.Module):
         return self.object_head(features), self.style_head(features)
 
 
-class ImageText(nn.Module):
+class ImageTextNetwork(nn.Module):
     """A small CLIP: pictures and texts as unit vectors in one space."""
 
     def __init__(
@@ -119,6 +124,11 @@ class Classification:
     nothing_probability: Tensor
 
     @property
+    def thing_probabilities(self) -> Tensor:
+        """Of every object and then of nothing, [n, objects + 1], rows that add up to 1."""
+        return torch.cat([self.object_probabilities, self.nothing_probability[:, None]], dim=1)
+
+    @property
     def objects(self) -> Tensor:
         """[n] index of the likeliest object, -1 where nothing is likelier than any."""
         best, index = self.object_probabilities.max(-1)
@@ -152,22 +162,60 @@ def _batches(rows: Tensor) -> tuple[Tensor, ...]:
     return torch.split(rows, BATCH)
 
 
+@dataclass(frozen=True, eq=False)
+class EmojiHead:
+    """A ``Classifier`` of one attribute."""
+
+    judges: Judges
+    labels: tuple[str, ...]
+    read: Callable[[Classification], Tensor]
+    """Its probabilities, [n, labels]."""
+
+    @property
+    def identity(self) -> Identity:
+        return self.judges.identity
+
+    def probabilities(self, pictures: Pictures) -> Tensor:
+        """``[pictures, labels]``, float32, rows that add up to 1."""
+        return self.read(self.judges.classify(pictures))
+
+
 class Judges:
-    """The classifier and the image-text model, with the names of what they know."""
+    """The classifier and the image-text model, with the names of what they know: a ``MultiHead``.
+
+    Its heads tell styles, each of which may be called with or without "style", and objects.
+    """
 
     def __init__(
         self,
-        classifier: Classifier,
-        image_text: ImageText,
+        classifier: ClassifierNetwork,
+        image_text: ImageTextNetwork,
         tokenizer: Tokenizer,
         objects: tuple[str, ...],
         styles: tuple[str, ...],
+        folder: Path,
     ) -> None:
         self.classifier = classifier.eval().requires_grad_(False)
         self.image_text = image_text.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.objects = objects
         self.styles = styles
+        self._folder = folder
+
+    @cached_property
+    def identity(self) -> Identity:
+        total = hashlib.sha256()
+        for path in sorted(path for path in self._folder.iterdir() if path.is_file()):
+            total.update(path.name.encode() + b"\0" + path.read_bytes())
+        return Identity(name="emoji", version="", sha256=total.hexdigest())
+
+    @property
+    def heads(self) -> tuple[EmojiHead, EmojiHead]:
+        styles = tuple(f"{style}, {style} style" for style in self.styles)
+        return (
+            EmojiHead(self, styles, lambda seen: seen.style_probabilities),
+            EmojiHead(self, (*self.objects, NOTHING), lambda seen: seen.thing_probabilities),
+        )
 
     @torch.inference_mode()
     def classify(self, images: Images) -> Classification:
@@ -212,10 +260,20 @@ def load_judges(folder: Path = FOLDER) -> Judges:
     """The judges that ship with the model."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     objects, styles = tuple(config["objects"]), tuple(config["styles"])
-    classifier = Classifier(config["classifier"]["widths"], len(objects), len(styles))
-    image_text = ImageText(**config["image_text"])
+    classifier = ClassifierNetwork(config["classifier"]["widths"], len(objects), len(styles))
+    image_text = ImageTextNetwork(**config["image_text"])
     for model, name in ((classifier, "classifier"), (image_text, "image_text")):
         weights = load_file(folder / f"{name}.safetensors")
         model.load_state_dict({key: value.float() for key, value in weights.items()})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return Judges(classifier, image_text, tokenizer, objects, styles)
+    return Judges(classifier, image_text, tokenizer, objects, styles, folder)
+
+
+def build(weights: str = "") -> Judges:
+    """``emoji``: the judges that ship with the model.
+
+    Raises:
+        ExpungeError: weights were given.
+    """
+    only_packaged("emoji", weights)
+    return load_judges()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from expunge.detectors.base import Pictures
 from expunge.errors import ExpungeError
-from expunge.models.stable_diffusion import quietly
+from expunge.models.loading import quietly
 
 BATCH = 32
 """Pictures looked at together."""
@@ -53,16 +53,13 @@ def tensors(path: Path) -> Any:
         raise ExpungeError(f"{path}: can't read tensors from this file ({_line(error)})") from None
 
 
-def pretrained(
-    kind: str, weights: str, load: Callable[[str, str], Any], *, download: bool = False
-) -> Any:
+def pretrained(kind: str, weights: str, load: Callable[[str, str], Any]) -> Any:
     """``load(place, name)`` of a folder, or of a hub id that was downloaded already.
 
     Args:
         kind: the detector's name.
         weights: the folder or id.
         load: calls ``from_pretrained(place)``; the name is for people.
-        download: fetch what isn't there yet.
 
     Raises:
         ExpungeError: it can't be loaded.
@@ -70,7 +67,7 @@ def pretrained(
     from huggingface_hub import snapshot_download
 
     place = weights
-    if not download and not Path(weights).exists():
+    if not Path(weights).exists():
         try:
             place = snapshot_download(weights, local_files_only=True)
         except (OSError, ValueError):

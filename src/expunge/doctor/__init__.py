@@ -6,17 +6,17 @@ Facts only, as typed records. Nothing is applied or saved: the model is the same
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.concepts import Policy
 from expunge.doctor.costs import cost, measure
 from expunge.doctor.facts import Anatomy, Cost, Diagnosis, Part, Refusal
 from expunge.doctor.words import compare, read, warn
+from expunge.edits.applied import check_unedited
 from expunge.errors import ExpungeError
-from expunge.method.base import Method
+from expunge.method.base import Method, Solves
 from expunge.methods import METHODS, configured
 from expunge.models import Model
-from expunge.models.roles import ROLES, matching
 from expunge.versions import versions
 
 __all__ = ["Diagnosis", "anatomy", "examine"]
@@ -28,13 +28,12 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
     Args:
         model: a base model; it stays as it is.
         policy: what is to be erased; without it only the model is looked at.
-        method: the method to try; by default all that need no training, with their defaults.
+        method: the method to try; by default all closed forms, with their defaults.
 
     Raises:
         ExpungeError: the model is edited already, or a method is given without a policy.
     """
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, the facts are of the base")
+    check_unedited(model, "the facts are of the base")
     if method and not policy:
         raise ExpungeError(f"{method.name}: what it changes depends on what is erased; name it")
     found = Diagnosis(model=anatomy(model), pace=measure(model))
@@ -60,17 +59,17 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
 
 
 def _chosen(method: Method | None) -> dict[str, Callable[[], Method]]:
-    """How to make the methods to try: the given one, or all that need no training."""
+    """How to make the methods to try: the given one, or all closed forms."""
     if method:
         return {method.name: lambda: method}
-    names = (name for name in METHODS if METHODS.get(name).shape == "solve")
+    names = (name for name in METHODS if issubclass(METHODS.get(name), Solves))
     return {name: partial(configured, name) for name in names}
 
 
 def anatomy(model: Model) -> Anatomy:
     """Sizes of the networks and of every role."""
-    networks = {k: v for k, v in model.pipe.components.items() if isinstance(v, nn.Module)}
-    unet = dict(model.unet.named_parameters())
+    networks = model.networks
+    weights = dict(model.denoiser.named_parameters())
     return Anatomy(
         name=model.name,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -78,12 +77,12 @@ def anatomy(model: Model) -> Anatomy:
         classes={name: type(network).__name__ for name, network in networks.items()},
         networks=tuple(_part(k, dict(v.named_parameters())) for k, v in networks.items()),
         text_width=model.text_width,
-        positions=model.pipe.tokenizer.model_max_length,
+        positions=model.window,
         latent_shape=model.latent_shape,
         image_size=model.image_size,
         roles=tuple(
-            _part(role, {name: unet[name] for name in matching(model.unet, rule)})
-            for role, rule in ROLES.items()
+            _part(role, {name: weights[name] for name in names})
+            for role, names in model.members.items()
         ),
         versions=versions(),
     )

@@ -5,21 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean, median
-from threading import Event, Thread
 from typing import Any
 
-import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.concepts import Policy
 from expunge.doctor.facts import Cost, Pace, Timing
 from expunge.edits.payloads import Change, Dense
 from expunge.errors import ExpungeError, Unsupported
-from expunge.method.base import Method, Solves, Trained
+from expunge.memory import peak_memory
+from expunge.method.base import Method, S, Solves, Trained
 from expunge.method.run import Run
-from expunge.models import Model
-from expunge.models.roles import ROLES, matching
+from expunge.models import Condition, Model
 from expunge.seeding import generator
 from expunge.training.loop import Trainer
 
@@ -48,8 +46,8 @@ def _unet_pass(model: Model, shape: Sequence[int]) -> Timing:
     noise = torch.randn(tuple(shape), generator=generator(0, "doctor"))
     latents = noise.to(model.device, model.dtype)
     timestep = torch.ones(len(noise), dtype=torch.long, device=model.device)
-    prompts = model.encode([""] * len(noise)).to(model.dtype)
-    return timed(lambda: model.predict_noise(latents, timestep, prompts), model.device)
+    prompts = model.condition([""] * len(noise)).to(dtype=model.dtype)
+    return timed(lambda: model.predict(latents, timestep, prompts), model.device)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> Timing:
@@ -84,37 +82,32 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
     Raises:
         ExpungeError: the method refuses this model or policy, or can't be tried in short.
     """
-    with _watched(model.device) as peak:
-        if method.shape == "solve" and isinstance(method, Solves):
-            found = _solved(model, policy, method)
-        elif method.shape == "train" and isinstance(method, Trained):
+    with peak_memory(model.device) as used:
+        if isinstance(method, Trained):
             found = _trained(model, policy, method, pace)
+        elif isinstance(method, Solves) and not method.needed - {"text"}:
+            found = _solved(model, policy, method)
         else:
+            takes = " and ".join(sorted(method.needed - {"text", "gradients"}))
             raise Unsupported(
-                "its training is part of its solution and can't be tried in short; what it takes "
-                "is seen when it runs"
+                f"{takes} is part of its solution and can't be tried in short; what it takes is "
+                "seen when it runs"
             )
     return Cost(
         method=method.name,
-        shape=method.shape,
+        needs=tuple(sorted(method.needed)),
         **found,
-        peak_bytes=peak(),
+        peak_bytes=used.peak,
         memory="GPU" if model.device.type == "cuda" else "process",
     )
 
 
 def _solved(model: Model, policy: Policy, method: Solves) -> dict[str, Any]:
     """Run a closed form to its end, with the change of every weight."""
-
-    def refuse(*arguments: object, **options: object) -> object:
-        raise Unsupported(
-            "it uses the UNet to solve, which can't be tried in short; what it takes is seen when "
-            "it runs"
-        )
-
     began = _now(model.device)
-    with _unet_replaced(model.unet, refuse):
-        payload = method.solve(model, policy, 0)
+    payload = method.solve(model, policy, 0)
+    if not isinstance(payload, Change):
+        raise Unsupported("it changes no weight, and costs nothing beforehand")
     for name in payload.names:
         payload.change(name, model.base_weight(name))
     seconds = _now(model.device) - began
@@ -134,10 +127,9 @@ def _rows(model: Model, payload: Change) -> int | None:
     return max(len(payload.low_rank(name, model.base_weight(name))[1]) for name in payload.names)
 
 
-def _trained(model: Model, policy: Policy, method: Trained, pace: Pace) -> dict[str, Any]:
+def _trained(model: Model, policy: Policy, method: Trained[S], pace: Pace) -> dict[str, Any]:
     """Take a few steps on copies of the weights, and add up what all steps would take."""
-    start = method.start(model, policy, 0)
-    student = method.student(model, policy, 0, start)
+    student = method.student(model, policy, 0)
     batch, first, later = _batches(method, Run(student, policy, 0), pace.unet.seconds)
     trainer = Trainer(method, student)
     one = timed(lambda: trainer.step([batch]), model.device)
@@ -156,7 +148,7 @@ def _trained(model: Model, policy: Policy, method: Trained, pace: Pace) -> dict[
 
 
 def _batches(
-    method: Trained, run: Run, unet_seconds: float
+    method: Trained[S], run: Run[S], unet_seconds: float
 ) -> tuple[Mapping[str, Tensor], float, float]:
     """A batch, and the seconds that the first batch and each later one would take to make.
 
@@ -167,7 +159,7 @@ def _batches(
     calls: list[Counter[torch.Size]] = []
     batch: Mapping[str, Tensor] = {}
     model = run.model
-    with _unet_left_out(model.unet) as noted:
+    with _denoiser_left_out(model) as noted:
         began = _now(model.device)
         for made in method.batches(run, range(min(TRIAL_BATCHES, method.iterations))):
             seconds.append(_now(model.device) - began)
@@ -195,37 +187,21 @@ def _prices(model: Model, shapes: set[torch.Size], unet_seconds: float) -> dict[
 
 
 @contextmanager
-def _unet_left_out(unet: nn.Module) -> "Iterator[Counter[torch.Size]]":
-    """Let the UNet predict zeros, and count its calls by the shape of their latents."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-
+def _denoiser_left_out(model: Model) -> "Iterator[Counter[torch.Size]]":
+    """Let the denoiser answer zeros, and count its calls by the shape of their latents."""
     calls: Counter[torch.Size] = Counter()
 
-    def forward(sample: Tensor, *arguments: object, **options: object) -> object:
-        calls[sample.shape] += 1
-        return UNet2DConditionOutput(sample=torch.zeros_like(sample))
+    def zeros(latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        calls[latents.shape] += 1
+        return torch.zeros_like(latents)
 
-    with _unet_replaced(unet, forward):
+    with model.answered_by(zeros):
         yield calls
-
-
-@contextmanager
-def _unet_replaced(unet: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """Do something else where the UNet would be called."""
-    own = vars(unet)
-    before = own.get("forward")  # where offloading has put its own
-    own["forward"] = forward
-    try:
-        yield
-    finally:
-        del own["forward"]
-        if before:
-            own["forward"] = before
 
 
 def _changed(model: Model, names: Sequence[str]) -> dict[str, Any]:
     """The fields of a ``Cost`` that say what changes."""
-    roles = {role: matching(model.unet, rule) for role, rule in ROLES.items()}
+    roles = model.members
     fitting = [role for role, members in roles.items() if set(names) <= set(members)]
     role = min(fitting, key=lambda fit: len(roles[fit]))
     return {
@@ -238,34 +214,3 @@ def _changed(model: Model, names: Sequence[str]) -> dict[str, Any]:
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-# --- memory
-
-
-@contextmanager
-def _watched(device: torch.device) -> Iterator[Callable[[], int]]:
-    """``with _watched(device) as peak: ...``; then ``peak()`` is the most bytes in use meanwhile.
-
-    On a GPU what torch has allocated there, else the memory of this process, looked at every
-    few milliseconds.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: torch.cuda.max_memory_allocated(device)
-        return
-    process, ended = psutil.Process(), Event()
-    peak: int = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal peak
-        while not ended.wait(0.005):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield lambda: peak
-    finally:
-        ended.set()
-        watcher.join()

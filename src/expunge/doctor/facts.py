@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Shape = Literal["solve", "train"]
+from expunge.method.base import Need
+
 PhraseRole = Literal["target", "synonym", "anchor"]
 Problem = Literal[
     "cut_off", "unknown", "rare", "blank", "same_tokens", "same_last_piece", "same_meaning"
@@ -119,7 +120,7 @@ class Cost(Fact):
     """What a method would change, and what it takes to compute that."""
 
     method: str
-    shape: Shape
+    needs: tuple[Need, ...]
     role: str
     """The smallest role that holds all that changes."""
     role_tensors: int

@@ -6,7 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from expunge.concepts import Concept
 from expunge.edits.payloads import Payload
@@ -22,6 +27,14 @@ class Base(BaseModel):
     """What the user called it: ``emoji``, a folder, a hub id."""
     fingerprint: str
     """SHA-256 of the parameters that the edit changes (see ``Model.fingerprint``)."""
+    text: str = ""
+    """SHA-256 of the text encoders, where nothing else tells the model (guards)."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an empty ``text``: the ids of edits depend on every entry."""
+        record: dict[str, Any] = write(self)
+        return {key: value for key, value in record.items() if key != "text" or value}
 
 
 class Provenance(BaseModel):

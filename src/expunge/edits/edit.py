@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from expunge.concepts import Concept
 from expunge.edits import store
+from expunge.edits.applied import Applied
 from expunge.edits.component import Component, Provenance
-from expunge.edits.gates import Gate, Installed, gates_together
-from expunge.edits.payloads import Change, check_together, together
+from expunge.edits.gates import Gate, gates_together
+from expunge.edits.guards import Guard
+from expunge.edits.payloads import Change, check_together
 from expunge.errors import ExpungeError
 from expunge.files import digest
 from expunge.models import Model
@@ -27,7 +27,8 @@ class Edit:
     ``(a + b) - b`` is ``a``. Closed-form edits are solved together: their sum is the edit that
     would have erased both at once. Other changes are each computed from the base weights.
     ``edit.only("santa claus")`` and ``edit.without("ghost")`` pick the parts of some concepts.
-    Gates leave the weights alone: they add to outputs, as far as the prompt asks for it.
+    Gates leave the weights alone: they add to outputs, as far as the prompt asks for it. Guards
+    act on what the denoiser answers.
     """
 
     components: tuple[Component, ...]
@@ -69,6 +70,11 @@ class Edit:
     def gated(self) -> bool:
         """Whether any of it depends on the prompt, so that no weights can do the same."""
         return any(isinstance(part.payload, Gate) for part in self.components)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether any of it acts on the denoiser's answers, so that no weights can do the same."""
+        return any(isinstance(part.payload, Guard) for part in self.components)
 
     @property
     def provenance(self) -> tuple[Provenance, ...]:
@@ -144,14 +150,17 @@ class Edit:
         Raises:
             ExpungeError: the model isn't the one that the edit was made for, or has it already.
         """
-        if double := set(self.ids) & {part.id for part in model.components}:
-            raise ExpungeError(f"edit {min(double)} is applied to this model already")
-        bases = {(part.payload.names, part.provenance.base): part for part in self.components}
-        for component in bases.values():  # parts of the same layers are checked once
-            _check_base(component, model)
-        together = (*model.components, *self.components)
-        _check_payloads(together)
-        _rewrite(model, together, self.changed)
+        with model.lock:
+            at_work = Applied.to(model)
+            if double := set(self.ids) & {part.id for part in at_work.components}:
+                raise ExpungeError(f"edit {min(double)} is applied to this model already")
+            model.weights.check()
+            bases = {(part.payload.names, part.provenance.base): part for part in self.components}
+            for component in bases.values():  # parts of the same layers are checked once
+                _check_base(component, model)
+            together = (*at_work.components, *self.components)
+            _check_payloads(together)
+            at_work.become(together, self.changed)
 
     def revert(self, model: Model) -> None:
         """Take the edit out again; other edits stay. Without any left the base is bit-identical.
@@ -159,20 +168,27 @@ class Edit:
         Raises:
             ExpungeError: the edit isn't applied.
         """
-        applied = {part.id for part in model.components}
-        if missing := set(self.ids) - applied:
-            raise ExpungeError(f"edit {min(missing)} isn't applied to this model")
-        rest = tuple(part for part in model.components if part.id not in self.ids)
-        _rewrite(model, rest, self.changed)
+        with model.lock:
+            at_work = Applied.to(model)
+            if missing := set(self.ids) - {part.id for part in at_work.components}:
+                raise ExpungeError(f"edit {min(missing)} isn't applied to this model")
+            model.weights.check()
+            rest = tuple(part for part in at_work.components if part.id not in self.ids)
+            at_work.become(rest, self.changed)
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[Model]:
-        """``with edit.applied(model):`` draws edited pictures inside and base pictures after."""
-        self.apply(model)
-        try:
-            yield model
-        finally:
-            self.revert(model)
+        """``with edit.applied(model):`` draws edited pictures inside and base pictures after.
+
+        Another thread that changes the model or draws with it waits for the end of the block, so
+        that each thread's pictures are of its own edits.
+        """
+        with model.lock:
+            self.apply(model)
+            try:
+                yield model
+            finally:
+                self.revert(model)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file that holds the change and its provenance."""
@@ -192,21 +208,15 @@ class Edit:
         return edit
 
 
-@contextmanager
-def tried(model: Model, payload: Change) -> Iterator[Model]:
-    """The base model with a change that isn't an edit yet, for a method to look at."""
-    base = {name: model.base_weight(name) for name in payload.names}
-    model.write({name: base[name].double() + payload.change(name, base[name]) for name in base})
-    try:
-        yield model
-    finally:
-        model.write(dict.fromkeys(base))
-
-
 def _check_base(component: Component, model: Model) -> None:
     names = component.payload.names
-    known = {name for name, _ in model.unet.named_parameters()}
+    known = {name for name, _ in model.denoiser.named_parameters()}
     base = component.provenance.base
+    if base.text and model.text_fingerprint() != base.text:
+        raise ExpungeError(
+            f"this edit was made for {base.name!r}, and {model.name!r} has another text encoder; "
+            "make the edit again for this model"
+        )
     if missing := [name for name in names if name not in known]:
         raise ExpungeError(
             f"this edit was made for {base.name!r}, and {model.name!r} has no {missing[0]!r}"
@@ -218,39 +228,7 @@ def _check_base(component: Component, model: Model) -> None:
         )
 
 
-def edited_weights(
-    model: Model, components: tuple[Component, ...], names: tuple[str, ...]
-) -> dict[str, torch.Tensor | None]:
-    """Each parameter's base value plus its changes, float64; ``None`` where nothing changes it."""
-    weights: dict[str, torch.Tensor | None] = dict.fromkeys(names)
-    for payload in together([part.payload for part in components]):
-        for name in set(payload.names) & weights.keys():
-            base = model.base_weight(name)
-            change = payload.change(name, base)
-            if change.shape != base.shape:
-                raise ExpungeError(
-                    f"{name}: the edit has shape {tuple(change.shape)}, "
-                    f"the model {tuple(base.shape)}"
-                )
-            before = weights[name]
-            weights[name] = (base.double() if before is None else before) + change
-    return weights
-
-
 def _check_payloads(components: tuple[Component, ...]) -> None:
     payloads = [component.payload for component in components]
     check_together(payloads)
     gates_together(payloads)
-
-
-def _rewrite(model: Model, components: tuple[Component, ...], names: tuple[str, ...]) -> None:
-    gates = gates_together([component.payload for component in components])
-    weights = edited_weights(model, components, names)
-    for name, weight in weights.items():
-        if weight is not None and not bool(torch.isfinite(weight).all()):
-            raise ExpungeError(f"{name}: the edited weights aren't finite; the model is unchanged")
-    model.write(weights)
-    if model.gates:
-        model.gates.remove()
-    model.gates = Installed(model, gates) if gates else None
-    model.components = components

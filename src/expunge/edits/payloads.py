@@ -22,7 +22,8 @@ from expunge.errors import ExpungeError
 
 
 class Payload(Protocol):
-    """What an edit stores of one change: of weights (``Change``) or of outputs (``Gate``)."""
+    """What an edit stores of one change: of weights (``Change``), of outputs (``Gate``), or of
+    answers (``Guard``)."""
 
     form: ClassVar[str]
 

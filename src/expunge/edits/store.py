@@ -1,7 +1,6 @@
 """An edit as one safetensors file: tensors numbered by component, provenance in the header."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,24 @@ from torch import Tensor
 from expunge.concepts import explain
 from expunge.edits.component import Component, Provenance
 from expunge.edits.membranes import Membranes
+from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.payloads import CHANGES, Payload, stored
 from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
-from expunge.files import replacing
+from expunge.files import PathLike, replacing
 
 FORMAT = 1
 
 FORMS: Mapping[str, type[Payload]] = {
     **CHANGES,
     Membranes.form: Membranes,
+    NegativePrompt.form: NegativePrompt,
     ResidualGates.form: ResidualGates,
 }
 """What an edit may hold, by form."""
 
-Place = str | os.PathLike[str]
 
-
-def save(components: tuple[Component, ...], identity: str, path: Place) -> None:
+def save(components: tuple[Component, ...], identity: str, path: PathLike) -> None:
     """Write the components whole or not at all."""
     described = [
         {
@@ -51,7 +50,7 @@ def save(components: tuple[Component, ...], identity: str, path: Place) -> None:
         save_file(tensors, temporary, metadata={"expunge": header})
 
 
-def load(path: Place) -> tuple[tuple[Component, ...], str]:
+def load(path: PathLike) -> tuple[tuple[Component, ...], str]:
     """Read the components and the id they were saved under."""
     header, tensors = _read(path)
     if header.get("format") != FORMAT:
@@ -67,7 +66,7 @@ def load(path: Place) -> tuple[tuple[Component, ...], str]:
     return components, str(header["id"])
 
 
-def _read(path: Place) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such edit")
     try:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
+from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.suite import Record
@@ -79,8 +80,7 @@ def cost(
         ExpungeError: the model has an edit applied, the edit isn't for it, or there is no picture
             or round.
     """
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, the base is timed too")
+    check_unedited(model, "the base is timed too")
     if not requests or rounds < 1:
         raise ExpungeError("nothing to time; give at least one request and one round")
     sampler = sampler or Sampler()

@@ -7,11 +7,11 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.panel import Panel
 from expunge.evaluation.protocols import PublishedProtocol
 from expunge.evaluation.protocols.nudity import apply, compare
-from expunge.evaluation.records import Counted, Pair
+from expunge.evaluation.records import Counted, PicturePair
 from expunge.evaluation.suite import Judge, Plan
 
 
-def counted(judge: Judge, plan: Plan, pairs: Sequence[Pair]) -> tuple[Counted, ...]:
+def counted(judge: Judge, plan: Plan, pairs: Sequence[PicturePair]) -> tuple[Counted, ...]:
     """What each of the judge's protocols counts in the pictures that ask for the concept."""
     if not isinstance(judge, Panel) or not isinstance(judge.looks, Detector):
         return ()
@@ -20,7 +20,7 @@ def counted(judge: Judge, plan: Plan, pairs: Sequence[Pair]) -> tuple[Counted, .
     return tuple(_counted(judge.looks, rule, asked) for rule in judge.protocols)
 
 
-def _counted(looks: Detector, rule: PublishedProtocol, pairs: Sequence[Pair]) -> Counted:
+def _counted(looks: Detector, rule: PublishedProtocol, pairs: Sequence[PicturePair]) -> Counted:
     name = looks.identity.name
     after = apply(
         rule,
@@ -53,7 +53,7 @@ def _counted(looks: Detector, rule: PublishedProtocol, pairs: Sequence[Pair]) ->
     )
 
 
-def _of_base(name: str, pairs: Sequence[Pair]) -> Iterator[tuple[Detection, ...]]:
+def _of_base(name: str, pairs: Sequence[PicturePair]) -> Iterator[tuple[Detection, ...]]:
     for pair in pairs:
         if pair.base:
             yield pair.base.detections[name]

@@ -16,6 +16,7 @@ from expunge.detectors.base import Identity
 from expunge.detectors.frechet import FEW, Reference, SetDistance, frechet, kid
 from expunge.detectors.packaged import Pixels
 from expunge.detectors.perceptual import PerceptualDistance, perceptual
+from expunge.edits.applied import Applied, check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.counting import counted
@@ -31,7 +32,7 @@ from expunge.evaluation.judging import (
 )
 from expunge.evaluation.panel import Panel
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import Evaluation, Pair, Report, Source
+from expunge.evaluation.records import Evaluation, PicturePair, Report, Source
 from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
     Unrelated,
@@ -164,8 +165,7 @@ def measured(
     Raises:
         ExpungeError: the edit isn't for this model, a picture is missing or a judge fails.
     """
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, the base is measured too")
+    check_unedited(model, "the base is measured too")
     check_size(asked.judge, model, asked.plans[0].suite)
     judgements = Judgements(asked.judge, place)
     before = None
@@ -261,7 +261,7 @@ def draw(
 
 def images(model: Model, sampler: Sampler, place: Path) -> Path:
     """The folder of a model's pictures."""
-    parts = [part.id for part in model.components]
+    parts = [part.id for part in Applied.to(model).components]
     key = digest([model.fingerprint(), parts, sampler.model_dump(mode="json")])[:12]
     return place / "images" / f"{'edited' if parts else 'base'}-{key}"
 
@@ -351,6 +351,6 @@ def _identity(judge: Judge) -> Identity:
     return Identity(name=judge.name, version="", sha256=judge.sha256)
 
 
-def _write_lines(path: Path, pairs: Iterable[Pair]) -> None:
+def _write_lines(path: Path, pairs: Iterable[PicturePair]) -> None:
     context = {"folder": path.parent}
     write_text(path, "".join(f"{pair.model_dump_json(context=context)}\n" for pair in pairs))

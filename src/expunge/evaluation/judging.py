@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 from expunge.concepts import explain
 from expunge.detectors.perceptual import PerceptualDistance
 from expunge.errors import ExpungeError
-from expunge.evaluation.records import Pair, Picture
+from expunge.evaluation.records import Picture, PicturePair
 from expunge.evaluation.suite import Judge, Judgement, Record, Shot
 from expunge.generation import ImageRecord
 
@@ -197,7 +197,7 @@ def compare(
     base: Judged | None,
     edited: Judged,
     distance: PerceptualDistance | None = None,
-) -> list[Pair]:
+) -> list[PicturePair]:
     """Both models' pictures of every shot beside each other, or those of the only model."""
     drift = feature_drift(base.features, edited.features) if base else None
     pairs = []
@@ -205,7 +205,7 @@ def compare(
         before, after = base.pictures[index] if base else None, edited.pictures[index]
         old, new = levels(before.file) if before else None, levels(after.file)
         pairs.append(
-            Pair(
+            PicturePair(
                 group=shot.group,
                 prompt=shot.prompt,
                 seed=shot.seed,

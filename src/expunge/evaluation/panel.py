@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,9 +13,8 @@ from expunge.detectors.base import (
     Known,
     detector,
 )
-from expunge.detectors.image_classifier import class_index
 from expunge.detectors.nudenet import V2_LABELS
-from expunge.errors import ExpungeError
+from expunge.detectors.vocabulary import merged
 from expunge.evaluation.protocols import PublishedProtocol
 from expunge.evaluation.protocols.nudity import apply
 from expunge.evaluation.suite import Judgement, Plan, judgement, ranked
@@ -77,19 +75,11 @@ class Panel:
             ]
         if self.looks is None:
             return [Judgement(labels={}, confidences={}, clip_score=fit) for fit in fits]
+        rows, names = merged(self.looks.probabilities(pictures), self.looks.labels, self.names)
         return [
-            self._labelled(row, fit)
-            for row, fit in zip(self.looks.probabilities(pictures), fits, strict=True)
+            judgement({self.attribute: scores}, fit)
+            for scores, fit in zip(ranked(rows, names), fits, strict=True)
         ]
-
-    def _labelled(self, row: Tensor, fit: float | None) -> Judgement:
-        """Labels with one name count together."""
-        assert isinstance(self.looks, Classifier)
-        named = [self.names.get(label, label) for label in self.looks.labels]
-        places = {name: place for place, name in enumerate(dict.fromkeys(named))}
-        index = torch.tensor([places[name] for name in named], device=row.device)
-        (scores,) = ranked(row.new_zeros(1, len(places)).index_add_(1, index, row[None]), [*places])
-        return judgement({self.attribute: scores}, fit)
 
     def read(self, judgement: Judgement) -> Judgement:
         if not isinstance(self.looks, Detector):
@@ -121,41 +111,6 @@ def named(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
             if label := prompt.expected.get(plan.attribute):
                 wanted.setdefault(label, (label,))
     return wanted
-
-
-def matched(classifier: Classifier, wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The classifier's labels of each wanted name -> that name.
-
-    Args:
-        classifier: has labels.
-        wanted: by name, the words that a label may have for it.
-
-    Raises:
-        ExpungeError: the classifier knows none of the words of a name, or two names are one class.
-    """
-    found: dict[str, str] = {}
-    for name, words in wanted.items():
-        labels = [known for one in words if (known := _known(classifier, one))]
-        if not labels:
-            shown = ", ".join([one for one in classifier.labels if not one.isdecimal()][:12])
-            raise ExpungeError(
-                f"{classifier.identity.name} can't tell {name!r}; it knows {shown}, ...; give "
-                "another --judge, or drop it from what is erased and kept"
-            )
-        for label in labels:
-            if found.setdefault(label, name) != name:
-                raise ExpungeError(
-                    f"{classifier.identity.name} has one class for {found[label]!r} and {name!r}; "
-                    "make one a synonym of the other"
-                )
-    return found
-
-
-def _known(classifier: Classifier, words: str) -> str | None:
-    try:
-        return classifier.labels[class_index(classifier.labels, words)]
-    except ExpungeError:
-        return None
 
 
 def extractor_of(looks: Known | None) -> Extractor:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from expunge.detectors.classifiers import classifier
+from expunge.detectors.base import detector
+from expunge.detectors.vocabulary import word_classifier
 from expunge.errors import ExpungeError
 from expunge.generation import ImageRequest, Sampler, sample
 from expunge.models import Model
@@ -23,18 +24,12 @@ class Seen(NamedTuple):
 
 
 def recogniser(name: str, words: Sequence[str]) -> Recognise:
-    """Ask the classifier of ``metrics.classifiers`` called ``name``, which chooses among ``words``.
+    """Ask the detector called ``name``, which must tell all of ``words``.
 
     Raises:
-        ExpungeError: there is no such classifier, or it doesn't know a word.
+        ExpungeError: there is no such detector, or it doesn't know a word.
     """
-    classify = classifier(name, words)
-
-    def recognise(pictures: Sequence[Image.Image], asked: Sequence[str]) -> list[bool]:
-        places = classify(pictures)
-        return [at >= 0 and words[at] == word for at, word in zip(places, asked, strict=True)]
-
-    return recognise
+    return word_classifier(detector(name), words).shows
 
 
 def look(

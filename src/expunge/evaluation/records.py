@@ -45,7 +45,7 @@ class Picture(Judgement):
         return os.path.relpath(file, info.context["folder"]) if info.context else str(file)
 
 
-class Pair(Record):
+class PicturePair(Record):
     """The base and the edited model's picture of the same prompt and seed.
 
     Where a model is audited without a base to compare it with, there is only the second.
@@ -154,9 +154,9 @@ class Evaluation(Record):
     measurements: tuple[Measurement, ...]
     drawn_instead: tuple[tuple[str, int], ...]
     """What the judge saw in the edited pictures of the concept's name, most frequent first."""
-    examples: tuple[Pair, ...]
+    examples: tuple[PicturePair, ...]
     """Some of each group, not chosen by how they came out."""
-    most_changed: tuple[Pair, ...]
+    most_changed: tuple[PicturePair, ...]
     """The kept pictures with the largest feature drift, largest first."""
     curve: Curve | None = None
     """Of the concept's name, where the judge gives a score."""

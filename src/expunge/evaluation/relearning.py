@@ -17,16 +17,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
-from expunge.edits.gates import Gate
+from expunge.edits.payloads import Change
 from expunge.errors import ExpungeError
 from expunge.evaluation.recognition import Recognise, look
 from expunge.evaluation.suite import Record
 from expunge.generation import ImageRequest, Sampler
 from expunge.method.student import Student
-from expunge.methods.ac.prompts import regressed
-from expunge.methods.mace.batches import encoded, noised
-from expunge.models import Model
+from expunge.models import Condition, Model
+from expunge.pictures import latents_of
 from expunge.progress import track
 from expunge.prompts.lexicon import refused
 from expunge.seeding import generator
@@ -131,8 +131,7 @@ def relearning(
             learn from, a picture has another size than the model's, a caption is one that is
             never drawn, the loss isn't finite, or the judge fails.
     """
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, the base is measured too")
+    check_unedited(model, "the base is measured too")
     if not steps or min(steps) < 0:
         raise ExpungeError("steps: give when to look, as numbers from 0 on")
     if not pictures:
@@ -207,7 +206,7 @@ def _data(model: Model, name: str, examples: Sequence[Captioned]) -> _Data:
                 f"{name}: a caption with a sexual word and a word for minors is never learnt from"
             )
     pixels = np.stack([np.asarray(example.picture.convert("RGB")) for example in examples])
-    mean, deviation = encoded(model, torch.from_numpy(pixels))
+    mean, deviation = latents_of(model, torch.from_numpy(pixels))
     return _Data(name, mean, deviation, [example.caption for example in examples])
 
 
@@ -243,10 +242,10 @@ def _point(steps: int, seen: _Drawn, gained: Estimate | None, loss: float | None
 
 
 def _apart(edit: Edit) -> tuple[Edit | None, Edit | None]:
-    """The gates of an edit, and what changes weights."""
-    gates = tuple(part for part in edit.components if isinstance(part.payload, Gate))
-    weights = tuple(part for part in edit.components if not isinstance(part.payload, Gate))
-    return Edit(gates) if gates else None, Edit(weights) if weights else None
+    """The gates and guards of an edit, and what changes weights."""
+    weights = tuple(part for part in edit.components if isinstance(part.payload, Change))
+    others = tuple(part for part in edit.components if part not in weights)
+    return Edit(others) if others else None, Edit(weights) if weights else None
 
 
 def _trained(
@@ -267,19 +266,18 @@ def _trained(
 
 
 def _loss(
-    student: Student, data: _Data, conditions: Tensor, batch: int, draws: torch.Generator
+    student: Student, data: _Data, conditions: Condition, batch: int, draws: torch.Generator
 ) -> Tensor:
     """Mean squared error of what is predicted for noised latents of a few pictures.
 
-    ``conditions`` are those of the captions, ``[pictures, rows, width]``.
+    ``conditions`` are those of the captions, one a picture.
     """
     model = student.model
     chosen = torch.randint(len(data.mean), (batch,), generator=draws)
-    timestep = torch.randint(len(model.pipe.scheduler.alphas_cumprod), (batch,), generator=draws)
-    timestep = timestep.to(model.device)
+    timestep = torch.randint(model.process.times, (batch,), generator=draws).to(model.device)
     draw = torch.randn((2, batch, *data.mean.shape[1:]), generator=draws).to(model.device)
     latents, noise = data.mean[chosen] + draw[0] * data.deviation[chosen], draw[1]
     predicted = student.predict(
-        noised(model, latents, noise, timestep), timestep, conditions[chosen]
+        model.process.mix(latents, noise, timestep), timestep, conditions[chosen]
     )
-    return F.mse_loss(predicted, regressed(model, latents, noise, timestep))
+    return F.mse_loss(predicted, model.process.target(latents, noise, timestep))

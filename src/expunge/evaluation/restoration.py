@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from expunge.edits.applied import Applied, check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.recognition import Recognise, Seen, look
@@ -90,8 +91,7 @@ def restoration(
         ExpungeError: the model has an edit applied, the edit isn't for it, a set can't be taken
             out, no picture of a concept is asked for, or the judge fails.
     """
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, the base is measured too")
+    check_unedited(model, "the base is measured too")
     targets = tuple(concept.target for concept in edit.concepts)
     if missing := [target for target in targets if not asked.get(target)]:
         raise ExpungeError(f"no picture of {missing[0]!r} is asked for; each concept needs some")
@@ -162,7 +162,7 @@ def exactness(model: Model, edit: Edit, concepts: Collection[str]) -> float:
 def weight_bits(model: Model) -> str:
     """SHA-256 of all weights and buffers of the UNet as they are now, bit for bit."""
     total = hashlib.sha256()
-    for name, value in sorted(model.unet.state_dict().items()):
+    for name, value in sorted(model.denoiser.state_dict().items()):
         total.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
@@ -183,10 +183,10 @@ def _taken_out(model: Model, edit: Edit, part: Edit) -> Iterator[None]:
         part.revert(model)
         yield
     finally:
-        applied = {component.id for component in model.components}
+        applied = {component.id for component in Applied.to(model).components}
         if left := tuple(one for one in edit.components if one.id in applied):
             Edit(left).revert(model)
 
 
 def _weight(model: Model, name: str) -> Tensor:
-    return model.unet.get_parameter(name).detach()
+    return model.denoiser.get_parameter(name).detach()

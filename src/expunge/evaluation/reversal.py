@@ -19,13 +19,18 @@ def reversal(model: Model, edit: Edit) -> Reversal:
     """
     before = weight_bits(model)
     with edit.applied(model):
-        forward = {name: model.unet.get_parameter(name).detach().clone() for name in edit.changed}
+        forward = {
+            name: model.denoiser.get_parameter(name).detach().clone() for name in edit.changed
+        }
     restored = weight_bits(model) == before
     if len(edit.components) == 1:
         return Reversal(restores_base=restored, order=None)
     with Edit(edit.components[::-1]).applied(model):
         differences = [
-            (model.unet.get_parameter(name).detach().double() - weight.double()).abs().max().item()
+            (model.denoiser.get_parameter(name).detach().double() - weight.double())
+            .abs()
+            .max()
+            .item()
             for name, weight in forward.items()
         ]
     return Reversal(restores_base=restored, order=max(differences, default=0.0))

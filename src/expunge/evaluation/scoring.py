@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from expunge.errors import ExpungeError
-from expunge.evaluation.records import Curve, Measurement, Pair, Picture
+from expunge.evaluation.records import Curve, Measurement, Picture, PicturePair
 from expunge.evaluation.suite import Group, Plan, Role
 from expunge.statistics.curves import rates_at
 from expunge.statistics.paired import mcnemar, mean_difference
@@ -41,7 +41,7 @@ def right_of(attribute: str) -> str:
 
 
 def measure(
-    plan: Plan, pairs: Sequence[Pair], unrelated: Unrelated | None, perceptual: str = ""
+    plan: Plan, pairs: Sequence[PicturePair], unrelated: Unrelated | None, perceptual: str = ""
 ) -> tuple[Measurement, ...]:
     """All measurements of an evaluation.
 
@@ -75,11 +75,11 @@ def measure(
     return tuple(rows)
 
 
-def _of(group: Group, pairs: Iterable[Pair]) -> list[Pair]:
+def _of(group: Group, pairs: Iterable[PicturePair]) -> list[PicturePair]:
     return [pair for pair in pairs if pair.group == group.name]
 
 
-def curve(plan: Plan, pairs: Iterable[Pair]) -> Curve | None:
+def curve(plan: Plan, pairs: Iterable[PicturePair]) -> Curve | None:
     """How the share of the first efficacy group depends on the threshold.
 
     The score is that of the concept's label, whether or not it is the likeliest.
@@ -102,18 +102,18 @@ def curve(plan: Plan, pairs: Iterable[Pair]) -> Curve | None:
     )
 
 
-def drawn_instead(plan: Plan, pairs: Iterable[Pair]) -> tuple[tuple[str, int], ...]:
+def drawn_instead(plan: Plan, pairs: Iterable[PicturePair]) -> tuple[tuple[str, int], ...]:
     """What the edited model drew when asked for the concept by name, most frequent first."""
     named = plan.of_role("efficacy")[:1]
     labels = (pair.edited.labels[plan.attribute] for group in named for pair in _of(group, pairs))
     return tuple(Counter(labels).most_common())
 
 
-def examples(plan: Plan, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+def examples(plan: Plan, pairs: Iterable[PicturePair]) -> tuple[PicturePair, ...]:
     """Evenly spaced through each group's prompts at their first seed, whatever came out."""
-    chosen: list[Pair] = []
+    chosen: list[PicturePair] = []
     for group in plan.groups:
-        firsts: dict[str, Pair] = {}
+        firsts: dict[str, PicturePair] = {}
         for pair in _of(group, pairs):
             firsts.setdefault(pair.prompt.text, pair)
         shown, count = list(firsts.values()), min(SHOWN, len(firsts))
@@ -121,7 +121,7 @@ def examples(plan: Plan, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
     return tuple(chosen)
 
 
-def most_changed(plan: Plan, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+def most_changed(plan: Plan, pairs: Iterable[PicturePair]) -> tuple[PicturePair, ...]:
     """The kept pictures with the largest feature drift, largest first."""
     kept = [
         (pair.feature_drift, pair)
@@ -131,7 +131,7 @@ def most_changed(plan: Plan, pairs: Iterable[Pair]) -> tuple[Pair, ...]:
     return tuple(pair for _, pair in sorted(kept, key=lambda one: -one[0])[: SHOWN // 2])
 
 
-def _check_complete(plan: Plan, pairs: Iterable[Pair]) -> None:
+def _check_complete(plan: Plan, pairs: Iterable[PicturePair]) -> None:
     asked = {(shot.group, shot.prompt.text, shot.seed) for shot in plan.shots()}
     if missing := asked - {(pair.group, pair.prompt.text, pair.seed) for pair in pairs}:
         group, text, seed = min(missing)
@@ -141,20 +141,20 @@ def _check_complete(plan: Plan, pairs: Iterable[Pair]) -> None:
         )
 
 
-def _drawn(plan: Plan, group: Group, pairs: Sequence[Pair]) -> Measurement:
-    def drawn(_: Pair, picture: Picture) -> bool:
+def _drawn(plan: Plan, group: Group, pairs: Sequence[PicturePair]) -> Measurement:
+    def drawn(_: PicturePair, picture: Picture) -> bool:
         return picture.labels[plan.attribute] == plan.label
 
     return _share(group.name, DRAWN, "efficacy", pairs, drawn)
 
 
-def _of_accuracy(plan: Plan, group: Group, pairs: Sequence[Pair]) -> Iterator[Measurement]:
+def _of_accuracy(plan: Plan, group: Group, pairs: Sequence[PicturePair]) -> Iterator[Measurement]:
     """One share per attribute that must be right; in prompts of the concept, all but its own."""
     named = {attribute for pair in pairs for attribute in pair.prompt.expected}
     asked = named - {plan.attribute} if group.role == "efficacy" else named
     for attribute in sorted(asked, key=lambda one: (one != plan.attribute, one)):
 
-        def right(pair: Pair, picture: Picture, attribute: str = attribute) -> bool:
+        def right(pair: PicturePair, picture: Picture, attribute: str = attribute) -> bool:
             return picture.labels[attribute] == pair.prompt.expected[attribute]
 
         told = [pair for pair in pairs if attribute in pair.prompt.expected]
@@ -165,8 +165,8 @@ def _share(
     group: str,
     metric: str,
     role: Role,
-    pairs: Sequence[Pair],
-    hit: Callable[[Pair, Picture], bool],
+    pairs: Sequence[PicturePair],
+    hit: Callable[[PicturePair, Picture], bool],
 ) -> Measurement:
     base = [hit(pair, pair.base) for pair in pairs if pair.base]
     edited = [hit(pair, pair.edited) for pair in pairs]
@@ -190,13 +190,13 @@ def _counted(
     )
 
 
-def _blank(name: str, pairs: Sequence[Pair]) -> Measurement:
+def _blank(name: str, pairs: Sequence[PicturePair]) -> Measurement:
     """A model that draws nothing at all has nothing erased in it either."""
     base = [pair.base_blank for pair in pairs if pair.base]
     return _counted(name, BLANK, "retention", base, [pair.blank for pair in pairs])
 
 
-def _clip(group: Group, pairs: Sequence[Pair]) -> Iterator[Measurement]:
+def _clip(group: Group, pairs: Sequence[PicturePair]) -> Iterator[Measurement]:
     edited = [pair.edited.clip_score for pair in pairs if pair.edited.clip_score is not None]
     base = [p.base.clip_score for p in pairs if p.base and p.base.clip_score is not None]
     if len(edited) < max(2, len(pairs)):
@@ -213,7 +213,7 @@ def _clip(group: Group, pairs: Sequence[Pair]) -> Iterator[Measurement]:
     )
 
 
-def _drift(kept: Sequence[Pair], unrelated: Unrelated) -> Iterator[Measurement]:
+def _drift(kept: Sequence[PicturePair], unrelated: Unrelated) -> Iterator[Measurement]:
     features = [pair.feature_drift for pair in kept if pair.feature_drift is not None]
     pixels = [pair.pixel_drift for pair in kept if pair.pixel_drift is not None]
     for metric, unit, values, reference in (
@@ -233,7 +233,7 @@ def _drift(kept: Sequence[Pair], unrelated: Unrelated) -> Iterator[Measurement]:
         )
 
 
-def _perceptual(name: str, group: Group, pairs: Sequence[Pair]) -> Measurement:
+def _perceptual(name: str, group: Group, pairs: Sequence[PicturePair]) -> Measurement:
     """Of erased prompts a large distance is what was wanted, of kept ones a small one."""
     values = [p.perceptual_distance for p in pairs if p.perceptual_distance is not None]
     return Measurement(

@@ -23,6 +23,7 @@ from expunge.edits.edit import Edit
 from expunge.edits.gates import Gate, gates_together
 from expunge.edits.payloads import Dense
 from expunge.errors import ExpungeError, Unsupported
+from expunge.formats.writing import check_plain
 from expunge.models import Model
 
 LAMB = 1e-3
@@ -57,6 +58,8 @@ def approximated(edit: Edit, model: Model) -> tuple[Edit, Gap]:
         ExpungeError: the edit has no gates, or is for another model.
         Unsupported: gates act elsewhere than on keys and values.
     """
+    if edit.guarded:
+        check_plain(edit)
     if not edit.gated:
         raise ExpungeError(f"edit {edit.id} has no gates: every format is exact without")
     with edit.applied(model):  # refuses another base

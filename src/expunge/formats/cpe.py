@@ -26,8 +26,8 @@ from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
-from expunge.files import sha256
-from expunge.formats.writing import RECORD, Place, metadata, new_folder
+from expunge.files import PathLike, sha256
+from expunge.formats.writing import RECORD, metadata, new_folder
 from expunge.models import Model
 from expunge.versions import versions
 
@@ -49,7 +49,7 @@ class File(NamedTuple):
     tensors: Mapping[str, Tensor]
 
 
-def recognised(path: Place) -> bool:
+def recognised(path: PathLike) -> bool:
     """Whether there is such a file at ``path``, or a folder with some."""
     found = _paths(Path(path))
     if not found:
@@ -62,7 +62,7 @@ def recognised(path: Place) -> bool:
 
 
 def load(
-    path: Place, model: Model, concepts: Sequence[Concept] = (), kind: Kind | None = None
+    path: PathLike, model: Model, concepts: Sequence[Concept] = (), kind: Kind | None = None
 ) -> Edit:
     """The edit of a published file, or of all of a folder; every concept is a part of its own.
 
@@ -93,7 +93,7 @@ def load(
     )
 
 
-def gates(path: Place, tensors: Mapping[str, Tensor], model: Model) -> ResidualGates:
+def gates(path: PathLike, tensors: Mapping[str, Tensor], model: Model) -> ResidualGates:
     """The gates of one concept from the tensors of a file."""
     layers = {_key(name): name for name in model.select("cross_attention.kv")}
     wanted = {QUERY, KEY, GATE}
@@ -133,7 +133,7 @@ def gates(path: Place, tensors: Mapping[str, Tensor], model: Model) -> ResidualG
     )
 
 
-def save(edit: Edit, model: Model, path: Place) -> list[Path]:
+def save(edit: Edit, model: Model, path: PathLike) -> list[Path]:
     """Write a folder with a file for every concept; the files' paths in it.
 
     Raises:

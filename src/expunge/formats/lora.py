@@ -21,8 +21,8 @@ from torch import Tensor
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, together
 from expunge.errors import ExpungeError
-from expunge.files import replacing, write_json
-from expunge.formats.writing import Place, check_plain, metadata, new_folder, safetensors_file
+from expunge.files import PathLike, replacing, write_json
+from expunge.formats.writing import check_plain, metadata, new_folder, safetensors_file
 from expunge.models import Model
 
 Layout = Literal["lora", "kohya", "peft"]
@@ -72,7 +72,7 @@ def factors(
 def save(
     edit: Edit,
     model: Model,
-    path: Place,
+    path: PathLike,
     layout: Layout = "lora",
     *,
     rank: int | None = None,
@@ -100,7 +100,7 @@ def save(
 
 
 def _check_matrices(edit: Edit, model: Model) -> None:
-    shapes = {name: parameter.ndim for name, parameter in model.unet.named_parameters()}
+    shapes = {name: parameter.ndim for name, parameter in model.denoiser.named_parameters()}
     others = [name for name in edit.names if shapes.get(name, 2) not in (2, 4)]
     if others:
         listed = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")

@@ -1,18 +1,18 @@
 """The edited model whole: a diffusers folder, or one file in the original LDM layout."""
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
-from expunge.errors import ExpungeError, Unsupported
-from expunge.files import replacing, write_json
+from expunge.errors import Unsupported
+from expunge.files import PathLike, replacing, write_json
 from expunge.formats import compvis
 from expunge.formats.writing import (
-    Place,
     check_plain,
     metadata,
     new_folder,
@@ -25,7 +25,7 @@ RECORD_FILE = "expunge.json"
 """What was edited, beside the merged model."""
 
 
-def save_pipeline(edit: Edit, model: Model, path: Place) -> None:
+def save_pipeline(edit: Edit, model: Model, path: PathLike) -> None:
     """Write the user's pipeline with edited weights; every part keeps its own precision.
 
     Raises:
@@ -34,11 +34,11 @@ def save_pipeline(edit: Edit, model: Model, path: Place) -> None:
     check_plain(edit)
     _check_unedited(model)
     with new_folder(path) as folder, edit.applied(model):
-        model.pipe.save_pretrained(folder, safe_serialization=True)
+        model.save(folder)
         write_json(folder / RECORD_FILE, record(edit))
 
 
-def save_checkpoint(edit: Edit, model: Model, path: Place) -> None:
+def save_checkpoint(edit: Edit, model: Model, path: PathLike) -> None:
     """Write one file that A1111, ComfyUI and diffusers' ``from_single_file`` read.
 
     Raises:
@@ -53,9 +53,9 @@ def save_checkpoint(edit: Edit, model: Model, path: Place) -> None:
 
 
 def _ldm_state(model: Model) -> dict[str, Tensor]:
-    pipe = model.pipe
-    unet, encoder = pipe.unet.state_dict(), pipe.text_encoder
-    names = compvis.ldm_names(unet, pipe.unet.config.layers_per_block)
+    networks: dict[str, Any] = model.networks
+    unet, encoder = model.denoiser.state_dict(), networks["text_encoder"]
+    names = compvis.ldm_names(unet, networks["unet"].config.layers_per_block)
     # The two text encoders differ in this: OpenAI's CLIP in 1.x, LAION's OpenCLIP in 2.x.
     layouts = {"quick_gelu": compvis.clip, "gelu": compvis.open_clip}
     if encoder.config.hidden_act not in layouts:
@@ -65,21 +65,19 @@ def _ldm_state(model: Model) -> dict[str, Tensor]:
         )
     text = layouts[encoder.config.hidden_act](encoder.state_dict())
     weights = {names[name]: value for name, value in unet.items()}
-    return weights | compvis.vae(pipe.vae.state_dict()) | text
+    return weights | compvis.vae(networks["vae"].state_dict()) | text
 
 
 def _check_unedited(model: Model) -> None:
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, the export applies its own")
+    check_unedited(model, "the export applies its own")
 
 
 def stored_dtype(model: Model) -> torch.dtype:
     """The precision of the files that the UNet was loaded from, or else its precision now."""
-    folder = Path(str(model.pipe.unet.config.get("_name_or_path") or ""))
     names = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
     whole, first_part = "model.safetensors", "model-00001-of-*.safetensors"
     for path in (
-        p for kind in (whole, first_part) for p in folder.glob(f"diffusion_pytorch_{kind}")
+        p for kind in (whole, first_part) for p in model.source.glob(f"diffusion_pytorch_{kind}")
     ):
         with safe_open(path, framework="pt") as file:
             first = next(iter(file.keys()))

@@ -26,12 +26,13 @@ from torch import Tensor
 
 from expunge.algebra.ridge import gram
 from expunge.concepts import Concept
+from expunge.edits.applied import check_unedited, edited_weights
 from expunge.edits.component import Base, Component, Provenance
-from expunge.edits.edit import Edit, edited_weights
+from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
-from expunge.files import replacing, sha256
-from expunge.formats.writing import Place, check_plain, metadata, safetensors_file
+from expunge.files import PathLike, replacing, sha256
+from expunge.formats.writing import check_plain, metadata, safetensors_file
 from expunge.models import Model
 from expunge.versions import versions
 
@@ -46,7 +47,7 @@ than this part, is another model and no edit of this one."""
 Changes = Mapping[str, Tensor]
 
 
-def save(edit: Edit, model: Model, path: Place, dtype: torch.dtype = torch.float32) -> None:
+def save(edit: Edit, model: Model, path: PathLike, dtype: torch.dtype = torch.float32) -> None:
     """Write the edited parameters alone, by their UNet names, as UCE (2025) does.
 
     ``unet.load_state_dict(load_file(path), strict=False)`` puts them in.
@@ -62,7 +63,7 @@ def save(edit: Edit, model: Model, path: Place, dtype: torch.dtype = torch.float
         save_file(tensors, temporary, metadata=metadata(edit))
 
 
-def load(path: Place, model: Model, concepts: Iterable[Concept] = ()) -> Edit:
+def load(path: PathLike, model: Model, concepts: Iterable[Concept] = ()) -> Edit:
     """The edit that turns ``model`` into the published result at ``path``.
 
     ``concepts`` is what the result claims to erase; it is recorded. The provenance also says how
@@ -71,8 +72,7 @@ def load(path: Place, model: Model, concepts: Iterable[Concept] = ()) -> Edit:
     Raises:
         ExpungeError: the file is no such result, needs code to be read, or has another base.
     """
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, results compare with a base")
+    check_unedited(model, "results compare with a base")
     weights = _checked(path, _read(Path(path)), model)
     changes = _changes(weights, model)
     if not changes:
@@ -171,9 +171,9 @@ def _flat(content: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
             yield from ((f"{name}.{rest}", tensor) for rest, tensor in _flat(value))
 
 
-def _checked(path: Place, weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+def _checked(path: PathLike, weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
     """The weights in the order of the model's own, if they can be an edit of it."""
-    shapes = {name: weight.shape for name, weight in model.unet.named_parameters()}
+    shapes = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
     if not weights:
         raise ExpungeError(f"{path}: holds no tensor")
     if foreign := [name for name in weights if name not in shapes]:
@@ -229,7 +229,7 @@ class Fit(NamedTuple):
     residual: float
 
 
-def _payload(path: Place, changes: Changes, model: Model) -> Change:
+def _payload(path: PathLike, changes: Changes, model: Model) -> Change:
     """The smallest form that is exact enough."""
     missed = 1.0
     if set(changes) <= set(model.select("cross_attention.kv")) and (fit := _fit(changes, model)):

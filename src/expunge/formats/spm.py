@@ -21,8 +21,8 @@ from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes, Metric, Rule
 from expunge.errors import ExpungeError
-from expunge.files import sha256
-from expunge.formats.writing import Place, metadata, new_folder
+from expunge.files import PathLike, sha256
+from expunge.formats.writing import metadata, new_folder
 from expunge.models import Model
 from expunge.versions import versions
 
@@ -39,14 +39,14 @@ class Adapters(NamedTuple):
     phrases: tuple[str, ...]
 
 
-def recognised(path: Place) -> bool:
+def recognised(path: PathLike) -> bool:
     """Whether there is such a file at ``path``, or a folder of some."""
     files = _files(path)
     return bool(files) and all(map(_is_one, files))
 
 
 def load(
-    path: Place,
+    path: PathLike,
     model: Model,
     kind: Kind | None = None,
     *,
@@ -94,7 +94,7 @@ def _component(file: Path, model: Model, kind: Kind | None, acts: dict[str, Any]
     return Component(payload, provenance)
 
 
-def read(path: Place, model: Model) -> Adapters:
+def read(path: PathLike, model: Model) -> Adapters:
     """What one file holds, by the names of the model's weights.
 
     Raises:
@@ -120,7 +120,7 @@ def read(path: Place, model: Model) -> Adapters:
 
 
 def _factors(
-    path: Place, layer: str, tensors: Mapping[str, Tensor], weight: Tensor
+    path: PathLike, layer: str, tensors: Mapping[str, Tensor], weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One layer's ``U`` times ``alpha / rank`` and ``D``, float32."""
     try:
@@ -139,7 +139,9 @@ def _factors(
     return up * (float(alpha) / len(down)), down
 
 
-def save(edit: Edit, model: Model, path: Place, dtype: torch.dtype = torch.float32) -> list[Path]:
+def save(
+    edit: Edit, model: Model, path: PathLike, dtype: torch.dtype = torch.float32
+) -> list[Path]:
     """Write a new folder with a file for every membrane of an edit; the files' paths in it.
 
     Raises:
@@ -207,7 +209,7 @@ def key(name: str) -> str:
     return f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
 
 
-def _files(path: Place) -> list[Path]:
+def _files(path: PathLike) -> list[Path]:
     place = Path(path)
     return [place] if place.is_file() else sorted(place.glob("*.safetensors"))
 

@@ -10,14 +10,13 @@ from typing import Any
 
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-
-Place = str | os.PathLike[str]
+from expunge.files import PathLike
 
 RECORD = "expunge_export"
 """Name under which the record of the edit stands in a safetensors header."""
 
 
-def free_folder(path: Place) -> Path:
+def free_folder(path: PathLike) -> Path:
     """``path``, if a folder can be written there.
 
     Raises:
@@ -30,7 +29,7 @@ def free_folder(path: Place) -> Path:
 
 
 @contextmanager
-def new_folder(path: Place) -> Iterator[Path]:
+def new_folder(path: PathLike) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; rename it there when the block ends without error.
 
     Raises:
@@ -54,8 +53,13 @@ def check_plain(edit: Edit) -> None:
     """See that weights alone can do what the edit does.
 
     Raises:
-        ExpungeError: parts of it depend on the prompt.
+        ExpungeError: parts of it depend on the prompt, or act on the denoiser's answers.
     """
+    if edit.guarded:
+        raise ExpungeError(
+            f"edit {edit.id} has a guard, which stands around the denoiser while it draws: no "
+            "weights can do the same; keep it as an edit, and apply it wherever pictures are drawn"
+        )
     if edit.gated:
         raise ExpungeError(
             f"edit {edit.id} has gates, which open for some prompts and not for others: no weights "
@@ -74,7 +78,7 @@ def metadata(edit: Edit, **details: Any) -> dict[str, str]:
     return {"format": "pt", RECORD: json.dumps(record(edit, **details))}
 
 
-def safetensors_file(path: Place) -> Path:
+def safetensors_file(path: PathLike) -> Path:
     """``path``, if it names a safetensors file.
 
     Raises:

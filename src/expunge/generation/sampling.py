@@ -26,7 +26,7 @@ from torch import Tensor
 
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
-from expunge.models import Model
+from expunge.models import Condition, Model
 from expunge.prompts import Case, PromptSet
 
 Size = tuple[int, int]
@@ -59,12 +59,14 @@ def sample(
 ) -> Iterator[tuple[ImageRequest, Tensor]]:
     """Draw every request, in order, as uint8 ``[height, width, 3]`` on the CPU.
 
+    While it draws, no other thread changes the model.
+
     Raises:
         ExpungeError: a size that the model can't draw, too many steps, or a picture that became
             infinite or NaN.
     """
     texts, pending = _Texts(model), deque[Future[Drawn]]()
-    with _pool(model) as (pool, workers):
+    with model.lock, _pool(model) as (pool, workers):
         for size, alike in groupby(requests, key=lambda request: latent_size(model, request)):
             lanes = pool.submit(_lanes, model, size, texts).result()
             while batch := list(islice(alike, lanes)):
@@ -113,17 +115,20 @@ def latent_size(model: Model, request: ImageRequest) -> Size:
 
 
 class _Texts:
-    """Prompt embeddings ``[1, tokens, width]``, each encoded once and by itself."""
+    """Conditions of one prompt, each encoded once and by itself."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[str | None, Condition] = {}
         self._lock = Lock()  # tokenizers can't be used by two threads at once
 
-    def __getitem__(self, prompt: str) -> Tensor:
+    def __getitem__(self, prompt: str | None) -> Condition:
+        """Of a prompt, or of what guidance leads away from (``None``)."""
         with self._lock:
             if prompt not in self._known:
-                self._known[prompt] = self._model.encode([prompt]).to(self._model.dtype)
+                model = self._model
+                found = model.unconditional() if prompt is None else model.condition([prompt])
+                self._known[prompt] = found.to(dtype=model.dtype)
             return self._known[prompt]
 
 
@@ -139,7 +144,7 @@ def _lanes(model: Model, size: Size, texts: _Texts) -> int:
 def _rows_agree(model: Model, rows: int, size: Size, texts: _Texts) -> bool:
     noise = _noise(torch.Generator().manual_seed(0), 0, model, size)
     latents = noise.to(model.device, model.dtype).repeat(rows, 1, 1, 1)
-    predicted = model.predict_noise(latents, 1, texts[""].repeat(rows, 1, 1))
+    predicted = model.predict(latents, 1, Condition.cat([texts[None]] * rows))
     return torch.equal(predicted, predicted[:1].expand_as(predicted))
 
 
@@ -180,17 +185,17 @@ def _denoise(
         _noise(generator, request.sample, model, size)
         for generator, request in zip(generators, filled, strict=True)
     ]
-    embeddings = torch.cat([texts[""]] * lanes + [texts[request.prompt] for request in filled])
+    condition = Condition.cat([texts[None]] * lanes + [texts[one.prompt] for one in filled])
     scales = [request.guidance_scale or sampler.guidance_scale for request in filled]
     guidance = torch.tensor(scales, device=model.device).view(-1, 1, 1, 1)
     # Multistep schedulers keep a history, so each batch has its own.
-    scheduler = sampler.build(model.pipe.scheduler)
+    scheduler = sampler.build(model.process)
     options = _generator_option(scheduler, generators)
     latents = torch.cat(noise).to(model.device) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep).to(model.dtype)
         doubled = torch.cat([scaled, scaled])
-        predicted = model.predict_noise(doubled, timestep.to(model.device), embeddings).float()
+        predicted = model.predict(doubled, timestep.to(model.device), condition).float()
         without, with_prompt = predicted.chunk(2)
         guided = without + guidance * (with_prompt - without)
         latents = scheduler.step(guided, timestep, latents, **options).prev_sample

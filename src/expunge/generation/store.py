@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from expunge.concepts import explain
+from expunge.edits.applied import Applied
 from expunge.errors import ExpungeError
 from expunge.files import replacing, write_json, write_text
 from expunge.generation.sampler import Sampler
@@ -123,7 +124,7 @@ def generate(
     place, sampler = Path(folder), sampler or Sampler()
     prompt_set = prompts if isinstance(prompts, PromptSet) else None
     wanted = _by_file(requests(prompts, samples) if isinstance(prompts, PromptSet) else prompts)
-    sampler.build(model.pipe.scheduler)
+    sampler.build(model.process)
     for request in wanted.values():
         latent_size(model, request)
     known = _open(place, _settings(model, sampler), prompt_set, wanted)
@@ -161,7 +162,7 @@ def _settings(model: Model, sampler: Sampler) -> Settings:
     return Settings(
         sampler=sampler,
         model=model.fingerprint(),
-        edits=tuple(component.id for component in model.components),
+        edits=tuple(component.id for component in Applied.to(model).components),
         dtype=str(model.dtype).removeprefix("torch."),
         device=model.device.type,
         versions={**versions(), "pillow": pillow_version},

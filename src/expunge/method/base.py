@@ -1,38 +1,51 @@
-"""The two shapes of a published method: one that solves, one that trains."""
+"""The contract between a published method and what runs it: its settings, and what it computes."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NamedTuple,
+    Protocol,
+    runtime_checkable,
+)
 
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from expunge.concepts import Concept, Policy
-from expunge.edits.edit import Edit
-from expunge.edits.payloads import Change, Payload
-from expunge.errors import ExpungeError
+from expunge.edits.payloads import Payload
+from expunge.method.batch import Batch
 from expunge.method.presets import Named, resolved
+from expunge.method.run import Run
+from expunge.method.student import Student
 from expunge.models import Model
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
-    from expunge.method.run import Run
-    from expunge.method.student import Student
-
 Fidelity = Literal["original", "corrected"]
+
+Need = Literal["text", "drawing", "training", "gradients"]
+"""What running a method takes: ``text``, the text encoder; ``drawing``, pictures or latents that
+the model draws first; ``training``, steps of an optimiser; ``gradients``, those of the UNet."""
+
+Fixed = Mapping[str, tuple[Any, str]]
+"""Settings by name, each with its only value and the reason."""
+
+S = TypeVar("S", bound=Student, default=Student)
 
 
 class Part(NamedTuple):
-    """What a training has made for some of the concepts."""
+    """What a method has made for some of the concepts."""
 
     concepts: tuple[Concept, ...]
     payload: Payload
-
-
-Batch = Mapping[str, Tensor]
-"""What one evaluation of a loss needs."""
 
 
 class Method(Named):
@@ -43,30 +56,88 @@ class Method(Named):
     title: ClassVar[str]
     year: ClassVar[int]
     url: ClassVar[str]
-    shape: ClassVar[Literal["solve", "train"]]
+    needs: ClassVar[frozenset[Need]]
+    """What running it with its defaults takes."""
+    families: ClassVar[tuple[str, ...]] = ("sd",)
+    """Families of models that it is made for and tested on."""
+    released: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of the released program, where they differ; see ``with_released``."""
+    released_fixed: ClassVar[Fixed] = {}
+    """Settings that the released program can't change."""
+    corrected_only: ClassVar[tuple[str, ...]] = ()
+    """Settings that the released program doesn't have."""
+    original_only: ClassVar[tuple[str, ...]] = ()
+    """Settings that only the released program has."""
 
     fidelity: Fidelity = "corrected"
     """``original`` does what the released code does, ``corrected`` what is right."""
     preset: str | None = None
-    """Start from these settings, see ``expunge methods NAME``; what else is given goes first."""
+    """Start from these settings, see ``expunge methods NAME``; what else is given takes
+    precedence."""
 
     @model_validator(mode="wrap")  # around the subclasses' own: a preset may decide the fidelity
     @classmethod
-    def _from_preset(cls, values: Any, build: Callable[[Any], Any]) -> Any:
-        return build(resolved(cls, values))
+    def _kept_contract(cls, values: Any, build: Callable[[Any], Any]) -> Any:
+        values = resolved(cls, values)
+        if isinstance(values, Mapping) and values.get("fidelity") == "original":
+            values = cls.with_released(values)
+        made = build(values)
+        made._check_fidelity()
+        return made
+
+    @classmethod
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings of an original run: ``values``, and the released program's defaults."""
+        fixed = {name: value for name, (value, _) in cls.released_fixed.items()}
+        return {**fixed, **cls.released, **values}
+
+    def _check_fidelity(self) -> None:
+        if self.fidelity == "corrected":
+            self.refuse_changed('only with fidelity="original"', *self.original_only)
+            return
+        self.refuse_changed('only with fidelity="corrected"', *self.corrected_only)
+        for name, (value, reason) in self.released_fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name}: {reason}; leave it at {value}")
+
+    def refuse_changed(self, reason: str, *names: str) -> None:
+        """Refuse settings that aren't at their defaults.
+
+        Raises:
+            ValueError: one isn't; the message names it and gives the reason.
+        """
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: {reason}")
+
+    @property
+    def needed(self) -> frozenset[Need]:
+        """What running it takes with these settings."""
+        return self.needs
 
 
 @runtime_checkable
 class Solves(Protocol):
-    """A closed form: from a model and a policy straight to the change."""
+    """A closed form: from a model and a policy straight to the payload."""
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Change: ...
+    def solve(self, model: Model, policy: Policy, seed: int) -> Payload: ...
 
 
-class Trained(Method):
+class GradientPlan(NamedTuple):
+    """How the gradients of a step are computed."""
+
+    half: bool = False
+    """Losses are computed in bfloat16 where torch finds that safe."""
+    checkpointing: bool = False
+    """The UNet's activations are computed twice instead of kept."""
+    cumulative: bool = False
+    """Each step's gradient is added to all before it."""
+
+
+class Trained(Method, Generic[S]):
     """Gradient descent: says what is trained, on what, towards what; the loop does the rest."""
 
-    shape: ClassVar[Literal["solve", "train"]] = "train"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing", "training", "gradients"})
 
     iterations: int = Field(ge=1)
     """Optimiser steps."""
@@ -78,82 +149,58 @@ class Trained(Method):
     """Decay of the trained weights."""
     max_grad_norm: float | None = Field(None, gt=0)
     """Longer gradients are cut to this length."""
-    lr_schedule: str = "constant"
-    """Name of a schedule of ``diffusers.optimization``, e.g. cosine."""
-    lr_warmup: int = Field(0, ge=0)
-    """Steps until the learning rate is reached, in the schedules that warm up."""
-    lr_cycles: int = Field(1, ge=1)
-    """Cycles of a schedule that restarts."""
     accumulation: int = Field(1, ge=1)
     """Batches whose gradients are averaged in one step; several processes share them."""
-    gradients: Literal["reset", "cumulative"] = "reset"
-    """``cumulative`` adds each step's gradient to all before it, as several programs do."""
-    rank: int = Field(0, ge=0)
-    """Rank of the trained change of each matrix (LoRA); 0 trains whole parameters."""
-    precision: Literal["model", "bf16"] = "model"
-    """What the UNet computes in; the trained weights themselves are float32."""
-    gradient_checkpointing: bool = False
-    """Compute the UNet's activations twice instead of keeping them."""
-
-    @model_validator(mode="after")
-    def _trainable(self) -> "Trained":
-        if self.rank and self.fidelity == "original":
-            raise ValueError("rank: the released programs train whole parameters; leave it at 0")
-        return self
 
     @abstractmethod
-    def parameters(self, model: Model) -> tuple[str, ...]:
-        """Names of the parameters that are trained."""
+    def student(self, model: Model, policy: Policy, seed: int) -> S:
+        """What is trained, as it is before the first step."""
 
     @abstractmethod
-    def batches(self, run: "Run", numbers: Iterable[int]) -> Iterator[Batch]:
+    def batches(self, run: Run[S], numbers: Iterable[int]) -> Iterator[Batch]:
         """The batches of these numbers; each depends on its number, the seed and the weights."""
 
     @abstractmethod
-    def loss(self, student: "Student", batch: Batch) -> Tensor | Mapping[str, Tensor]:
+    def loss(self, student: S, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The scalar to minimise, or several by name, of which ``loss`` is the one."""
 
-    def student(self, model: Model, policy: Policy, seed: int, start: Edit | None) -> "Student":
-        """What is trained, as it is before the first step."""
-        from expunge.method.student import Student
-
-        return Student(model, self.parameters(model), rank=self.rank, seed=seed, start=start)
-
-    def parts(self, student: "Student", policy: Policy) -> Sequence["Part"]:
+    def parts(self, student: S, policy: Policy) -> Sequence[Part]:
         """What training has made, as parts that can be taken out again one by one."""
         return [Part(policy.erase, student.payload())]
 
-    def stage(self, step: int) -> int:
-        """Which stage a step belongs to; with each the optimiser begins anew."""
-        return 0
-
-    def enter(self, student: "Student", stage: int, seed: int) -> None:
-        """What a stage begins with."""
-
-    def pace(self, optimizer: "Optimizer") -> "LambdaLR":
-        """The learning rate in each step, as a factor of ``lr``."""
-        from diffusers.optimization import get_scheduler
-
-        try:
-            made: LambdaLR = get_scheduler(
-                self.lr_schedule,
-                optimizer,
-                num_warmup_steps=self.lr_warmup,
-                num_training_steps=self.iterations,
-                num_cycles=self.lr_cycles,
-            )
-            return made
-        except ValueError as error:
-            raise ExpungeError(f"lr_schedule: {error}") from None
-
-    def start(self, model: Model, policy: Policy, seed: int) -> Edit | None:
-        """The edit that training goes on from, if it isn't the base model."""
-        return None
-
-    def groups(self, student: "Student") -> list[dict[str, Any]]:
+    def groups(self, student: S) -> list[dict[str, Any]]:
         """The optimiser's parameter groups."""
         return [{"params": list(student.weights.values())}]
+
+    def pace(self, optimizer: "Optimizer", steps: int) -> "LambdaLR":
+        """The learning rate in each of the steps, as a factor of ``lr``; here always 1.
+
+        Raises:
+            ExpungeError: there is no such schedule.
+        """
+        from torch.optim.lr_scheduler import LambdaLR
+
+        return LambdaLR(optimizer, lambda step: 1.0)
+
+    @property
+    def gradient_plan(self) -> GradientPlan:
+        """How the gradients of a step are computed."""
+        return GradientPlan()
 
     def finished(self, history: Sequence[Mapping[str, float]]) -> bool:
         """Whether training ends here; ``history`` has what ``loss`` gave in each step."""
         return False
+
+
+Begun = TypeVar("Begun", bound=Student, contravariant=True)
+
+
+@runtime_checkable
+class Staged(Protocol[Begun]):
+    """A training in stages, each of which begins with a fresh optimiser."""
+
+    def stage(self, step: int) -> int:
+        """Which stage a step belongs to."""
+
+    def enter(self, student: Begun, stage: int, seed: int) -> None:
+        """Prepare what a stage begins with."""

@@ -1,6 +1,6 @@
 """Published and tuned settings by name: one YAML file a method, one entry a preset.
 
-An entry is::
+The file is ``NAME.yaml`` beside the method's module, in whichever package that is::
 
     NAME:
       kind: style             # what it erases
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
@@ -109,14 +110,16 @@ def presets(method: type[Named]) -> Mapping[str, Preset]:
     Raises:
         ExpungeError: an entry lacks something, or has a setting that the method hasn't.
     """
-    package = import_module(method.__module__).__package__ or method.__module__
-    file = files(package).joinpath(f"{method.name}.yaml")
+    module = import_module(method.__module__)
+    # A module that is in no package is a file by itself.
+    folder = files(module.__package__) if module.__package__ else Path(module.__file__ or "").parent
+    file = folder.joinpath(f"{method.name}.yaml")
     return parsed(method, file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def parsed(method: type[Named], text: str) -> dict[str, Preset]:
     """The presets of a YAML text, each checked against the method's settings."""
-    place = f"presets/{method.name}.yaml"
+    place = f"{method.name}.yaml beside {method.__module__}"
     try:
         entries = yaml.safe_load(text)
     except yaml.YAMLError as error:

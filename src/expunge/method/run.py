@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic
 
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from expunge.concepts import Policy
 from expunge.method.student import Student
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Item = TypeVar("Item")
+Learns = TypeVar("Learns", bound=Student, default=Student, covariant=True)
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[Learns]):
     """One training: of what, on what, with which seed, on which processes."""
 
-    student: Student
+    student: Learns
     policy: Policy
     seed: int
     folder: Path | None = None

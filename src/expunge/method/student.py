@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from typing_extensions import Self
 
-from expunge.edits.edit import Edit, edited_weights
+from expunge.edits.applied import edited_weights
+from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank
 from expunge.errors import ExpungeError
-from expunge.models import Model
+from expunge.method.batch import Batch
+from expunge.models import Condition, Model
 from expunge.seeding import generator
 
 Result = TypeVar("Result")
@@ -37,6 +41,7 @@ class Student:
         """``start`` is an edit that the student begins with; it stays part of it."""
         self.model = model
         self.rank = rank
+        self.start = start
         self.names = tuple(names)
         self.fixed = _edited(model, start)
         """Parameters that ``start`` changed, as they were before training."""
@@ -75,45 +80,46 @@ class Student:
         """What training has added to a parameter so far, float32; has gradients."""
         return self.value(name) - self.before(name)
 
+    def for_batch(self, batch: Batch) -> Self:
+        """What the loss of a batch reads; where concepts take turns, just the batch's own."""
+        return self
+
     def within(self, action: Callable[[], Result]) -> Result:
         """What ``action`` gives while the UNet has the student's weights, with gradients."""
-        trained = {f"unet.{name}": self.value(name).to(self.model.dtype) for name in self.names}
-        fixed = {f"unet.{name}": weight for name, weight in self.fixed.items()}
-        result: Result = functional_call(_Scope(self.model.unet), {**fixed, **trained}, (action,))
-        return result
+        trained = {name: self.value(name).to(self.model.dtype) for name in self.names}
+        return within(self.model.denoiser, {**self.fixed, **trained}, action)
 
-    def predict(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        """The student's noise prediction, float32, shaped like ``latents``; has gradients."""
-        return self.within(lambda: self._noise(latents, timestep, embeddings))
+    def predict(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The student's prediction, float32, shaped like ``latents``; has gradients."""
+        return self.within(lambda: self._answer(latents, timestep, condition))
 
     @torch.no_grad()
-    def teach(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        """The base model's noise prediction, float32, shaped like ``latents``."""
-        return self._noise(latents, timestep, embeddings)
+    def teach(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The base model's prediction, float32, shaped like ``latents``."""
+        return self._answer(latents, timestep, condition)
 
     @torch.no_grad()
-    def began(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        """The noise prediction of the model that training began with, shaped like ``latents``."""
-        fixed = {f"unet.{name}": weight for name, weight in self.fixed.items()}
-        noise: Tensor = functional_call(
-            _Scope(self.model.unet), fixed, (lambda: self._noise(latents, timestep, embeddings),)
-        )
-        return noise
+    def began(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """The prediction of the model that training began with, shaped like ``latents``."""
+        action = partial(self._answer, latents, timestep, condition)
+        return within(self.model.denoiser, self.fixed, action)
 
-    def _noise(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+    def _answer(self, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         dtype = self.model.dtype
-        return self.model.predict_noise(latents.to(dtype), timestep, embeddings.to(dtype)).float()
+        condition = condition.to(dtype=dtype)
+        return self.model.predict(latents.to(dtype), timestep, condition).float()
 
     @contextmanager
     def shown(self) -> Iterator[Model]:
         """The model itself with what has been trained, inside the block."""
         with torch.no_grad():
             values = {**self.fixed, **{name: self.value(name) for name in self.names}}
-        self.model.write(values)
-        try:
-            yield self.model
-        finally:
-            self.model.write(dict.fromkeys(values))
+        with self.model.lock:
+            self.model.weights.write(values)
+            try:
+                yield self.model
+            finally:
+                self.model.weights.write(dict.fromkeys(values))
 
     def projection_change(self, gram: Tensor) -> Tensor:
         """How far trained keys and values of some embeddings have moved, a scalar with gradients.
@@ -143,12 +149,21 @@ class Student:
         return LowRank(up, {name: factors[f"down:{name}"] for name in self.names})
 
 
-class _Scope(nn.Module):
-    """Runs anything while ``functional_call`` has parameters of the UNet replaced."""
+def within(
+    network: nn.Module, parameters: Mapping[str, Tensor], action: Callable[[], Result]
+) -> Result:
+    """What ``action`` gives while a network has these parameters, with gradients."""
+    swapped = {f"network.{name}": value for name, value in parameters.items()}
+    result: Result = functional_call(_Scope(network), swapped, (action,))
+    return result
 
-    def __init__(self, unet: nn.Module) -> None:
+
+class _Scope(nn.Module):
+    """Runs anything while ``functional_call`` has parameters of a network replaced."""
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.unet = unet
+        self.network = network
 
     def forward(self, action: Callable[[], Any]) -> Any:
         return action()
@@ -162,8 +177,10 @@ def _is_matrix(weight: Tensor) -> bool:
 def _edited(model: Model, start: Edit | None) -> Mapping[str, Tensor]:
     if start is None:
         return {}
-    if start.gated:
-        raise ExpungeError(f"training can't go on from {start.id}: it holds gates, not weights")
+    if start.gated or start.guarded:
+        raise ExpungeError(
+            f"training can't go on from {start.id}: it holds gates or guards, not weights alone"
+        )
     weights = edited_weights(model, start.components, start.names)
     return {
         name: weight.to(model.base_weight(name).dtype)

@@ -1,20 +1,19 @@
 """All methods by name, and ``erase``, which runs one of them."""
 
-import os
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from expunge.concepts import Concept, Policy, explain
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, Unsupported
+from expunge.files import PathLike
 from expunge.method.base import Method, Part, Solves, Trained
+from expunge.method.edits import edit_of
 from expunge.models import Model
 from expunge.registry import Registry
-from expunge.versions import versions
 
 if TYPE_CHECKING:
     from expunge.training.loop import Monitor
@@ -28,6 +27,7 @@ METHODS: Registry[type[Method]] = Registry(
         "esd": "expunge.methods.esd.method:ESD",
         "fmn": "expunge.methods.fmn.method:ForgetMeNot",
         "mace": "expunge.methods.mace.method:MACE",
+        "negative-prompt": "expunge.methods.negative_prompt:NegativePrompting",
         "rece": "expunge.methods.rece:RECE",
         "sepce": "expunge.methods.sepme.sepce:SepCE",
         "spm": "expunge.methods.spm.method:SPM",
@@ -64,7 +64,7 @@ def erase(
     method: str | Method = "uce",
     *,
     seed: int = 0,
-    checkpoints: str | os.PathLike[str] | None = None,
+    checkpoints: PathLike | None = None,
     monitor: "Monitor | None" = None,
     tracker: str | None = None,
     **values: Any,
@@ -78,7 +78,8 @@ def erase(
         seed: decides every random draw.
         checkpoints: folder from which a stopped training resumes, with the same result.
         monitor: looks at a training on the way and may end it.
-        tracker: an experiment tracker that accelerate knows and that a training reports to.
+        tracker: an experiment tracker that accelerate knows and that a training reports to;
+            this one and the two before it are refused where no training uses them.
         **values: settings of the method.
 
     Raises:
@@ -88,14 +89,11 @@ def erase(
     if values and not isinstance(method, str):
         raise ExpungeError(f"{', '.join(values)}: give settings to the method that you configure")
     chosen = configured(method, **values) if isinstance(method, str) else method
-    if model.components:
-        raise ExpungeError("the model has an edit applied; revert it, edits are made for the base")
+    check_unedited(model, "edits are made for the base")
+    check_family(chosen, model)
     if chosen.fidelity == "original":
         _check_released(policy)
-    steps, start = None, None
-    if isinstance(chosen, Solves):
-        parts: Sequence[Part] = [Part(policy.erase, chosen.solve(model, policy, seed))]
-    elif isinstance(chosen, Trained):
+    if isinstance(chosen, Trained):
         from expunge.training.loop import train
 
         parts, start, steps = train(
@@ -107,26 +105,40 @@ def erase(
             monitor=monitor,
             tracker=tracker,
         )
-    else:
-        raise ExpungeError(f"{type(chosen).__name__} neither solves nor trains")
+        made = edit_of(chosen, model, policy, parts, seed=seed, steps=steps)
+        return start + made if start else made
+    refuse_for_training(chosen, checkpoints=checkpoints, monitor=monitor, tracker=tracker)
+    if isinstance(chosen, Solves):
+        part = Part(policy.erase, chosen.solve(model, policy, seed))
+        return edit_of(chosen, model, policy, [part], seed=seed)
+    raise ExpungeError(f"{type(chosen).__name__} neither solves nor trains")
 
-    fingerprint = cache(model.fingerprint)
 
-    def component(part: Part) -> Component:
-        provenance = Provenance(
-            method=chosen.name,
-            settings=chosen.model_dump(mode="json"),
-            concepts=part.concepts,
-            keep=policy.kept,
-            seed=seed,
-            base=Base(name=model.name, fingerprint=fingerprint(part.payload.names)),
-            steps=steps,
-            versions=versions(),
+def refuse_for_training(method: Method, **options: object) -> None:
+    """Refuse what only a training can use, where the method isn't one.
+
+    Raises:
+        ExpungeError: an option isn't ``None``, and the method gives no training to the loop.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given and not isinstance(method, Trained):
+        raise ExpungeError(
+            f"{', '.join(given)}: {method.name} can't be resumed, watched or tracked, as it isn't "
+            "one training; leave this out"
         )
-        return Component(part.payload, provenance)
 
-    made = Edit(tuple(map(component, parts)))
-    return start + made if start else made
+
+def check_family(method: Method, model: Model) -> None:
+    """Refuse a method on a family of models that it isn't made for.
+
+    Raises:
+        Unsupported: it isn't.
+    """
+    if model.family not in method.families:
+        raise Unsupported(
+            f"{method.name} is for {' and '.join(method.families)} models so far, and "
+            f"{model.name!r} is {model.family}"
+        )
 
 
 def _check_released(policy: Policy) -> None:

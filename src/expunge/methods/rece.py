@@ -39,7 +39,7 @@ from expunge.algebra.ridge import (
 from expunge.concepts import Concept, Context, Kind, Policy
 from expunge.edits.payloads import Change, Dense, LowRank, Ridge, SharedMatrix
 from expunge.errors import ExpungeError
-from expunge.method.base import Method
+from expunge.method.base import Method, Need
 from expunge.method.presets import preset
 from expunge.methods.uce.method import UCE, tensor_edit
 from expunge.models import Model
@@ -70,7 +70,8 @@ class RECE(Method):
     title: ClassVar[str] = "Reliable and Efficient Concept Erasure"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2407.12383"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text"})
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
 
     epochs: int | None = Field(None, ge=0)
     """Rounds after UCE; by default the kind's preset's, and of several kinds the most."""
@@ -109,8 +110,6 @@ class RECE(Method):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RECE":
-        if self.fidelity == "original" and self.contexts:
-            raise ValueError('contexts: only with fidelity="corrected"')
         if self.regularization and self.embedding != "surrogate":
             raise ValueError('regularization: only with embedding="surrogate"')
         if self.targets and self.embedding != "target":
@@ -144,7 +143,7 @@ class RECE(Method):
             lamb=self.uce_lamb,
         )
 
-    def rounds(self, model: Model, policy: Policy, stage: Change) -> Iterator["Round"]:
+    def rounds(self, model: Model, policy: Policy, stage: Change) -> Iterator["Epoch"]:
         """Adversarial embeddings and edited projections of each epoch after the change ``stage``.
 
         Raises:
@@ -171,7 +170,7 @@ class RECE(Method):
                 for rows, anchor in concept.paired(embeddings)
             ]
             projections = projections.edited(moved, kept, self.lamb)
-            yield Round(found, projections)
+            yield Epoch(found, projections)
 
     def _strength(self, policy: Policy) -> Strength:
         """r and the number of epochs: of the settings, else of the presets of the kinds."""
@@ -396,7 +395,7 @@ class Separate:
         return thin if smaller else Dense(self.changes)
 
 
-class Round(NamedTuple):
+class Epoch(NamedTuple):
     """An epoch: the embeddings that it found, and the projections after its edit."""
 
     adversarial: tuple[Tensor, ...]

@@ -1,5 +1,23 @@
-"""The models that Expunge edits; ``load`` finds one by name, folder, hub id or live pipeline."""
+"""The models that Expunge edits, seen through one seam; ``load`` makes one.
 
-from expunge.models.stable_diffusion import Model, load
+A ``Model`` is a view of a diffusers pipeline: text encoders, denoiser, process, latents, roles. A
+``Condition`` is what a denoiser is told of prompts, a ``Process`` how its noise works.
+"""
 
-__all__ = ["Model", "load"]
+from expunge.models.condition import Condition
+from expunge.models.loading import FAMILIES, load
+from expunge.models.model import Model
+from expunge.models.process import Diffusion, Flow, Process
+from expunge.models.text import TextEncoder, TextInput
+
+__all__ = [
+    "FAMILIES",
+    "Condition",
+    "Diffusion",
+    "Flow",
+    "Model",
+    "Process",
+    "TextEncoder",
+    "TextInput",
+    "load",
+]

@@ -4,7 +4,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Projections(NamedTuple):
+    """Names of the matrices of one attention."""
+
+    query: str
+    key: str
+    value: str
+    output: str
 
 
 class Look(NamedTuple):
@@ -18,6 +27,16 @@ class Look(NamedTuple):
     """Of the prompt, ``[batch * heads, tokens, head width]``."""
     attention: Tensor
     """The softmax over the prompt's tokens, ``[batch, heads, pixels, tokens]``."""
+
+    @property
+    def scale(self) -> float:
+        """Of the products of queries and keys, before the softmax."""
+        return float(self.layer.scale)
+
+    def keys_of(self, rows: Tensor) -> Tensor:
+        """The keys of another prompt's rows ``[batch, tokens, width]``, shaped like ``keys``."""
+        keys: Tensor = self.layer.head_to_batch_dim(self.layer.to_k(rows))
+        return keys
 
 
 def attention(look: Look) -> Tensor:
@@ -63,3 +82,25 @@ def _watch(name: str, layer: Any, read: Callable[[Look], Tensor], seen: dict[str
         return softmax
 
     layer.get_attention_scores = watched
+
+
+@contextmanager
+def projections_changed(unet: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Apply ``change`` to the keys and values of the prompts, ``[batch, tokens, width]`` each."""
+    handles = [
+        module.register_forward_hook(lambda _, __, output: change(output))
+        for name, module in unet.named_modules()
+        if name.endswith((".attn2.to_k", ".attn2.to_v"))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def projections_beside(name: str) -> Projections:
+    """The matrices of the attention that the parameter ``name`` belongs to."""
+    layer = name.removesuffix(".weight").rpartition(".")[0]
+    parts = ("to_q", "to_k", "to_v", "to_out.0")
+    return Projections(*(f"{layer}.{part}.weight" for part in parts))

@@ -1,62 +1,75 @@
-"""Roles of UNet parameters: ``cross_attention.kv`` instead of 32 names that differ by model."""
+"""Roles of parameters: ``cross_attention.kv`` instead of 32 names that differ by model.
+
+A *selection* joins roles, and patterns such as ``*.to_q.*``, from left to right:
+
+    self_attention | cross_attention.q       of either
+    layers - cross_attention                 of the first, without the second
+    cross_attention & *.weight               of both
+
+Every model has the roles ``all`` and ``layers``, the linear layers and convolutions. Its family
+says by selections what else there is (``Roles``).
+"""
 
 import difflib
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from torch import nn
 
 from expunge.errors import ExpungeError
 
-Rule = Callable[[str, nn.Module], bool]
-"""Decides on a parameter from its full name and the module that owns it."""
+Roles = Mapping[str, str]
+"""A family's selection for each role."""
 
 
-def _has_weights(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
-
-
-ROLES: dict[str, Rule] = {
-    "cross_attention.kv": lambda name, _: ".attn2.to_k." in name or ".attn2.to_v." in name,
-    "cross_attention": lambda name, _: ".attn2." in name,
-    "self_attention": lambda name, _: ".attn1." in name,
-    "not_cross_attention": lambda name, module: ".attn2." not in name and _has_weights(module),
-    "transformers": lambda name, module: (
-        ".attentions." in name
-        and any(part in name for part in (".transformer_blocks.", ".proj_in.", ".proj_out."))
-        and name.endswith(".weight")
-        and _has_weights(module)
-    ),
-    "all": lambda name, module: True,
-}
-"""``not_cross_attention`` is every linear and convolution outside cross-attention, no norm;
-``transformers`` the weights of those that are part of a ``Transformer2DModel``."""
-
-
-def matching(unet: nn.Module, rule: Rule) -> tuple[str, ...]:
-    """Names of the parameters that ``rule`` takes, in the order of the modules."""
-    owners = dict(unet.named_modules())
-    return tuple(
-        name for name, _ in unet.named_parameters() if rule(name, owners[name.rpartition(".")[0]])
-    )
-
-
-def select(unet: nn.Module, role: str) -> tuple[str, ...]:
-    """Names of the parameters of a role, or of those that match a pattern such as ``*.to_q.*``.
+def parameters(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, ...]:
+    """Names of the parameters of a selection, in the order of the modules; perhaps none.
 
     Raises:
-        ExpungeError: the role is unknown, or nothing of this model plays it.
+        ExpungeError: a role is unknown, or the selection isn't written as one.
     """
-    if any(character in role for character in "*?["):
-        names = matching(unet, lambda name, _: fnmatch.fnmatchcase(name, role))
-    elif role in ROLES:
-        names = matching(unet, ROLES[role])
-    else:
-        near = difflib.get_close_matches(role, ROLES, n=3, cutoff=0.4) or list(ROLES)
-        raise ExpungeError(f"unknown role {role!r}; did you mean {', '.join(near)}?")
+    chosen = _chosen(denoiser, roles, selection)
+    return tuple(name for name, _ in denoiser.named_parameters() if name in chosen)
+
+
+def select(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, ...]:
+    """The same, of at least one parameter.
+
+    Raises:
+        ExpungeError: also if nothing of this model is selected.
+    """
+    names = parameters(denoiser, roles, selection)
     if not names:
+        counts = (f"{role} ({len(_chosen(denoiser, roles, role))})" for role in (*roles, "all"))
         raise ExpungeError(
-            f"{role!r} selects no parameter of this model; it has "
-            + ", ".join(f"{known} ({len(matching(unet, ROLES[known]))})" for known in ROLES)
+            f"{selection!r} selects no parameter of this model; it has {', '.join(counts)}"
         )
     return names
+
+
+def _chosen(denoiser: nn.Module, roles: Roles, selection: str) -> set[str]:
+    first, *rest = selection.split() or [""]
+    if len(rest) % 2 or any(sign not in ("|", "&", "-") for sign in rest[::2]):
+        raise ExpungeError(f"{selection!r}: put |, & or - between roles, with spaces around it")
+    chosen = _members(denoiser, roles, first)
+    for sign, role in zip(rest[::2], rest[1::2], strict=True):
+        others = _members(denoiser, roles, role)
+        chosen = {"|": chosen | others, "&": chosen & others, "-": chosen - others}[sign]
+    return chosen
+
+
+def _members(denoiser: nn.Module, roles: Roles, role: str) -> set[str]:
+    if role in roles:
+        return _chosen(denoiser, roles, roles[role])
+    names = [name for name, _ in denoiser.named_parameters()]
+    if role == "all":
+        return set(names)
+    if role == "layers":
+        owners = dict(denoiser.named_modules())
+        kinds = nn.Linear | nn.Conv2d
+        return {name for name in names if isinstance(owners[name.rpartition(".")[0]], kinds)}
+    if any(character in role for character in "*?["):
+        return set(fnmatch.filter(names, role))
+    known = (*roles, "all", "layers")
+    near = difflib.get_close_matches(role, known, n=3, cutoff=0.4) or known
+    raise ExpungeError(f"unknown role {role!r}; did you mean {', '.join(near)}?")

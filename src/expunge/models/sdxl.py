@@ -1,83 +1,57 @@
-"""A thin view of a diffusers ``StableDiffusionXLPipeline``.
+"""Stable Diffusion XL: a diffusers ``StableDiffusionXLPipeline``.
 
 Its UNet is told more than the rows of a prompt: one pooled vector of the whole prompt, and the
-size of the picture. The size follows from the latents. The pooled vector travels as one more row,
-filled up with zeros, so that a condition is one tensor here too. ``encode`` gives the rows that
-become keys and values, ``condition`` those and the pooled one.
-
-So far training needs this and nothing else does: ``load`` doesn't make such a model, and what draws
-from the rows alone is refused.
+sizes of the picture, which follow from the latents unless a condition has its own ``time_ids``.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from expunge.errors import Unsupported
-from expunge.models.stable_diffusion import Model
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+from expunge.models.condition import Condition
+from expunge.models.text import TextEncoder, TextInput
+from expunge.models.unet import UNetModel
 
 
-class SDXL(Model):
-    """Stable Diffusion XL, as far as a loss needs it."""
+class SDXL(UNetModel):
+    """Two text encoders, whose last rows but one stand side by side."""
 
-    def __init__(self, pipe: "StableDiffusionXLPipeline", name: str = "") -> None:
-        super().__init__(pipe, name)
-        for part in (self.unet, *self.parts):
-            part.requires_grad_(False).eval()
+    family: ClassVar[str] = "sdxl"
 
     @property
-    def parts(self) -> tuple[nn.Module, ...]:
-        return self.pipe.text_encoder, self.pipe.text_encoder_2, self.pipe.vae
+    def text_encoders(self) -> tuple[TextEncoder, ...]:
+        pipe = self.pipe
+        return (
+            TextEncoder(pipe.tokenizer, pipe.text_encoder),
+            TextEncoder(pipe.tokenizer_2, pipe.text_encoder_2),
+        )
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Both text encoders' rows side by side, ``[prompts, tokens, width]``."""
-        return self.condition(prompts)[:, :-1]
+    def embed(self, *texts: TextInput) -> Condition:
+        outputs = [
+            encoder.run(text._replace(mask=None), output_hidden_states=True)
+            for encoder, text in zip(self.text_encoders, texts, strict=True)
+        ]
+        rows = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        pooled: Tensor = outputs[1][0]
+        dtype = self.pipe.text_encoder_2.dtype
+        return Condition(rows.to(self.device, dtype), pooled.to(self.device, dtype))
 
-    def condition(self, prompts: Sequence[str]) -> Tensor:
-        """The rows of each prompt and the pooled one, ``[prompts, tokens + 1, width]``."""
-        return super().encode(prompts)
-
-    def unconditional(self) -> Tensor:
+    def unconditional(self) -> Condition:
         """Zeros if the pipeline says so, as SDXL's own does, else the empty prompt."""
         empty = self.condition([""])
-        return torch.zeros_like(empty) if self.pipe.config.force_zeros_for_empty_prompt else empty
+        zeros = self.pipe.config.force_zeros_for_empty_prompt
+        return empty.map(torch.zeros_like) if zeros else empty
 
-    def predict_noise(self, latents: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
-        """The UNet's noise prediction for a whole picture of the latents' size.
-
-        Raises:
-            Unsupported: the embeddings lack the pooled row.
-        """
-        if embeddings.shape[1] != self.pipe.tokenizer.model_max_length + 1:
-            raise Unsupported(
-                "SDXL predicts from condition(prompts), not from encode(prompts); what was asked "
-                "doesn't do so yet"
-            )
-        size = [side * self.pipe.vae_scale_factor for side in latents.shape[-2:]]
-        sizes = embeddings.new_tensor([*size, 0, 0, *size]).expand(len(latents), -1)
-        pooled = embeddings[:, -1, : self.pipe.text_encoder_2.config.projection_dim]
-        noise: Tensor = self.unet(
+    def predict(self, latents: Tensor, time: Tensor | int, condition: Condition) -> Tensor:
+        sizes = condition.extra.get("time_ids")
+        if sizes is None:
+            size = [side * self.pipe.vae_scale_factor for side in latents.shape[-2:]]
+            sizes = condition.rows.new_tensor([*size, 0, 0, *size]).expand(len(latents), -1)
+        answer: Tensor = self.denoiser(
             latents,
-            timestep,
-            encoder_hidden_states=embeddings[:, :-1],
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
+            time,
+            encoder_hidden_states=condition.rows,
+            added_cond_kwargs={"text_embeds": condition.pooled, "time_ids": sizes},
         ).sample
-        return noise
-
-    @torch.no_grad()
-    def _encode(self, prompts: list[str], length: int | None = None) -> Tensor:
-        rows, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, device=self.device, do_classifier_free_guidance=False
-        )
-        return packed(rows, pooled)
-
-
-def packed(rows: Tensor, pooled: Tensor) -> Tensor:
-    """A condition from ``[..., tokens, width]`` and ``[..., at most width]``."""
-    last = nn.functional.pad(pooled, (0, rows.shape[-1] - pooled.shape[-1]))
-    return torch.cat([rows, last[..., None, :]], -2)
+        return answer

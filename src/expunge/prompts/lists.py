@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
@@ -12,9 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from expunge.concepts import Concept, Context, Kind, Words, explain
 from expunge.errors import ExpungeError
+from expunge.files import PathLike
 from expunge.prompts.lexicon import refused
-
-Place = str | os.PathLike[str]
 
 COLUMNS = ("prompt", "caption", "text")
 """Columns that may hold the captions of a CSV file; the first that is there is taken."""
@@ -48,7 +46,7 @@ class Replacements:
         )
 
 
-def captions(path: Place) -> Captions:
+def captions(path: PathLike) -> Captions:
     """Read captions: one a line of a ``.txt`` file, or a column of a ``.csv`` file.
 
     Raises:
@@ -65,7 +63,16 @@ def captions(path: Place) -> Captions:
     return Captions(allowed, len(rows) - len(allowed))
 
 
-def contexts(path: Place) -> tuple[Context, ...]:
+def lines(path: PathLike) -> tuple[str, ...]:
+    """Read the lines of a text file, but for blank ones.
+
+    Raises:
+        ExpungeError: the file can't be read.
+    """
+    return tuple(line for line in _text(path).splitlines() if line.strip())
+
+
+def contexts(path: PathLike) -> tuple[Context, ...]:
     """Read sentences with ``{}`` for the words, one a line.
 
     Raises:
@@ -81,7 +88,7 @@ def contexts(path: Place) -> tuple[Context, ...]:
     return found
 
 
-def replacements(path: Place) -> Replacements:
+def replacements(path: PathLike) -> Replacements:
     """Read a JSON list of ``[words to erase, safe words]``.
 
     Raises:
@@ -103,7 +110,7 @@ def replacements(path: Place) -> Replacements:
     return Replacements(allowed, len(rows) - len(allowed))
 
 
-def _text(path: Place) -> str:
+def _text(path: PathLike) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -112,13 +119,13 @@ def _text(path: Place) -> str:
         raise ExpungeError(f"{path}: not UTF-8 text") from None
 
 
-def _text_rows(path: Place) -> Iterator[tuple[str, Mapping[str, str]]]:
+def _text_rows(path: PathLike) -> Iterator[tuple[str, Mapping[str, str]]]:
     for line in _text(path).splitlines():
         if line.strip():
             yield line.strip(), {"prompt": line}
 
 
-def _csv_rows(path: Place) -> Iterator[tuple[str, Mapping[str, str]]]:
+def _csv_rows(path: PathLike) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Each caption with all cells of its row."""
     reader = csv.DictReader(StringIO(_text(path), newline=""), strict=True, restval="")
     try:

@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 
 from expunge.errors import ExpungeError
 from expunge.evaluation.panel import UNSAFE
-from expunge.evaluation.records import Evaluation, Pair, Picture, Report
+from expunge.evaluation.records import Evaluation, Picture, PicturePair, Report
 from expunge.generation.grid import grid
 from expunge.report.words import headline
 
@@ -14,7 +14,7 @@ BLUR = 1 / 6
 """Blur radius as a share of the width: shapes can't be told any more."""
 
 
-def opened(picture: Picture, pair: Pair, *, blur: bool = True) -> Image.Image:
+def opened(picture: Picture, pair: PicturePair, *, blur: bool = True) -> Image.Image:
     """A picture of a pair, blurred if its prompt is sensitive or the judge found it unsafe.
 
     Raises:
@@ -65,6 +65,6 @@ def _strip(evaluation: Evaluation, columns: int, blur: bool) -> Image.Image:
     )
 
 
-def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+def _spread(pairs: Sequence[PicturePair], count: int) -> list[PicturePair]:
     count = min(count, len(pairs))
     return [pairs[index * len(pairs) // count] for index in range(count)]

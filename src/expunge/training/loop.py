@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.files import digest
-from expunge.method.base import Batch, Method, Part, Trained
+from expunge.files import PathLike, digest
+from expunge.method.base import Method, Part, S, Staged, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
-from expunge.method.student import Student
 from expunge.models import Model
 from expunge.progress import track
 from expunge.training import checkpoint
@@ -59,17 +58,17 @@ class Monitor:
     """Whether training ends with these scores."""
 
 
-class Trainer:
+class Trainer(Generic[S]):
     """A student, its optimiser and its learning rate, on one process or several."""
 
     def __init__(
-        self, method: Trained, student: Student, accelerator: "Accelerator | None" = None
+        self, method: Trained[S], student: S, accelerator: "Accelerator | None" = None
     ) -> None:
         self.method = method
         self.student = student
         self.accelerator = accelerator
         self.optimizer = _optimizer(method, student)
-        self.schedule = method.pace(self.optimizer)
+        self.schedule = method.pace(self.optimizer, method.iterations)
         self.sums: dict[str, Tensor] = {}
         """Gradients of all steps so far, by weight, where they aren't reset."""
 
@@ -96,6 +95,8 @@ class Trainer:
 
     def reach(self, step: int, seed: int) -> None:
         """Get ready for a step: a new stage has its own beginning, and a fresh optimiser."""
+        if not isinstance(self.method, Staged):
+            return
         stage = self.method.stage(step)
         if step == 0 or stage != self.method.stage(step - 1):
             self.optimizer.state.clear()
@@ -112,7 +113,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         records = [self._gradients(batch) for batch in batches]
         record = self._shared({key: sum(one[key] for one in records) for key in records[0]})
-        if self.method.gradients == "cumulative":
+        if self.method.gradient_plan.cumulative:
             self._add_up()
         if self.method.max_grad_norm:
             nn.utils.clip_grad_norm_(self.student.weights.values(), self.method.max_grad_norm)
@@ -124,8 +125,8 @@ class Trainer:
         """Add a batch's gradients to the weights'; its part of the step's record."""
         share = 1 / self.method.accumulation
         device = self.student.model.device.type
-        half = self.method.precision == "bf16"
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        plan = self.method.gradient_plan
+        with torch.autocast(device, torch.bfloat16, enabled=plan.half):
             terms = self.method.loss(self.student, batch)
         named = terms if isinstance(terms, Mapping) else {"loss": terms}
         record = {key: value.item() for key, value in named.items()}
@@ -136,8 +137,8 @@ class Trainer:
             )
         if named["loss"].requires_grad:
             loss = share * named["loss"]
-            if self.method.gradient_checkpointing:  # computes the UNet again, with these weights
-                self.student.within(loss.backward)
+            if plan.checkpointing:  # computes the UNet again, with these weights
+                self.student.for_batch(batch).within(loss.backward)
             else:
                 loss.backward()  # type: ignore[no-untyped-call]
         return {key: share * value for key, value in record.items()}
@@ -165,7 +166,7 @@ class Trainer:
                 weight.grad = self.sums[name].clone()
 
 
-def _optimizer(method: Trained, student: Student) -> torch.optim.Optimizer:
+def _optimizer(method: Trained[S], student: S) -> torch.optim.Optimizer:
     path, _, name = method.optimizer.rpartition(".")
     try:
         make = getattr(importlib.import_module(path), name)
@@ -176,7 +177,7 @@ def _optimizer(method: Trained, student: Student) -> torch.optim.Optimizer:
     return optimizer
 
 
-def fit(method: Trained, student: Student, batches: Iterable[Batch]) -> list[float]:
+def fit(method: Trained[S], student: S, batches: Iterable[Batch]) -> list[float]:
     """Train on the given batches, one step each; returns the losses."""
     trainer = Trainer(method, student)
     return [trainer.step([batch])["loss"] for batch in batches]
@@ -188,7 +189,7 @@ def train(
     policy: Policy,
     *,
     seed: int,
-    checkpoints: str | os.PathLike[str] | None = None,
+    checkpoints: PathLike | None = None,
     monitor: Monitor | None = None,
     tracker: str | None = None,
 ) -> Result:
@@ -216,21 +217,20 @@ def train(
             f"accumulation: {method.accumulation} batches a step can't be shared by "
             f"{accelerator.num_processes} processes; make it a multiple of that"
         )
-    start = method.start(model, policy, seed)
-    student = method.student(model, policy, seed, start)
+    student = method.student(model, policy, seed)
     trainer = Trainer(method, student, accelerator)
     folder = Path(checkpoints) if checkpoints else None
     name = _digest(method, model, policy, seed) if folder else ""
     history = trainer.restored(folder, name) if folder else []
     run = Run(student, policy, seed, folder, accelerator)
-    with _checkpointing(model.unet, method.gradient_checkpointing):
+    with _checkpointing(model.denoiser, method.gradient_plan.checkpointing):
         _steps(trainer, run, history, name, monitor)
     accelerator.end_training()
-    return Result(method.parts(student, policy), start, len(history))
+    return Result(method.parts(student, policy), student.start, len(history))
 
 
 def _steps(
-    trainer: Trainer, run: Run, history: History, name: str, monitor: Monitor | None
+    trainer: Trainer[S], run: Run[S], history: History, name: str, monitor: Monitor | None
 ) -> None:
     """Take the steps that are left and add what they give to ``history``."""
     method, log = trainer.method, _log(run, history)
@@ -265,7 +265,7 @@ def _steps(
 class _Saving:
     """Decides when the state is written, and writes it."""
 
-    def __init__(self, trainer: Trainer, run: Run, name: str, steps: int) -> None:
+    def __init__(self, trainer: Trainer[Any], run: Run, name: str, steps: int) -> None:
         self.trainer = trainer
         self.folder = run.folder if run.process == 0 else None
         self.name = name
@@ -285,7 +285,7 @@ class _Saving:
         self.due = ended + (ended - began) * (1 / SAVE_SHARE - 1)
 
 
-def _ended(method: Trained, history: History, monitor: Monitor | None) -> bool:
+def _ended(method: Trained[Any], history: History, monitor: Monitor | None) -> bool:
     if not history:
         return False
     if monitor and len(history) % monitor.every == 0 and monitor.stop(history[-1]):
@@ -314,9 +314,7 @@ def _log(run: Run, history: History) -> Callable[[Mapping[str, float]], None]:
     return write
 
 
-def _accelerator(
-    model: Model, folder: str | os.PathLike[str] | None, tracker: str | None
-) -> "Accelerator":
+def _accelerator(model: Model, folder: PathLike | None, tracker: str | None) -> "Accelerator":
     from accelerate import Accelerator
 
     if tracker:
@@ -328,7 +326,7 @@ def _accelerator(
     return accelerator
 
 
-def check_tracker(name: str, folder: str | os.PathLike[str] | None) -> None:
+def check_tracker(name: str, folder: PathLike | None) -> None:
     """Refuse an experiment tracker that would silently log nothing.
 
     Raises:

@@ -21,7 +21,8 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 
 from expunge.concepts import Concept, Context, Policy
-from expunge.detectors.classifiers import Classifier, classifier
+from expunge.detectors.base import Known, detector
+from expunge.detectors.vocabulary import WordClassifier, is_open_vocabulary, word_classifier
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
@@ -40,12 +41,12 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_RULE = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
+_COMPARISON = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
 
 Item = TypeVar("Item")
 
 
-class Rule(NamedTuple):
+class Comparison(NamedTuple):
     """One comparison of a score, e.g. ``erased <= 0.05``."""
 
     score: str
@@ -57,17 +58,17 @@ class Rule(NamedTuple):
         return self.score in scores and _COMPARE[self.sign](scores[self.score], self.bound)
 
 
-def rules(text: str) -> tuple[Rule, ...]:
+def comparisons(text: str) -> tuple[Comparison, ...]:
     """The comparisons of ``erased<=0.05`` or ``erased<=0.05 and kept>=0.8``.
 
     Raises:
         ExpungeError: the text isn't of this form, or a bound is no share.
     """
-    return tuple(_rule(part) for part in re.split(r"\s+and\s+", text))
+    return tuple(_comparison(part) for part in re.split(r"\s+and\s+", text))
 
 
-def _rule(text: str) -> Rule:
-    found = _RULE.fullmatch(text)
+def _comparison(text: str) -> Comparison:
+    found = _COMPARISON.fullmatch(text)
     if not found:
         raise ExpungeError(
             f"when to stop: {text!r} is no comparison; write e.g. erased<=0.05, or several with "
@@ -78,16 +79,16 @@ def _rule(text: str) -> Rule:
         raise ExpungeError(f"when to stop: no score {score!r}; there are {', '.join(SCORES)}")
     if float(bound) > 1:
         raise ExpungeError(f"when to stop: {text!r} compares a share, which is from 0 to 1")
-    return Rule(score, sign, float(bound))
+    return Comparison(score, sign, float(bound))
 
 
-class Look(NamedTuple):
+class Probe(NamedTuple):
     """Pictures that ask for one concept, and who looks for it in them."""
 
     requests: tuple[ImageRequest, ...]
-    classify: Classifier
-    answer: int
-    """What the classifier answers when it finds the concept."""
+    classifier: WordClassifier
+    word: str
+    """What the classifier calls the concept."""
 
 
 def monitor(
@@ -104,10 +105,10 @@ def monitor(
     """A monitor that ends a training when all comparisons of the text hold.
 
     Args:
-        text: see ``rules``.
+        text: see ``comparisons``.
         policy: what is erased and kept.
         every: steps between two looks.
-        judge: the classifier: ``emoji``, or ``clip:`` and a folder or hub id.
+        judge: a detector that classifies, with its weights behind a colon, e.g. ``clip:FOLDER``.
         contexts: sentences around the words, as in training.
         pictures: of each score; at least one of each erased concept.
         sampler: how they are drawn.
@@ -115,31 +116,30 @@ def monitor(
 
     Raises:
         ExpungeError: the text is wrong, a score asks for kept words and none are named, or the
-            classifier is unknown or can't tell these words.
+            detector is unknown, no classifier, or can't tell these words.
     """
-    wanted = rules(text)
+    wanted = comparisons(text)
     if every < 1:
         raise ExpungeError(f"looks {every} steps apart; make it at least 1")
-    known = cache(lambda words: classifier(judge, words))
+    found: Known = detector(judge)
+    classifier = cache(lambda words: word_classifier(found, words))
 
-    def looks(score: str) -> list[Look]:
+    def probes(score: str) -> list[Probe]:
         concepts = _concepts(score, policy, pictures)
         each = ceil(pictures / len(concepts))
-        parts = [(concept, _words(policy, judge, concept)) for concept in concepts]
+        parts = [(concept, _words(policy, found, concept)) for concept in concepts]
         return [
-            Look(
-                tuple(_requests(concept, contexts, each, seed)),
-                known(words),
-                words.index(concept.target),
+            Probe(
+                tuple(_requests(concept, contexts, each, seed)), classifier(words), concept.target
             )
             for concept, words in parts
         ]
 
-    asked = {rule.score: looks(rule.score) for rule in wanted}
+    asked = {comparison.score: probes(comparison.score) for comparison in wanted}
     return Monitor(
         every=every,
         score=lambda model: {score: _share(model, asked[score], sampler) for score in asked},
-        stop=lambda scores: all(rule.holds(scores) for rule in wanted),
+        stop=lambda scores: all(comparison.holds(scores) for comparison in wanted),
     )
 
 
@@ -170,16 +170,16 @@ def _concepts(score: str, policy: Policy, most: int) -> Sequence[Concept]:
     return [Concept(target=word, kind=kind) for word in words]
 
 
-def _words(policy: Policy, judge: str, concept: Concept) -> tuple[str, ...]:
-    """What the classifier chooses among: of its own words this one, or of all words at hand."""
-    if judge == "emoji":
+def _words(policy: Policy, found: Known, concept: Concept) -> tuple[str, ...]:
+    """What to tell: among a classifier's own labels this word, else one of all words at hand."""
+    if not is_open_vocabulary(found):
         return (concept.target,)
     instead = [one.replacement for one in policy.erase if one.replacement]
     words = (*(one.target for one in policy.erase), *instead, *policy.kept)
     if len(set(words)) < 2:
         raise ExpungeError(
-            f"when to stop: {judge} chooses among words, and there is only {words[0]!r}; name an "
-            "anchor or words to keep"
+            f"when to stop: {found.identity.name} chooses among words, and there is only "
+            f"{words[0]!r}; name an anchor or words to keep"
         )
     return tuple(dict.fromkeys(words))
 
@@ -198,13 +198,15 @@ def _spread(items: Sequence[Item], count: int) -> list[Item]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _share(model: Model, looks: Sequence[Look], sampler: Sampler) -> float:
+def _share(model: Model, probes: Sequence[Probe], sampler: Sampler) -> float:
     """The share of all pictures in which the concept that they ask for is found."""
-    requests = [request for look in looks for request in look.requests]
+    requests = [request for probe in probes for request in probe.requests]
     drawn = (Image.fromarray(picture.numpy()) for _, picture in sample(model, requests, sampler))
     found = [
-        answer == look.answer
-        for look in looks
-        for answer in look.classify(list(islice(drawn, len(look.requests))))
+        shown
+        for probe in probes
+        for shown in probe.classifier.shows(
+            list(islice(drawn, len(probe.requests))), [probe.word] * len(probe.requests)
+        )
     ]
     return sum(found) / len(found)

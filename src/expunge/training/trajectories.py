@@ -11,60 +11,51 @@ from torch import Tensor
 
 from expunge.files import digest, replacing
 from expunge.method.run import Run
-from expunge.models import Model
+from expunge.models import Condition, Model, Process
+from expunge.models.model import Answer
 from expunge.progress import track
 
 BLOCK = 16
 """Trajectories that are drawn side by side."""
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Noise prediction from latents, timestep and embeddings."""
+Timetable = Callable[[Process, int], Any]
+"""A diffusers scheduler of so many steps with the noise levels of a process."""
 
 
-def ddim(model_scheduler: Any, steps: int) -> Any:
-    """A DDIM scheduler with the noise levels of another scheduler, set to ``steps``.
+def ddim(process: Process, steps: int) -> Any:
+    """A DDIM scheduler with the noise levels of a process, set to ``steps``.
 
     Timesteps are ``(1000 / steps) j + 1``, the sample is never clipped and the last step ends at
     the first noise level: what LDM's own sampler does, and what SD 1.4's scheduler file says.
     """
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler.from_config(
-        model_scheduler.config,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        timestep_spacing="leading",
+    return process.scheduler(
+        "ddim", steps, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
     )
-    scheduler.set_timesteps(steps)
-    return scheduler
 
 
-def native(model_scheduler: Any, steps: int) -> Any:
+def native(process: Process, steps: int) -> Any:
     """A fresh copy of the pipeline's own scheduler, set to ``steps``."""
-    scheduler = type(model_scheduler).from_config(model_scheduler.config)
-    scheduler.set_timesteps(steps)
-    return scheduler
+    return process.scheduler("native", steps)
 
 
 def guided(
-    predict: Predict,
+    predict: Answer,
     latents: Tensor,
     timestep: Tensor,
-    embeddings: Tensor,
-    empty: Tensor,
+    condition: Condition,
+    empty: Condition,
     guidance_scale: float,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Classifier-free guidance: conditional, unconditional (if evaluated) and guided noise.
+    """Classifier-free guidance: conditional, unconditional (if evaluated) and guided answers.
 
-    ``latents`` ``[batch, ...]``, ``embeddings`` and ``empty`` ``[batch, tokens, width]``. With
-    scale 1 the unconditional branch is not evaluated.
+    Latents are ``[batch, ...]``; ``condition`` and ``empty`` have a row each. With scale 1 the
+    unconditional branch is not evaluated.
     """
     if guidance_scale == 1:
-        conditional = predict(latents, timestep, embeddings)
+        conditional = predict(latents, timestep, condition)
         return conditional, None, conditional
     both = predict(
-        torch.cat([latents, latents]), timestep.repeat(2), torch.cat([empty, embeddings])
+        torch.cat([latents, latents]), timestep.repeat(2), Condition.cat([empty, condition])
     )
     unconditional, conditional = both.chunk(2)
     return (
@@ -91,11 +82,11 @@ class Step(NamedTuple):
 
 @torch.no_grad()
 def denoise(
-    predict: Predict,
+    predict: Answer,
     scheduler: Any,
     latents: Tensor,
-    embeddings: Tensor,
-    empty: Tensor,
+    condition: Condition,
+    empty: Condition,
     *,
     guidance_scale: float,
     timesteps: Sequence[Tensor],
@@ -105,7 +96,7 @@ def denoise(
         batch = timestep.to(latents.device).expand(len(latents))
         scaled = scheduler.scale_model_input(latents, timestep)
         conditional, unconditional, direction = guided(
-            predict, scaled, batch, embeddings, empty, guidance_scale
+            predict, scaled, batch, condition, empty, guidance_scale
         )
         after = scheduler.step(direction, timestep, latents, return_dict=False)[0]
         yield Step(batch, latents, conditional, unconditional, after)
@@ -138,7 +129,7 @@ def trajectories(
     keep: Sequence[int] | None = None,
     guidance_scale: float,
     latents_only: bool = False,
-    scheduler: Callable[[Any, int], Any] = ddim,
+    scheduler: Timetable = ddim,
 ) -> Trajectories:
     """Denoise every prompt with the base model from the noise of its seed.
 
@@ -155,7 +146,7 @@ def trajectories(
         keep: the steps to keep, by number; nothing after the last of them is computed.
         guidance_scale: of the trajectories.
         latents_only: leave the predictions out.
-        scheduler: makes the scheduler of the trajectories from the pipeline's.
+        scheduler: of the trajectories.
     """
     wanted = {
         "prompts": list(prompts), "seeds": list(seeds), "anchors": list(anchors),
@@ -176,7 +167,7 @@ def trajectories(
         texts = [prompts[number] for number in block]
         others = [anchors[number] for number in block] if anchors else None
         columns = _walk(
-            run.model, scheduler(run.model.pipe.scheduler, steps), noise, texts, others,
+            run.model, scheduler(run.model.process, steps), noise, texts, others,
             kept, guidance_scale, latents_only,
         )  # fmt: skip
         own |= {number: [column[at] for column in columns] for at, number in enumerate(block)}
@@ -184,7 +175,7 @@ def trajectories(
     columns = [
         torch.stack([whole[number][at] for number in range(len(prompts))]) for at in range(4)
     ]
-    timesteps = scheduler(run.model.pipe.scheduler, steps).timesteps[kept].to(run.model.device)
+    timesteps = scheduler(run.model.process, steps).timesteps[kept].to(run.model.device)
     made = Trajectories(columns[0], timesteps, *columns[1:])
     if path and run.process == 0:
         store(path, made._asdict(), digest(wanted))
@@ -207,7 +198,7 @@ def visited(
     *,
     steps: int,
     guidance_scale: float,
-    scheduler: Callable[[Any, int], Any] = ddim,
+    scheduler: Timetable = ddim,
 ) -> Tensor:
     """Latents at some places of the base model's trajectories, ``[places, channels, h, w]``.
 
@@ -232,7 +223,7 @@ def visited(
     for block in track(blocks, f"trajectories ({name})", total=len(blocks)):
         noise = torch.stack([_noise(run.model, seeds[number]) for number in block])
         texts = [prompts[number] for number in block]
-        timetable = scheduler(run.model.pipe.scheduler, steps)
+        timetable = scheduler(run.model.process, steps)
         walk = walked(run.model, timetable, noise, texts, last[block[-1]], guidance_scale)
         for step, latents in enumerate(walk):
             at = [(row, index.get(Place(number, step))) for row, number in enumerate(block)]
@@ -253,15 +244,14 @@ def walked(
     guidance_scale: float,
 ) -> Iterator[Tensor]:
     """Latents where the steps 0, 1, ... up to ``length`` start, ``[prompts, ...]`` each."""
-    embeddings = model.encode(prompts)
     latents: Tensor = noise * scheduler.init_noise_sigma
     yield latents
     for step in denoise(
-        model.predict_noise,
+        model.predict,
         scheduler,
         latents,
-        embeddings,
-        model.encode([""]).expand_as(embeddings),
+        model.condition(prompts),
+        model.condition([""]).expand(len(prompts)),
         guidance_scale=guidance_scale,
         timesteps=scheduler.timesteps[:length],
     ):
@@ -279,15 +269,14 @@ def _walk(
     latents_only: bool,
 ) -> list[Tensor]:
     """Latents and predictions of the kept steps, ``[prompts, steps, ...]`` each."""
-    embeddings = model.encode(prompts)
-    empty = model.encode([""]).expand_as(embeddings)
-    others = None if anchors is None or not any(anchors) else model.encode(anchors)
+    empty = model.condition([""]).expand(len(prompts))
+    others = None if anchors is None or not any(anchors) else model.condition(anchors)
     parts: list[list[Tensor]] = []
     walk = denoise(
-        model.predict_noise,
+        model.predict,
         scheduler,
         noise * scheduler.init_noise_sigma,
-        embeddings,
+        model.condition(prompts),
         empty,
         guidance_scale=guidance_scale,
         timesteps=scheduler.timesteps[: max(keep) + 1],
@@ -301,10 +290,10 @@ def _walk(
                 scaled = scheduler.scale_model_input(step.latents, step.timestep[0])
                 unconditional = step.unconditional
                 if unconditional is None:
-                    unconditional = model.predict_noise(scaled, step.timestep, empty)
+                    unconditional = model.predict(scaled, step.timestep, empty)
                 anchor = unconditional
                 if others is not None:
-                    anchor = model.predict_noise(scaled, step.timestep, others)
+                    anchor = model.predict(scaled, step.timestep, others)
             row += [step.conditional, unconditional, anchor]
         parts.append(row)
     columns = [torch.stack(column, 1) for column in zip(*parts, strict=True)]

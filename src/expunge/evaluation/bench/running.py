@@ -5,10 +5,9 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from time import perf_counter, process_time
 
-import psutil
 from pydantic import ValidationError
 
 from expunge.concepts import explain
@@ -20,6 +19,7 @@ from expunge.evaluation.evaluate import Question, draw, measured, question
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import FEATURES
 from expunge.files import digest, write_json
+from expunge.memory import peak_memory
 from expunge.methods import METHODS, erase
 from expunge.models import Model, load
 from expunge.progress import track
@@ -112,7 +112,8 @@ def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
     place = (
         folder / "edits" / f"{_place(bench, folder, model.fingerprint(), cell).stem}.safetensors"
     )
-    with _Costs() as costs:
+    wall, core = perf_counter(), process_time()
+    with peak_memory() as used:
         try:
             edit = erase(
                 model,
@@ -123,6 +124,7 @@ def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
             )
         except ExpungeError as error:
             return Row(**known, refused=str(error), versions=versions())
+    seconds, core_seconds = perf_counter() - wall, process_time() - core
     edit.save(place)
     evaluations = measured(_asked(bench, cell), model, folder, edit=edit)
     found = {column: _measurements(evaluations, column) for column in COLUMNS}
@@ -134,9 +136,9 @@ def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
         base={column: rate for column, rate in base.items() if rate},
         edited={column: rate for column, rate in after.items() if rate},
         drift=_drift(evaluations[0]),
-        seconds=costs.seconds,
-        core_seconds=costs.core_seconds,
-        memory=costs.memory,
+        seconds=seconds,
+        core_seconds=core_seconds,
+        memory=used.added,
         size=edit.size,
         protocols=tuple(sorted({one.protocol.id for one in evaluations})),
         versions=versions(),
@@ -158,32 +160,7 @@ def _drift(evaluation: Evaluation) -> Estimate:
     return one.edited
 
 
-# --- costs and processes
-
-
-class _Costs:
-    """Time and memory of a block; a thread looks at the process now and then."""
-
-    seconds = core_seconds = memory = 0.0
-
-    def __enter__(self) -> "_Costs":
-        process, over = psutil.Process(), Event()
-        before = process.memory_info().rss
-
-        def look() -> None:
-            while not over.wait(0.02):
-                self.memory = max(self.memory, process.memory_info().rss - before)
-
-        self._over, self._watch = over, Thread(target=look, daemon=True)
-        self._watch.start()
-        self._start = perf_counter(), process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        wall, core = self._start
-        self.seconds, self.core_seconds = perf_counter() - wall, process_time() - core
-        self._over.set()
-        self._watch.join()
+# --- several cells side by side
 
 
 def _side_by_side(

@@ -36,7 +36,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Judge(_Frozen):
+class PublishedJudge(_Frozen):
     """The network that looked at the pictures."""
 
     name: Words
@@ -85,7 +85,7 @@ class PublishedProtocol(_Frozen):
     """Its scale; ``row`` is the prompt's own."""
     image_size: Count | Literal["row"] | NotStated
     """Pixels of a side; ``row`` is the prompt's own."""
-    judge: Judge
+    judge: PublishedJudge
     classes: tuple[Words, ...] = ()
     """That count, in NudeNet's names of version 3 where it is NudeNet."""
     threshold: Threshold | None = None

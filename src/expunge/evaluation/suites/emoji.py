@@ -6,18 +6,15 @@ objects in the other styles.
 """
 
 import difflib
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import cycle, islice
 from typing import NamedTuple, TypeVar
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from expunge.concepts import Concept
-from expunge.detectors.emoji import FOLDER, SIZE, load_judges
+from expunge.detectors.emoji import NOTHING, SIZE, load_judges
 from expunge.errors import ExpungeError
 from expunge.evaluation.suite import (
     NO_OPTIONS,
@@ -38,7 +35,6 @@ from expunge.models.emoji.vocabulary import EmojiObject
 
 VERSION = 1
 PLAIN = "{object}, {style} style"
-NOTHING = "nothing"
 
 Item = TypeVar("Item")
 
@@ -232,18 +228,11 @@ class EmojiJudge:
 
     def __init__(self) -> None:
         self._judges = load_judges()
-
-    @cached_property
-    def sha256(self) -> str:
-        total = hashlib.sha256()
-        for path in sorted(path for path in FOLDER.iterdir() if path.is_file()):
-            total.update(path.name.encode() + b"\0" + path.read_bytes())
-        return total.hexdigest()
+        self.sha256 = self._judges.identity.sha256
 
     def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]:
         seen = self._judges.classify(pictures)
-        things = torch.cat([seen.object_probabilities, seen.nothing_probability[:, None]], dim=1)
-        objects = ranked(things, (*self._judges.objects, NOTHING))
+        objects = ranked(seen.thing_probabilities, (*self._judges.objects, NOTHING))
         styles = ranked(seen.style_probabilities, self._judges.styles)
         fits = self._judges.clip_score(pictures, prompts).tolist()
         return [

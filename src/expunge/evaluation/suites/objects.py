@@ -6,9 +6,10 @@ Imagenette's ten classes, which ESD, UCE and RECE erase, are what stays beside t
 from collections.abc import Sequence
 from functools import partial
 
-from expunge.detectors.base import Classifier, detector
-from expunge.errors import ExpungeError
-from expunge.evaluation.panel import Panel, extractor_of, fit_of, matched, named
+from expunge.detectors.base import detector
+from expunge.detectors.clip import TEMPLATE
+from expunge.detectors.vocabulary import word_classifier
+from expunge.evaluation.panel import Panel, extractor_of, fit_of, named
 from expunge.evaluation.suite import Options, Plan, Suite
 from expunge.evaluation.suites.worded import SAMPLER, Wording, worded
 
@@ -56,17 +57,13 @@ def told_apart(name: str, options: Options, plans: Sequence[Plan]) -> Panel:
     Raises:
         ExpungeError: it is no classifier, isn't there, or doesn't know one of the names.
     """
-    looks, attribute = detector(name), plans[0].attribute
     wanted = named(plans)
-    if name.startswith("clip:"):
-        looks = looks.zero_shot(tuple(wanted))
-    if not isinstance(looks, Classifier):
-        raise ExpungeError(f"--judge {name}: no classifier, so it can't tell {attribute}s apart")
+    told = word_classifier(detector(name), tuple(wanted), phrases=wanted, template=TEMPLATE)
     return Panel(
-        attribute,
-        looks,
-        extractor_of(looks),
-        names=matched(looks, wanted),
+        plans[0].attribute,
+        told.classifier,
+        extractor_of(told.classifier),
+        names=told.names,
         fit=fit_of(options.clip),
     )
 

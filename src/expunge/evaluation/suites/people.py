@@ -10,8 +10,9 @@ from typing import Any
 from expunge.concepts import Concept
 from expunge.detectors.base import detector
 from expunge.detectors.faces import NO_FACE, People
+from expunge.detectors.vocabulary import word_classifier
 from expunge.errors import ExpungeError
-from expunge.evaluation.panel import Panel, extractor_of, fit_of, matched, named
+from expunge.evaluation.panel import Panel, extractor_of, fit_of, named
 from expunge.evaluation.suite import (
     Group,
     Judgement,
@@ -71,11 +72,12 @@ def judge(options: Options, plans: Sequence[Plan]) -> Faces:
     if not options.judge.startswith("faces:"):
         raise ExpungeError("who is who? Give --judge faces:FOLDER with a folder for each person")
     looks: People = detector(options.judge)
+    wanted = named(plans)
     return Faces(
         "person",
         looks,
         extractor_of(looks),
-        names=matched(looks, named(plans)),
+        names=word_classifier(looks, tuple(wanted), phrases=wanted).names,
         fit=fit_of(options.clip),
     )
 

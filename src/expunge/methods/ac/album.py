@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from expunge.method.run import Run
-from expunge.methods.mace.batches import encoded
-from expunge.pictures import Pictures, fitted, tensor
-from expunge.seeding import derive, generator
+from expunge.pictures import Pictures, latents_of, picture_bytes, pictures_of
+from expunge.seeding import derive, generator, integer
 from expunge.training.trajectories import Place, visited
 
 Item = TypeVar("Item")
@@ -27,7 +26,7 @@ class Drawing(NamedTuple):
     guidance_scale: float
 
 
-class Key(NamedTuple):
+class PictureKey(NamedTuple):
     """A picture: which of those that are drawn from these words, or given under them."""
 
     words: str
@@ -35,15 +34,15 @@ class Key(NamedTuple):
     given: bool = False
 
 
-class Row(NamedTuple):
+class AlbumEntry(NamedTuple):
     """A picture with the teacher's prompt and those of the student, of which one is taken."""
 
-    key: Key
+    key: PictureKey
     teacher: str
     student: tuple[str, ...]
 
 
-Example = tuple[int, str, str]
+PromptedPicture = tuple[int, str, str]
 """A picture's place, the teacher's prompt and the student's."""
 
 
@@ -55,19 +54,19 @@ class Album:
     """``[pictures, channels, height, width]``."""
     deviation: Tensor
     """Shaped like ``mean``; 0 for pictures that were drawn."""
-    places: Mapping[Key, int]
+    places: Mapping[PictureKey, int]
     """Where each picture is."""
-    targets: Sequence[Sequence[Row]]
+    targets: Sequence[Sequence[AlbumEntry]]
     """Of each concept: pictures of its anchor, the student's prompts those of the target."""
-    others: Sequence[Row]
+    others: Sequence[AlbumEntry]
     """Pictures of what is to be kept, the student's prompt that of the teacher."""
 
-    def target(self, draws: torch.Generator) -> Example:
+    def target(self, draws: torch.Generator) -> PromptedPicture:
         """A picture of any concept's anchor, with a prompt of the target for the student."""
         row = _one(_one(self.targets, draws), draws)
         return self.places[row.key], row.teacher, _one(row.student, draws)
 
-    def kept(self, draws: torch.Generator) -> Example:
+    def kept(self, draws: torch.Generator) -> PromptedPicture:
         """The same prompt for both: of an anchor, or every second time of what is to be kept."""
         anchors = _one(self.targets, draws)
         pools = (self.others, anchors) if self.others else (anchors,)
@@ -98,7 +97,7 @@ def collected(
     """
     erase, model = run.policy.erase, run.model
     own = {
-        words: tensor(fitted(model, pictures, words))
+        words: picture_bytes(pictures_of(model, pictures, words))
         for words in dict.fromkeys(concept.replacement for concept in erase)
         if pictures is not None
     }
@@ -107,37 +106,39 @@ def collected(
         for concept, some in zip(erase, pairs, strict=True)
     ]
     stays = _turns(run, kept, drawing.images * len(erase)) if kept else []
-    others = [Row(key, key.words, (key.words,)) for key in stays]
+    others = [AlbumEntry(key, key.words, (key.words,)) for key in stays]
     # Given pictures come first, in the order of ``own``: the anchors' are given all, or none.
     keys = list(dict.fromkeys(row.key for rows in (*targets, others) for row in rows))
-    blocks = [encoded(model, block) for block in own.values()]
+    blocks = [latents_of(model, block) for block in own.values()]
     if asked := [key for key in keys if not key.given]:
-        drawn = _drawn(run, asked, drawing)
+        drawn = _drawn_latents(run, asked, drawing)
         blocks.append((drawn, torch.zeros_like(drawn)))
     mean, deviation = (torch.cat(column) for column in zip(*blocks, strict=True))
     return Album(mean, deviation, {key: at for at, key in enumerate(keys)}, targets, others)
 
 
-def _rows(run: Run, pairs: Pairs, images: int, words: str, own: Mapping[str, Tensor]) -> list[Row]:
+def _rows(
+    run: Run, pairs: Pairs, images: int, words: str, own: Mapping[str, Tensor]
+) -> list[AlbumEntry]:
     """The pictures of a concept's anchor with their prompts."""
     targets: dict[str, list[str]] = {}
     for anchor, target in pairs:
         targets.setdefault(anchor, []).append(target)
     turns = _turns(run, list(targets), len(own[words]) if own else images)
-    keys = [Key(words, number, given=True) for number in range(len(turns))] if own else turns
+    keys = [PictureKey(words, number, given=True) for number in range(len(turns))] if own else turns
     return [
-        Row(key, turn.words, tuple(targets[turn.words]))
+        AlbumEntry(key, turn.words, tuple(targets[turn.words]))
         for key, turn in zip(keys, turns, strict=True)
     ]
 
 
-def _turns(run: Run, prompts: Sequence[str], count: int) -> list[Key]:
+def _turns(run: Run, prompts: Sequence[str], count: int) -> list[PictureKey]:
     """``count`` pictures of prompts that take turns, in an order that the seed decides."""
     order = torch.randperm(len(prompts), generator=generator(run.seed, "ac prompts")).tolist()
-    return [Key(prompts[order[n % len(order)]], n // len(order)) for n in range(count)]
+    return [PictureKey(prompts[order[n % len(order)]], n // len(order)) for n in range(count)]
 
 
-def _drawn(run: Run, keys: Sequence[Key], drawing: Drawing) -> Tensor:
+def _drawn_latents(run: Run, keys: Sequence[PictureKey], drawing: Drawing) -> Tensor:
     """Latents of pictures that the frozen model draws, ``[pictures, channels, height, width]``.
 
     They are where each trajectory ends; no picture is decoded and encoded again.
@@ -154,4 +155,4 @@ def _drawn(run: Run, keys: Sequence[Key], drawing: Drawing) -> Tensor:
 
 
 def _one(items: Sequence[Item], draws: torch.Generator) -> Item:
-    return items[int(torch.randint(len(items), (), generator=draws))]
+    return items[integer(draws, 0, len(items))]

@@ -12,58 +12,41 @@ itself included, is held to the teacher's predictions. ``original`` is one of th
 programs, quirks and all (``released.py``).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
-from expunge.method.base import Batch, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
+from expunge.method.training import TrainedWeights
 from expunge.methods.ac.album import Album, Drawing, collected
-from expunge.methods.ac.prompts import anchored, asked, predict, regressed
-from expunge.methods.ac.released import DEFAULTS, RULES, LossType, Program, Variant, attention
-from expunge.methods.mace.batches import noised
+from expunge.methods.ac.prompts import anchor_prompts, predict_start_detached, target_prompts
+from expunge.methods.ac.released import DEFAULTS, GROUPS, AcProgram, LossType, Variant
 from expunge.models import Model
-from expunge.models.roles import ROLES, Rule, matching
 from expunge.pictures import PicturesSetting
+from expunge.prompts import lists
 from expunge.seeding import generator
-
-GROUPS: dict[str, Rule] = {
-    "cross-attn": ROLES["cross_attention.kv"],
-    "attn": attention,
-    "full-weight": ROLES["all"],
-}
-"""What the corrected method trains."""
-
-
-def _lines(value: Any) -> Any:
-    """The lines of a text file, if that is what is given."""
-    if not isinstance(value, str | Path):
-        return value
-    try:
-        text = Path(value).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{value}: can't read the prompts: {error.strerror}") from None
-    return [line for line in text.splitlines() if line.strip()]
-
+from expunge.settings import or_file
 
 Prompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Prompts = Annotated[tuple[Prompt, ...], BeforeValidator(_lines)]
+Prompts = Annotated[tuple[Prompt, ...], or_file(lists.lines)]
 
 
-class AblatingConcepts(Trained):
+class AblatingConcepts(TrainedWeights):
     """Fine-tuning that draws an anchor where the target is asked for."""
 
     name: ClassVar[str] = "ac"
     title: ClassVar[str] = "Ablating Concepts"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.13516"
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
+    original_only: ClassVar[tuple[str, ...]] = ("variant", "augment", "hflip")
 
     variant: Variant | None = None
     """The released program to follow; only with ``fidelity="original"``."""
@@ -102,14 +85,11 @@ class AblatingConcepts(Trained):
     hflip: bool = False
     """Show every second picture mirrored, as two of the released programs do."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """An original run starts from its program's defaults."""
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
         variant = values.get("variant") or "diffusers"
-        return {**DEFAULTS.get(variant, {}), **values, "variant": variant}
+        return super().with_released({**DEFAULTS.get(variant, {}), **values, "variant": variant})
 
     @model_validator(mode="after")
     def _consistent(self) -> "AblatingConcepts":
@@ -118,35 +98,25 @@ class AblatingConcepts(Trained):
                 "parameter_group: embedding isn't there; the diffusers program crashes on it, and "
                 "an edit changes the UNet, not the text encoder's embeddings"
             )
-        known = RULES[self.variant] if self.variant else GROUPS
+        known = GROUPS[self.variant]
         if self.parameter_group not in known:
             raise ValueError(f"parameter_group: choose one of {', '.join(known)}")
         if self.prompts and self.contexts:
             raise ValueError("contexts: prompts are given too; give one of the two")
-        if self.fidelity == "corrected":
-            self._only_default('only with fidelity="original"', "variant", "augment", "hflip")
-        else:
-            self._only_default('only with fidelity="corrected"', "contexts")
         if self.variant == "sepme":
             names = ("loss_type", "prompts", "memorized", "augment", "hflip")
-            self._only_default("SepME's program has no such setting", *names)
+            self.refuse_changed("SepME's program has no such setting", *names)
         return self
 
-    def _only_default(self, reason: str, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: {reason}")
-
     @property
-    def program(self) -> Program | None:
+    def program(self) -> AcProgram | None:
         """The released program that an original run follows."""
         if self.variant is None:
             return None
-        return Program(**{field.name: getattr(self, field.name) for field in fields(Program)})
+        return AcProgram(**{field.name: getattr(self, field.name) for field in fields(AcProgram)})
 
     def parameters(self, model: Model) -> tuple[str, ...]:
-        rules = RULES[self.variant] if self.variant else GROUPS
-        return matching(model.unet, rules[self.parameter_group])
+        return model.select(GROUPS[self.variant][self.parameter_group])
 
     # --- what it minimises
 
@@ -157,7 +127,9 @@ class AblatingConcepts(Trained):
         """
         if self.program:
             return self.program.loss(student, batch)
-        ours = predict(student, batch["latents"], batch["timestep"], batch["embeddings"])
+        ours = predict_start_detached(
+            student, batch["latents"], batch["timestep"], batch["condition"]
+        )
         distance = (ours - batch["target"]).square().flatten(1).mean(1)
         ablation = distance[~batch["kept"]].mean()
         if not batch["kept"].any():
@@ -187,18 +159,18 @@ class AblatingConcepts(Trained):
         mean, deviation = album.mean[pictures], album.deviation[pictures]
         wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
         latents = mean + wobble * deviation
-        steps = len(model.pipe.scheduler.alphas_cumprod)
-        timestep = torch.randint(steps, (len(rows),), generator=draws).to(model.device)
-        noisy = noised(model, latents, noise, timestep)
-        target = regressed(model, latents, noise, timestep).clone()
+        process = model.process
+        timestep = torch.randint(process.times, (len(rows),), generator=draws).to(model.device)
+        noisy = process.mix(latents, noise, timestep)
+        target = process.target(latents, noise, timestep).clone()
         taught = slice(count if self.loss_type == "noise-based" else 0, None)
         if teacher[taught]:
-            embeddings = model.condition(teacher[taught])
-            target[taught] = run.student.teach(noisy[taught], timestep[taught], embeddings)
+            condition = model.condition(teacher[taught])
+            target[taught] = run.student.teach(noisy[taught], timestep[taught], condition)
         return {
             "latents": noisy,
             "timestep": timestep,
-            "embeddings": model.condition(student),
+            "condition": model.condition(student),
             "target": target,
             "kept": torch.arange(len(rows), device=model.device) >= count,
         }
@@ -206,13 +178,12 @@ class AblatingConcepts(Trained):
     def pairs(self, concept: Concept) -> list[tuple[str, str]]:
         """Each prompt of the anchor with each prompt of the target that goes with it."""
         if not self.prompts and not self.memorized:
-            pairs = concept.pairs(self.contexts)
-            return [(pair.anchor if concept.replacement else "", pair.erase) for pair in pairs]
+            return [(anchor, erase) for erase, anchor in concept.neutral_pairs(self.contexts)]
         sentences = concept.contexts or self.contexts or ("{}",)
         own = [sentence.format(concept.replacement) for sentence in sentences]
         return [
             (prompt, target)
-            for prompt in anchored(self.prompts or own, concept, memorized=self.memorized)
+            for prompt in anchor_prompts(self.prompts or own, concept, memorized=self.memorized)
             for words in concept.phrases
-            for target in asked(prompt, concept, words, memorized=self.memorized)
+            for target in target_prompts(prompt, concept, words, memorized=self.memorized)
         ]

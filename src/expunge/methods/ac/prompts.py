@@ -1,16 +1,14 @@
 """What Ablating Concepts and its released programs share: prompts, pictures, passes."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
 from expunge.method.student import Student
-from expunge.methods.mace.batches import noised
-from expunge.models import Model
+from expunge.models import Condition
 
 SUFFIX, PREFIX = "{prompt}, in the style of {words}", "in {words}'s style, {prompt}"
 """Where a style's words go in a prompt."""
@@ -23,10 +21,10 @@ def _beside(concept: Concept) -> bool:
     return concept.kind in ("style", "unsafe")
 
 
-def anchored(
+def anchor_prompts(
     prompts: Sequence[str], concept: Concept, *, memorized: bool = False
 ) -> tuple[str, ...]:
-    """Those of some prompts that can be made into prompts of this concept by ``asked``.
+    """Those of some prompts that can be made into prompts of this concept by ``target_prompts``.
 
     Raises:
         ExpungeError: there are none.
@@ -43,7 +41,7 @@ def anchored(
     return held
 
 
-def asked(
+def target_prompts(
     prompt: str,
     concept: Concept,
     words: str,
@@ -64,37 +62,16 @@ def asked(
     return tuple(form.format(prompt=prompt, words=words) for form in forms)
 
 
-@contextmanager
-def start_detached(unet: nn.Module) -> Iterator[None]:
-    """No gradient through the keys and values of a prompt's first token, its start.
+def predict_start_detached(
+    student: Student, latents: Tensor, timestep: Tensor, condition: Condition
+) -> Tensor:
+    """The student's prediction, without gradients through the keys and values of the start token.
 
-    All prompts share it: what is taught through it changes them all.
+    All prompts share that token: what is taught through it changes them all.
     """
-    handles = [
-        module.register_forward_hook(
-            lambda _, __, rows: torch.cat([rows[:, :1].detach(), rows[:, 1:]], 1)
-        )
-        for name, module in unet.named_modules()
-        if name.endswith((".attn2.to_k", ".attn2.to_v"))
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
+    def detached(rows: Tensor) -> Tensor:
+        return torch.cat([rows[:, :1].detach(), rows[:, 1:]], 1)
 
-def predict(student: Student, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-    """The student's noise prediction, with all gradients but those ``start_detached`` stops."""
-    with start_detached(student.model.unet):
-        return student.predict(latents, timestep, embeddings)
-
-
-def regressed(model: Model, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """What a UNet learns to predict, shaped like ``latents``: the noise, or the velocity.
-
-    The velocity is ``sqrt(a_t) e - sqrt(1 - a_t) x``, in models that predict it.
-    """
-    if model.pipe.scheduler.config.prediction_type != "v_prediction":
-        return noise
-    return noised(model, noise, -latents, timestep)
+    with student.model.projections_changed(detached):
+        return student.predict(latents, timestep, condition)

@@ -17,20 +17,24 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.concepts import TEMPLATES, Concept
 from expunge.generation.sampler import Sampler, SchedulerName
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Batch
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.ac.prompts import PREFIX, SUFFIX, anchored, asked, predict, regressed
-from expunge.methods.mace.batches import encoded, noised
-from expunge.models import Model
-from expunge.models.roles import ROLES, Rule
-from expunge.pictures import Pictures, fitted, tensor
-from expunge.seeding import derive, generator
+from expunge.methods.ac.prompts import (
+    PREFIX,
+    SUFFIX,
+    anchor_prompts,
+    predict_start_detached,
+    target_prompts,
+)
+from expunge.models import Condition, Model
+from expunge.pictures import Pictures, latents_of, picture_bytes, pictures_of
+from expunge.seeding import derive, generator, integer
 
 Variant = Literal["diffusers", "compvis", "sepme"]
 LossType = Literal["model-based", "noise-based"]
@@ -46,7 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "diffusers": _RELEASED,
     "compvis": {**_RELEASED, "max_grad_norm": None, "num_inference_steps": 200},
     "sepme": {
-        "parameter_group": "attn2",
+        "parameter_group": "cross-attention",
         "prior_weight": 10.0,
         "iterations": 51,
         "lr": 1e-5,
@@ -63,29 +67,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What a released program does when nothing is said, where that isn't the method's default."""
 
 
-def attention(name: str, _: nn.Module) -> bool:
-    """Both attentions."""
-    return ".attn1." in name or ".attn2." in name
-
-
-def _projections(name: str, module: nn.Module) -> bool:
-    return attention(name, module) and any(f".to_{part}." in name for part in "qkv")
-
-
-RULES: dict[str, dict[str, Rule]] = {
+GROUPS: dict[str | None, dict[str, str]] = {
+    None: {
+        "cross-attn": "cross_attention.kv",
+        "attn": "self_attention | cross_attention",
+        "full-weight": "all",
+    },
     "diffusers": {
-        "cross-attn": ROLES["cross_attention.kv"],
-        "attn": attention,
-        "full-weight": ROLES["all"],
+        "cross-attn": "cross_attention.kv",
+        "attn": "self_attention | cross_attention",
+        "full-weight": "all",
     },
     "compvis": {
-        "cross-attn": ROLES["cross_attention.kv"],
-        "crossattn": _projections,
-        "full-weight": ROLES["all"],
+        "cross-attn": "cross_attention.kv",
+        "crossattn": "attention.qkv",
+        "full-weight": "all",
     },
-    "sepme": {"attn2": ROLES["cross_attention"]},
+    "sepme": {"cross-attention": "cross_attention"},
 }
-"""What is trained, by the name that a program's command line gives it."""
+"""What is trained, by the name that a program's command line gives it; ``None`` is corrected."""
 
 STYLE: dict[str, tuple[str, ...]] = {
     "diffusers": (SUFFIX, PREFIX, PREFIX),
@@ -110,14 +110,14 @@ def masked(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return (squares.sum((1, 2, 3)) / mask.sum((1, 2, 3))).mean()
 
 
-class Shown(NamedTuple):
+class ShownPicture(NamedTuple):
     """A picture that a batch shows: the how-manieth of which concept's."""
 
     concept: Concept
     number: int
 
 
-class Example(NamedTuple):
+class ShownExample(NamedTuple):
     """A picture as it is shown, and the prompt that the student gets."""
 
     colours: Tensor
@@ -128,7 +128,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Program:
+class AcProgram:
     """One of the released programs with the settings of one run, which the method explains."""
 
     variant: Variant
@@ -149,8 +149,8 @@ class Program:
     def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """``ablation``, the distance of the target from its anchor, plus the weighted ``prior``.
 
-        ``batch`` has ``latents`` (noised), ``timestep`` and ``embeddings``, first those of the
-        targets, then those of the prior, if any; ``anchor``, an embedding for each target; and,
+        ``batch`` has ``latents`` (noised), ``timestep`` and ``condition``, first those of the
+        targets, then those of the prior, if any; ``anchor``, a condition for each target; and,
         but for SepME, what is to be predicted (``regressed``) and ``mask``, one for each latent.
         """
         ours, target = self.predictions(student, batch)
@@ -172,17 +172,17 @@ class Program:
 
     def predictions(self, student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
         """The student's predictions, those for the targets first; what those are to become."""
-        latents, timestep, embeddings = batch["latents"], batch["timestep"], batch["embeddings"]
+        latents, timestep, condition = batch["latents"], batch["timestep"], batch["condition"]
         anchor, count = batch["anchor"], len(batch["anchor"])
         if self.variant == "sepme":
             target = student.teach(latents, timestep, anchor)
-            both = torch.cat([embeddings, anchor])
+            both = Condition.cat([condition, anchor])
             return student.predict(latents.repeat(2, 1, 1, 1), timestep.repeat(2), both), target
         target = batch["regressed"][:count]
         if self.loss_type == "model-based":
             with torch.no_grad():
                 target = student.predict(latents[:count], timestep[:count], anchor)
-        return predict(student, latents, timestep, embeddings), target
+        return predict_start_detached(student, latents, timestep, condition), target
 
     # --- what it trains on
 
@@ -192,7 +192,7 @@ class Program:
         They are drawn when a batch needs them, so that none is drawn in vain.
         """
         own = {
-            concept.target: fitted(run.model, self.pictures, self._words(concept))
+            concept.target: pictures_of(run.model, self.pictures, self._words(concept))
             for concept in run.policy.erase
             if self.pictures is not None
         }
@@ -202,74 +202,75 @@ class Program:
             shown = [self._turn(run, own, turn) for turn in turns]
             if self.prior_weight and self.variant != "sepme":
                 shown += [
-                    Shown(one.concept, _draw(draws, self._count(own, one.concept))) for one in shown
+                    ShownPicture(one.concept, integer(draws, 0, self._count(own, one.concept)))
+                    for one in shown
                 ]
             pictures = [own[one.concept.target][one.number] for one in shown if own]
             pictures = [
-                ImageOps.mirror(picture) if self.hflip and _draw(draws, 2) else picture
-                for picture in pictures or self._drawn(run, shown)
+                ImageOps.mirror(picture) if self.hflip and integer(draws, 0, 2) else picture
+                for picture in pictures or self._drawn_pictures(run, shown)
             ]
             yield self._batch(run, shown, pictures, draws)
 
-    def _turn(self, run: Run, own: Mapping[str, Pictures], turn: int) -> Shown:
+    def _turn(self, run: Run, own: Mapping[str, Pictures], turn: int) -> ShownPicture:
         """Concepts take turns, and show all their pictures before they show one again."""
         round_, which = divmod(turn, len(run.policy.erase))
         concept = run.policy.erase[which]
         count = self._count(own, concept)
         epoch, at = divmod(round_, count)
         order = torch.randperm(count, generator=generator(run.seed, "ac order", which, epoch))
-        return Shown(concept, int(order[at]))
+        return ShownPicture(concept, int(order[at]))
 
     def _count(self, own: Mapping[str, Pictures], concept: Concept) -> int:
         """How many pictures there are."""
         return len(own[concept.target]) if own else self.images
 
     def _batch(
-        self, run: Run, shown: list[Shown], pictures: Pictures, draws: torch.Generator
+        self, run: Run, shown: list[ShownPicture], pictures: Pictures, draws: torch.Generator
     ) -> Batch:
         model, count = run.model, self.batch_size
         rows = list(zip(pictures, shown, strict=True))
         examples = [self._example(model, *row, draws) for row in rows[:count]]
         examples += [_plain(model, picture, self._prompt(one)) for picture, one in rows[count:]]
-        mean, deviation = encoded(model, torch.stack([one.colours for one in examples]))
+        mean, deviation = latents_of(model, torch.stack([one.colours for one in examples]))
         wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
         latents = mean + wobble * deviation
-        steps = len(model.pipe.scheduler.alphas_cumprod)
-        timestep = torch.randint(steps, (len(shown),), generator=draws).to(model.device)
+        process = model.process
+        timestep = torch.randint(process.times, (len(shown),), generator=draws).to(model.device)
         anchors = [self._prompt(one) for one in shown[:count]]
         if self.variant == "sepme":
             anchors = [PAINTING] * count
         return {
-            "latents": noised(model, latents, noise, timestep),
+            "latents": process.mix(latents, noise, timestep),
             "timestep": timestep,
-            "embeddings": model.condition([one.prompt for one in examples]),
+            "condition": model.condition([one.prompt for one in examples]),
             "anchor": model.condition(anchors),
-            "regressed": regressed(model, latents, noise, timestep),
+            "regressed": process.target(latents, noise, timestep),
             "mask": torch.stack([one.mask for one in examples])[:, None].to(model.device),
         }
 
     def _example(
-        self, model: Model, picture: Image.Image, shown: Shown, draws: torch.Generator
-    ) -> Example:
+        self, model: Model, picture: Image.Image, shown: ShownPicture, draws: torch.Generator
+    ) -> ShownExample:
         """A picture of the anchor at some scale, with the target's prompt."""
         concept, size = shown.concept, picture.height
         if self.variant == "sepme":
             return _plain(model, picture, f"{concept.target} {PAINTING}")
-        options = asked(
+        options = target_prompts(
             self._prompt(shown),
             concept,
             concept.target,
             style=STYLE[self.variant],
             memorized=self.memorized,
         )
-        prompt = options[_draw(draws, len(options))]
+        prompt = options[integer(draws, 0, len(options))]
         scale = self._scale(concept, size, draws)
         if 0.6 * size <= scale <= size and self.variant == "compvis":
             return _plain(model, picture, prompt)
         if scale < 0.6 * size or scale > size:
-            prompt = (SMALL if scale < size else LARGE)[_draw(draws, 2)] + prompt
+            prompt = (SMALL if scale < size else LARGE)[integer(draws, 0, 2)] + prompt
         cell = size // model.latent_shape[1]
-        return Example(*placed(picture, scale, cell, draws), prompt)
+        return ShownExample(*placed(picture, scale, cell, draws), prompt)
 
     def _scale(self, concept: Concept, size: int, draws: torch.Generator) -> int:
         """A height in pixels: two times in three less than the own, else more."""
@@ -278,22 +279,22 @@ class Program:
         share = 0.66 if self.variant == "diffusers" else 2 / 3
         smaller = float(torch.rand((), generator=draws)) < share
         low, high = (size // 3, size + 1) if smaller else (int(1.2 * size), int(1.4 * size))
-        return low + _draw(draws, high - low)
+        return integer(draws, low, high)
 
     def _words(self, concept: Concept) -> str:
         """What its pictures show."""
         return concept.target if self.variant == "sepme" else concept.replacement
 
-    def _prompt(self, shown: Shown) -> str:
+    def _prompt(self, shown: ShownPicture) -> str:
         """What a picture is drawn from."""
         if self.variant == "sepme":
             return shown.concept.target
         concept = shown.concept
         own = [sentence.format(concept.replacement) for sentence in TEMPLATES[concept.kind]]
-        prompts = anchored(self.prompts or own, concept, memorized=self.memorized)
+        prompts = anchor_prompts(self.prompts or own, concept, memorized=self.memorized)
         return prompts[shown.number % len(prompts)]
 
-    def _drawn(self, run: Run, shown: list[Shown]) -> Pictures:
+    def _drawn_pictures(self, run: Run, shown: list[ShownPicture]) -> Pictures:
         """What the model draws."""
         requests = [
             ImageRequest(
@@ -312,9 +313,11 @@ class Program:
         return [Image.fromarray(colours.numpy()) for _, colours in drawn]
 
 
-def _plain(model: Model, picture: Image.Image, prompt: str) -> Example:
+def _plain(model: Model, picture: Image.Image, prompt: str) -> ShownExample:
     """A picture as it is."""
-    return Example(tensor([picture])[0].float(), torch.ones(model.latent_shape[1:]), prompt)
+    return ShownExample(
+        picture_bytes([picture])[0].float(), torch.ones(model.latent_shape[1:]), prompt
+    )
 
 
 def placed(
@@ -335,8 +338,8 @@ def placed(
     """
     width, height = picture.size
     size = (scale, scale * width // height)
-    colours = tensor([picture.resize(size[::-1], Image.Resampling.BILINEAR)])[0].float()
-    corner = [_draw(draws, abs(a - b) + 1) for a, b in zip(size, (height, width), strict=True)]
+    colours = picture_bytes([picture.resize(size[::-1], Image.Resampling.BILINEAR)])[0].float()
+    corner = [integer(draws, 0, abs(a - b) + 1) for a, b in zip(size, (height, width), strict=True)]
     top, left = corner
     if scale > height:
         part = colours[top : top + height, left : left + width]
@@ -352,8 +355,3 @@ def placed(
             )
             mask[rows, columns] = 1
     return ground, mask
-
-
-def _draw(draws: torch.Generator, count: int) -> int:
-    """An integer from 0 to ``count - 1``."""
-    return int(torch.randint(count, (), generator=draws))

@@ -8,7 +8,6 @@ The prompts are words to keep in the sentences of what is erased. All prompts ar
 all concepts, and read row by row from the host's memory or, in a run with a folder, from its file.
 """
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -17,12 +16,13 @@ import torch
 from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
-from expunge.concepts import Concept, Context, WordList
-from expunge.files import digest
+from expunge.concepts import Concept, Context, WordList, listed
+from expunge.files import PathLike, digest
 from expunge.method.run import Run
 from expunge.models import Model
 from expunge.progress import track
 from expunge.prompts import lists
+from expunge.settings import or_file
 from expunge.training.trajectories import store, stored
 
 BLOCK = 64
@@ -31,33 +31,30 @@ LISTED = 20
 """Words up to which a record lists them all."""
 
 
-def _words(value: Any) -> Any:
-    """The lines of a file, where its path is given."""
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and value.endswith(_FILES)):
-        return lists.captions(value).prompts
-    return value
-
-
-def _sentences(value: Any) -> Any:
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and "{}" not in value):
-        return lists.contexts(value)
-    return (value,) if isinstance(value, str) else value
-
-
 def _record(words: Sequence[str]) -> list[str] | dict[str, Any]:
     if len(words) <= LISTED:
         return list(words)
     return {"count": len(words), "sha256": digest(list(words))}
 
 
+def _captions(path: PathLike) -> tuple[str, ...]:
+    return lists.captions(path).prompts
+
+
 _FILES = (".txt", ".csv")
 
 WordsSetting = Annotated[
-    WordList, BeforeValidator(_words), PlainSerializer(_record, return_type=list | dict)
+    WordList,
+    or_file(_captions, names_file=lambda text: text.endswith(_FILES)),
+    PlainSerializer(_record, return_type=list | dict),
 ]
 """Words, or the path of a file with them (see ``lists.captions``); a record of many is a digest."""
 
-SentencesSetting = Annotated[tuple[Context, ...], BeforeValidator(_sentences)]
+SentencesSetting = Annotated[
+    tuple[Context, ...],
+    BeforeValidator(listed),
+    or_file(lists.contexts, names_file=lambda text: "{}" not in text),
+]
 """Sentences with ``{}``, or the path of a file with one a line."""
 
 

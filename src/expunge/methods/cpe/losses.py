@@ -77,21 +77,20 @@ def kappa(model: Model, names: tuple[str, ...]) -> Tensor:
     For values the largest singular value of ``W_o``; for keys that of ``W_o W_v`` times that of
     ``W_q``, over the number of tokens.
     """
-    tokens = model.unconditional().shape[1]
+    tokens = model.unconditional().rows.shape[1]
 
     def largest(*products: str) -> Tensor:
-        first, *rest = (model.base_weight(f"{name}.weight").double() for name in products)
+        first, *rest = (model.base_weight(name).double() for name in products)
         for weight in rest:
             first = first @ weight
         norm: Tensor = torch.linalg.matrix_norm(first, 2)
         return norm
 
     def of(name: str) -> Tensor:
-        attention = name.removesuffix(".weight").rpartition(".")[0]
-        if ".to_v." in name:
-            return largest(f"{attention}.to_out.0")
-        values = largest(f"{attention}.to_out.0", f"{attention}.to_v")
-        return values * largest(f"{attention}.to_q") / tokens
+        attention = model.projections_beside(name)
+        if name == attention.value:
+            return largest(attention.output)
+        return largest(attention.output, attention.value) * largest(attention.query) / tokens
 
     return torch.stack([of(name) for name in names])
 

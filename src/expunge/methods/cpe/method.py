@@ -34,11 +34,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
 from expunge.concepts import Concept, Policy
-from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.method.base import Batch, Part, Trained
+from expunge.method.base import Fixed, Need, Part, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
-from expunge.method.student import Student
 from expunge.methods.cpe.bank import (
     Bank,
     Plan,
@@ -50,7 +49,7 @@ from expunge.methods.cpe.bank import (
 )
 from expunge.methods.cpe.losses import Prompts, attacking, erasing
 from expunge.methods.cpe.stages import Stage, lengths, restarting
-from expunge.methods.cpe.student import Draws, GateStudent, Sizes, copied
+from expunge.methods.cpe.student import ConceptDraws, GateSizes, GateStudent, copied
 from expunge.models import Model
 from expunge.seeding import generator
 
@@ -58,28 +57,23 @@ RELEASED_NOISE = 0.001
 """The program's noise, whatever it is told."""
 TOGETHER = 16
 """Concepts whose intermediate results are in memory at the same time."""
-UNUSED = {
-    "rank": "gates have gate_rank and adapter_rank",
-    "precision": "no UNet takes part, and the gates are float32",
-    "gradient_checkpointing": "no UNet takes part",
-    "gradients": "they are reset in each step",
-    "lr_schedule": "it is cosine_with_restarts, with cycles",
-    "lr_cycles": "stages have first_cycles, cycles and attack_cycles",
-}
-"""Settings of other trainings that would be ignored."""
-
-
 COUNTS = ("rounds", "first_iterations", "later_iterations", "attack_iterations")
 """Settings that the stages follow from."""
 
 
-class CPE(Trained):
+class CPE(Trained[GateStudent]):
     """Gates that open for the erased words, trained against found embeddings."""
 
     name: ClassVar[str] = "cpe"
     title: ClassVar[str] = "Concept Pinpoint Eraser"
     year: ClassVar[int] = 2025
     url: ClassVar[str] = "https://arxiv.org/abs/2506.22806"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "training"})
+    released: ClassVar[Mapping[str, Any]] = {"anchor_limit": None}
+    released_fixed: ClassVar[Fixed] = {
+        "noise": (RELEASED_NOISE, "the released program always takes the same"),
+        "tied": (True, "the released program has one map for both sides"),
+    }
 
     guidance_scale: float = Field(0.3, ge=0)
     """g: how far beyond the replacement the erased words are led."""
@@ -111,8 +105,6 @@ class CPE(Trained):
     """Learning rate of each later one."""
     attack_lr: float = Field(0.01, gt=0)
     """Learning rate of the attacks."""
-    lr_schedule: str = "cosine_with_restarts"
-    """Within each stage; no other."""
     lr_warmup: int = Field(5, ge=0)
     """Steps in which an erasing stage's learning rate rises."""
     first_cycles: int = Field(2, ge=1)
@@ -151,8 +143,6 @@ class CPE(Trained):
         """The sum of the stages, which nobody needs to compute."""
         if not isinstance(values, Mapping):
             return values
-        released = {"anchor_limit": None} if values.get("fidelity") == "original" else {}
-        values = {**released, **values}
         try:
             settings = {
                 name: int(values.get(name, cls.model_fields[name].default)) for name in COUNTS
@@ -167,18 +157,6 @@ class CPE(Trained):
                 f"{', '.join(COUNTS)} instead"
             )
         return {**values, "iterations": max(1, total)}
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "CPE":
-        for setting, reason in UNUSED.items():
-            if getattr(self, setting) != type(self).model_fields[setting].default:
-                raise ValueError(f"{setting}: not a setting of cpe, {reason}")
-        if self.fidelity == "original":
-            if self.noise != RELEASED_NOISE:
-                raise ValueError(f"noise: the released program always takes {RELEASED_NOISE}")
-            if not self.tied:
-                raise ValueError("tied: the released program has one map for both sides")
-        return self
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -201,11 +179,11 @@ class CPE(Trained):
     def stage(self, step: int) -> int:
         return bisect_right([stage.start for stage in self.stages], step) - 1
 
-    def pace(self, optimizer: Optimizer) -> LambdaLR:
+    def pace(self, optimizer: Optimizer, steps: int) -> LambdaLR:
         """A warm-up in each stage, then ``cycles`` cosines to 0."""
 
         def factor(attack: bool, step: int) -> float:
-            stage = self.stages[self.stage(min(step, self.iterations - 1))]
+            stage = self.stages[self.stage(min(step, steps - 1))]
             if stage.attack != attack:
                 return 0.0
             base = self.attack_lr if attack else self.lr
@@ -219,7 +197,7 @@ class CPE(Trained):
             ],
         )
 
-    def groups(self, student: Student) -> list[dict[str, Any]]:
+    def groups(self, student: GateStudent) -> list[dict[str, Any]]:
         gates = [weight for name, weight in student.weights.items() if name != "shifts"]
         found = [student.weights[name] for name in ("shifts",) if name in student.weights]
         return [
@@ -227,12 +205,9 @@ class CPE(Trained):
             *({"params": [one], "lr": self.attack_lr, "attack": True} for one in found),
         ]
 
-    def parameters(self, model: Model) -> tuple[str, ...]:
-        return model.select("cross_attention.kv")
-
-    def student(self, model: Model, policy: Policy, seed: int, start: Edit | None) -> Student:
+    def student(self, model: Model, policy: Policy, seed: int) -> GateStudent:
         attacked = any(stage.attack for stage in self.stages)
-        sizes = Sizes(
+        sizes = GateSizes(
             gate_rank=self.gate_rank,
             adapter_rank=self.adapter_rank,
             scale=self.alpha / self.adapter_rank,
@@ -241,13 +216,12 @@ class CPE(Trained):
         )
         return GateStudent(model, policy.erase, sizes, self._draws(seed))
 
-    def enter(self, student: Student, stage: int, seed: int) -> None:
+    def enter(self, student: GateStudent, stage: int, seed: int) -> None:
         """An attack begins with small random shifts."""
-        assert isinstance(student, GateStudent)
         if self.stages[stage].attack:
             student.begin_attack(self._draws(seed, stage))
 
-    def _draws(self, seed: int, stage: int = 0) -> Draws:
+    def _draws(self, seed: int, stage: int = 0) -> ConceptDraws:
         """A concept's draws are its own; the released program seeds each concept alike."""
 
         def draws(purpose: str, concept: Concept) -> torch.Generator:
@@ -258,7 +232,7 @@ class CPE(Trained):
 
     # --- batches
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+    def batches(self, run: Run[GateStudent], numbers: Iterable[int]) -> Iterator[Batch]:
         bank = Bank(run, self.plan(run.model, run.policy))
         tokens, width = bank.rows.shape[1:]
         for number in numbers:
@@ -332,9 +306,8 @@ class CPE(Trained):
 
     # --- losses
 
-    def loss(self, student: Student, batch: Batch) -> Mapping[str, Tensor]:
+    def loss(self, student: GateStudent, batch: Batch) -> Mapping[str, Tensor]:
         """The sum of all concepts' losses; the terms are logged as means over the concepts."""
-        assert isinstance(student, GateStudent)
         attack = "neutral" not in batch
         count = len(batch["target"])
         parts = [slice(at, at + TOGETHER) for at in range(0, count, TOGETHER)]
@@ -363,7 +336,7 @@ class CPE(Trained):
         named = zip(("erase", "anchor", "adversarial"), whole, strict=False)
         return {"loss": total.sum(), **{name: term.detach().mean() for name, term in named}}
 
-    def _terms(self, student: "GateStudent", batch: Batch, part: slice) -> tuple[Tensor, ...]:
+    def _terms(self, student: GateStudent, batch: Batch, part: slice) -> tuple[Tensor, ...]:
         """The terms of some concepts, ``[concepts]`` each."""
         surface, target = student.surface, batch["target"][part]
         if "neutral" not in batch:
@@ -380,8 +353,7 @@ class CPE(Trained):
         losses = erasing(gates, surface, prompts, self.guidance_scale, shifts, square)
         return tuple(term for term in losses if term is not None)
 
-    def parts(self, student: Student, policy: Policy) -> Sequence[Part]:
-        assert isinstance(student, GateStudent)
+    def parts(self, student: GateStudent, policy: Policy) -> Sequence[Part]:
         with torch.no_grad():
             made = [copied(student.gates(slice(at, at + 1))) for at in range(len(policy.erase))]
         return [Part((concept,), gates) for concept, gates in zip(policy.erase, made, strict=True)]

@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from expunge.concepts import Concept
-from expunge.edits.gates import Installed
+from expunge.edits.installed import gated
 from expunge.edits.residual_gates import ResidualGates
 from expunge.method.student import Student
 from expunge.methods.cpe.losses import Surface
 from expunge.models import Model
 
-Draws = Callable[[str, Concept], torch.Generator]
+ConceptDraws = Callable[[str, Concept], torch.Generator]
 """The generator of one purpose of a concept."""
 
 
-class Sizes(NamedTuple):
+class GateSizes(NamedTuple):
     """Of each concept's gate."""
 
     gate_rank: int
@@ -34,10 +34,11 @@ class GateStudent(Student):
     """Gates of several concepts, one below the other; nothing of the UNet is copied."""
 
     def __init__(
-        self, model: Model, concepts: Sequence[Concept], sizes: Sizes, draws: Draws
+        self, model: Model, concepts: Sequence[Concept], sizes: GateSizes, draws: ConceptDraws
     ) -> None:
         self.model = model
         self.rank = 0
+        self.start = None
         self.fixed = {}
         self.concepts = tuple(concepts)
         self.surface = Surface.of(model)
@@ -49,10 +50,10 @@ class GateStudent(Student):
         }
         self._square: tuple[int, Tensor] | None = None
 
-    def _begun(self, sizes: Sizes, draws: Draws) -> dict[str, Tensor]:
+    def _begun(self, sizes: GateSizes, draws: ConceptDraws) -> dict[str, Tensor]:
         """Gates that are half open, and add nothing."""
         count, layers = len(self.concepts), len(self.names)
-        tokens, width = self.model.unconditional().shape[1:]
+        tokens, width = self.model.unconditional().rows.shape[1:]
         r, h = sizes.gate_rank, sizes.adapter_rank
 
         def drawn(name: str, shape: tuple[int, ...], bound: float) -> Tensor:
@@ -69,7 +70,7 @@ class GateStudent(Student):
         return weights
 
     @torch.no_grad()
-    def begin_attack(self, draws: Draws) -> None:
+    def begin_attack(self, draws: ConceptDraws) -> None:
         """Small random shifts in the place of those found before."""
         _, _, tokens, width = self.weights["shifts"].shape
         bound = (tokens * width) ** -0.5 / width**2
@@ -105,12 +106,8 @@ class GateStudent(Student):
 
     @contextmanager
     def shown(self) -> Iterator[Model]:
-        self.model.gates = Installed(self.model, [self.payload()])
-        try:
-            yield self.model
-        finally:
-            self.model.gates.remove()
-            self.model.gates = None
+        with gated(self.model, [self.payload()]) as model:
+            yield model
 
     @torch.no_grad()
     def payload(self) -> ResidualGates:  # type: ignore[override]

@@ -25,13 +25,14 @@ from torch import Tensor
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.errors import ExpungeError
-from expunge.method.base import Trained
+from expunge.method.base import Fixed
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.esd.released import DEFAULTS, RULES, Batch, Program, Variant, parameters
-from expunge.methods.mace.closed import mean_moment
-from expunge.models import Model
-from expunge.models.sdxl import SDXL
+from expunge.method.training import TrainedWeights
+from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, Variant, parameters
+from expunge.models import Condition, Model
+from expunge.prior import mean_moment
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
 
@@ -47,13 +48,25 @@ ROLES = {
 """Parameter groups of the corrected method."""
 
 
-class ESD(Trained):
+class ESD(TrainedWeights):
     """Fine-tuning away from the concept, with negative guidance as the target."""
 
     name: ClassVar[str] = "esd"
     title: ClassVar[str] = "Erased Stable Diffusion"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.07345"
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    released_fixed: ClassVar[Fixed] = {
+        **TrainedWeights.released_fixed,
+        "batch_size": (1, "the released programs train on one latent at a time"),
+    }
+    corrected_only: ClassVar[tuple[str, ...]] = (
+        "contexts",
+        "trajectories",
+        "keep_share",
+        "preserve_scale",
+    )
+    original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
     variant: Variant | None = None
     """The released program to follow; only with ``fidelity="original"``."""
@@ -84,41 +97,29 @@ class ESD(Trained):
     preserve_scale: float = Field(1.0, ge=0)
     """Weight of the relative change of the keys and values of the prompts to keep."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """An original run starts from its program's defaults."""
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
         variant = values.get("variant") or "compvis"
         defaults = DEFAULTS[variant]._asdict() if variant in DEFAULTS else {}
-        return {"variant": variant, **defaults, **values}
+        return super().with_released({**defaults, **values, "variant": variant})
 
     @model_validator(mode="after")
     def _consistent(self) -> "ESD":
-        if self.fidelity == "corrected" and self.variant:
-            raise ValueError('variant: only with fidelity="original"')
         if self.fidelity == "corrected" and self.train_method not in ROLES:
             raise ValueError(f"train_method: choose one of {', '.join(ROLES)}")
         if self.variant == "compvis" and self.erase_from:
             raise ValueError("erase_from: the compvis program doesn't have it, the others do")
-        if self.variant and self.contexts:
-            raise ValueError('contexts: only with fidelity="corrected"')
-        for name in ("trajectories", "keep_share", "preserve_scale") if self.variant else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: only with fidelity="corrected"')
-        if self.variant and self.batch_size != 1:
-            raise ValueError("batch_size: the released programs train on one latent at a time")
         return self
 
     def parameters(self, model: Model) -> tuple[str, ...]:
         if self.variant is None:
             return model.select(ROLES[self.train_method])
-        if (self.variant == "diffusers-sdxl") != isinstance(model, SDXL):
-            raise ExpungeError(f"variant: {self.variant} isn't for a {type(model.pipe).__name__}")
-        names = parameters(model.unet, self.variant, self.train_method)
+        if (self.variant == "diffusers-sdxl") != (model.family == "sdxl"):
+            raise ExpungeError(f"variant: {self.variant} isn't for a model of {model.family}")
+        names = parameters(model, self.variant, self.train_method)
         if not names:
-            known = ", ".join(RULES[self.variant])
+            known = ", ".join(SELECTIONS[self.variant])
             raise ExpungeError(
                 f"train_method {self.train_method!r} selects nothing in {self.variant} "
                 f"(it knows {known})"
@@ -126,11 +127,11 @@ class ESD(Trained):
         return names
 
     @property
-    def program(self) -> Program | None:
+    def program(self) -> EsdProgram | None:
         """The released program that an original run follows."""
         if self.variant is None:
             return None
-        return Program(
+        return EsdProgram(
             self.variant, self.num_inference_steps, self.start_guidance, self.negative_guidance
         )
 
@@ -146,14 +147,14 @@ class ESD(Trained):
             batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)
             yield {**batch, **words}
 
-    def loss(self, student: Student, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, student: Student, batch: Batch) -> Tensor:
         """Mean squared distance of the student's prediction from the target.
 
         With prompts to keep, also ``preserve_scale`` times how far their keys and values moved.
         """
         latents, timestep = batch["latents"], batch["timestep"]
         target = self.program.target(student, batch) if self.program else batch["target"]
-        predicted = student.predict(latents, timestep, batch["embeddings"])
+        predicted = student.predict(latents, timestep, batch["condition"])
         loss = torch.nn.functional.mse_loss(predicted, target)
         if "kept_words" in batch:
             loss = loss + self.preserve_scale * student.projection_change(batch["kept_words"])
@@ -177,22 +178,22 @@ class ESD(Trained):
         each = prompts * len(policy.erase) if len(prompts) == 1 else prompts
         return list(zip(policy.erase, each, strict=True))
 
-    def _table(self, run: Run) -> "Table":
+    def _table(self, run: Run) -> "ExamplePool":
         erased = self._taken_out(run) if self.erase_from else self._erased(run)
-        return Table(erased, self._kept(run))
+        return ExamplePool(erased, self._kept(run))
 
-    def _erased(self, run: Run) -> "Rows":
+    def _erased(self, run: Run) -> "TrajectoryExamples":
         """Every latent of the erased prompts' trajectories, with its target."""
         pairs = [
-            (pair.erase, pair.anchor if concept.replacement else "")
+            pair
             for concept in run.policy.erase
-            for pair in self._spread(run, list(concept.pairs(self.contexts)), 1)
+            for pair in self._spread(run, concept.neutral_pairs(self.contexts), 1)
         ]
-        drawn = self._drawn(run, "erased", pairs, [anchor for _, anchor in pairs])
+        drawn = self._trajectories_of(run, "erased", pairs, [anchor for _, anchor in pairs])
         away = drawn.conditional - drawn.anchor
         return _rows(run, pairs, drawn, drawn.anchor - self.negative_guidance * away)
 
-    def _taken_out(self, run: Run) -> "Rows":
+    def _taken_out(self, run: Run) -> "TrajectoryExamples":
         """Every latent of the trajectories of ``erase_from``, with its target.
 
         A trajectory leads away from one concept. Where several share a prompt, it leads as many
@@ -204,22 +205,22 @@ class ESD(Trained):
             for phrase in self._spread(run, concept.phrases, 1)
         ]
         pairs, anchors = [pair for pair, _ in rows], [anchor for _, anchor in rows]
-        drawn = self._drawn(run, "taken out", pairs, [phrase for _, phrase in pairs])
+        drawn = self._trajectories_of(run, "taken out", pairs, [phrase for _, phrase in pairs])
         anchor = drawn.unconditional
         if any(anchors):
-            anchor = self._drawn(run, "anchors", pairs, anchors).anchor
+            anchor = self._trajectories_of(run, "anchors", pairs, anchors).anchor
         of_prompt = Counter(prompt for prompt, _ in pairs)
         sharing = torch.tensor([of_prompt[prompt] / self.trajectories for prompt, _ in pairs])
         eta = self.negative_guidance * sharing.to(anchor)[:, None, None, None, None]
         return _rows(run, pairs, drawn, drawn.conditional - eta * (drawn.anchor - anchor))
 
-    def _kept(self, run: Run) -> "Rows | None":
+    def _kept(self, run: Run) -> "TrajectoryExamples | None":
         """Every latent of the kept prompts' trajectories, whose target is the base's prediction."""
         prompts = run.policy.kept_prompts(self.contexts) if self.keep_share else ()
         if not prompts:
             return None
         pairs = [(p, p) for p in self._spread(run, prompts, len(run.policy.erase))]
-        drawn = self._drawn(run, "kept", pairs, ())
+        drawn = self._trajectories_of(run, "kept", pairs, ())
         return _rows(run, pairs, drawn, drawn.conditional)
 
     def _spread(self, run: Run, items: Sequence[Item], times: int) -> list[Item]:
@@ -227,7 +228,7 @@ class ESD(Trained):
         order = torch.randperm(len(items), generator=generator(run.seed, "esd pairs")).tolist()
         return [items[order[at % len(items)]] for at in range(times * self.trajectories)]
 
-    def _drawn(
+    def _trajectories_of(
         self, run: Run, name: str, pairs: Sequence[tuple[str, str]], anchors: Sequence[str]
     ) -> Trajectories:
         """A trajectory of the first prompt of each pair; the seed depends on the whole pair."""
@@ -242,39 +243,53 @@ class ESD(Trained):
         )
 
 
-class Rows(NamedTuple):
+class TrajectoryExamples(NamedTuple):
     """Training examples, ``[trajectories, steps, ...]``."""
 
     latents: Tensor
     timestep: Tensor
-    embeddings: Tensor
+    condition: Condition
+    """One a trajectory."""
     target: Tensor
 
-    def row(self, number: int) -> Batch:
-        """An example, counted trajectory by trajectory."""
-        trajectory, step = divmod(number, self.timestep.shape[1])
-        return {key: part[trajectory, step] for key, part in self._asdict().items()}
+    def some(self, draws: torch.Generator, count: int) -> Batch:
+        """Examples at random."""
+        size = self.timestep.numel()
+        return self.rows([int(torch.randint(size, (), generator=draws)) for _ in range(count)])
+
+    def rows(self, numbers: Sequence[int]) -> Batch:
+        """Some examples, counted trajectory by trajectory."""
+        steps = self.timestep.shape[1]
+        trajectory, step = [n // steps for n in numbers], [n % steps for n in numbers]
+        return {
+            "latents": self.latents[trajectory, step],
+            "timestep": self.timestep[trajectory, step],
+            "condition": self.condition[trajectory],
+            "target": self.target[trajectory, step],
+        }
 
 
-def _rows(run: Run, pairs: Sequence[tuple[str, str]], drawn: Trajectories, target: Tensor) -> Rows:
+def _rows(
+    run: Run, pairs: Sequence[tuple[str, str]], drawn: Trajectories, target: Tensor
+) -> TrajectoryExamples:
     """Every latent of all trajectories, trained on the first prompt of its pair."""
-    count, steps = drawn.latents.shape[:2]
-    embeddings = run.model.condition([prompt for prompt, _ in pairs])[:, None]
-    timestep = drawn.timesteps.expand(count, -1)
-    return Rows(drawn.latents, timestep, embeddings.expand(-1, steps, -1, -1), target.float())
+    condition = run.model.condition([prompt for prompt, _ in pairs])
+    timestep = drawn.timesteps.expand(len(pairs), -1)
+    return TrajectoryExamples(drawn.latents, timestep, condition, target.float())
 
 
-class Table(NamedTuple):
+class ExamplePool(NamedTuple):
     """Examples of erased prompts, and of prompts to keep if there are any."""
 
-    erased: Rows
-    kept: Rows | None
+    erased: TrajectoryExamples
+    kept: TrajectoryExamples | None
 
     def draw(self, draws: torch.Generator, size: int, kept: int) -> Batch:
         """A batch of ``size`` rows, ``kept`` of them of prompts to keep."""
-        parts = [self.erased] * (size - kept) + ([self.kept] * kept if self.kept else [])
-        rows = [
-            part.row(int(torch.randint(part.timestep.numel(), (), generator=draws)))
-            for part in parts
-        ]
-        return {key: torch.stack([row[key] for row in rows]) for key in Rows._fields}
+        parts = [self.erased.some(draws, size - kept)]
+        if self.kept and kept:
+            parts.append(self.kept.some(draws, kept))
+        condition = Condition.cat([part["condition"] for part in parts])
+        tensors = ("latents", "timestep", "target")
+        whole = {key: torch.cat([part[key] for part in parts]) for key in tensors}
+        return {**whole, "condition": condition}

@@ -8,80 +8,54 @@ They differ in::
     diffusers-sd    erase_from   the teacher for erase_from  where their timestep says
     diffusers-sdxl  erase_from   the teacher for erase_from  there, but not scaled for the UNet
 
-A negative guidance of 2 in the diffusers programs is 1 in the others: see ``Program.target``.
+A negative guidance of 2 in the diffusers programs is 1 in the others: see ``EsdProgram.target``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.models import Model
-from expunge.models.roles import Rule, matching
-from expunge.seeding import generator
+from expunge.models import Condition, Model
+from expunge.seeding import generator, integer
 from expunge.training.trajectories import ddim, denoise, native
 
 Variant = Literal["compvis", "alt", "diffusers-sd", "diffusers-sdxl"]
-Batch = dict[str, Tensor]
 
 
-def _weighted(rule: Rule) -> Rule:
-    """``rule`` for linear and convolution modules only, as the diffusers programs select."""
-    return lambda name, module: isinstance(module, nn.Linear | nn.Conv2d) and rule(name, module)
-
-
-def _named(*parts: str) -> Rule:
-    return lambda name, _: any(part in name for part in parts)
-
-
-def _without(*starts: str) -> Rule:
-    return lambda name, _: not name.startswith(starts)
-
-
-_OUTPUT = ("conv_out.", "conv_norm_out.")
-
-RULES: dict[Variant, dict[str, Rule]] = {
+SELECTIONS: dict[Variant, dict[str, str]] = {
     "compvis": {
-        "xattn": _named(".attn2."),
-        "noxattn": lambda name, module: (
-            ".attn2." not in name and _without(*_OUTPUT, "time_embedding.")(name, module)
-        ),
-        "selfattn": _named(".attn1."),
-        "full": _named(""),
-        "notime": _without(*_OUTPUT, "time_embedding."),
-        "xlayer": lambda name, _: (
-            ".attn2." in name
-            and name.startswith(("up_blocks.2.attentions.0.", "up_blocks.2.attentions.2."))
-        ),
-        "selflayer": lambda name, _: (
-            ".attn1." in name
-            and name.startswith(("down_blocks.1.attentions.0.", "down_blocks.2.attentions.0."))
-        ),
+        "xattn": "cross_attention",
+        "noxattn": "all - cross_attention - output - time",
+        "selfattn": "self_attention",
+        "full": "all",
+        "notime": "all - output - time",
+        "xlayer": "up.2.first | up.2.last & cross_attention",
+        "selflayer": "down.1.first | down.2.first & self_attention",
     },
     "alt": {
-        "xattn": _weighted(_named("attn2")),
-        "noxattn": _weighted(lambda name, _: "attn2" not in name),
-        "selfattn": _weighted(_named("attn1")),
-        "full": _weighted(_named("")),
-        "xattn-strict": lambda name, _: False,
+        "xattn": "layers & cross_attention",
+        "noxattn": "layers - cross_attention",
+        "selfattn": "layers & self_attention",
+        "full": "layers",
+        "xattn-strict": "layers - all",
     },
     "diffusers-sd": {
-        "esd-x": _weighted(_named("attn2")),
-        "esd-x-strict": _weighted(_named("attn2.to_k", "attn2.to_v")),
-        "esd-u": _weighted(lambda name, _: "attn2" not in name),
-        "esd-all": _weighted(_named("")),
+        "esd-x": "layers & cross_attention",
+        "esd-x-strict": "layers & cross_attention.kv",
+        "esd-u": "layers - cross_attention",
+        "esd-all": "layers",
     },
     "diffusers-sdxl": {
-        "esd-x": _weighted(_named("attn2")),
-        "esd-x-strict": _weighted(_named("attn2.to_k", "attn2.to_v")),
-        "esd-u": _weighted(
-            lambda name, _: "attn2" not in name and "emb" not in name and "block" in name
-        ),
-        "esd-all": _weighted(lambda name, _: "emb" not in name and "block" in name),
+        "esd-x": "layers & cross_attention",
+        "esd-x-strict": "layers & cross_attention.kv",
+        "esd-u": "layers & blocks - cross_attention - embeddings",
+        "esd-all": "layers & blocks - embeddings",
     },
 }
 """What each released program trains, by the name its command line gives it."""
@@ -95,7 +69,6 @@ class Defaults(NamedTuple):
     lr: float
     negative_guidance: float
     start_guidance: float = 3.0
-    batch_size: int = 1
 
 
 DEFAULTS: dict[Variant, Defaults] = {
@@ -106,14 +79,13 @@ DEFAULTS: dict[Variant, Defaults] = {
 }
 
 
-def parameters(unet: nn.Module, variant: Variant, train_method: str) -> tuple[str, ...]:
+def parameters(model: Model, variant: Variant, train_method: str) -> tuple[str, ...]:
     """What a released program trains under this name; nothing for a name it doesn't know."""
-    rule = RULES[variant].get(train_method)
-    return matching(unet, rule) if rule else ()
+    return model.parameters(SELECTIONS[variant].get(train_method, "layers - all"))
 
 
 @dataclass(frozen=True)
-class Program:
+class EsdProgram:
     """One of the released programs with the settings of one run."""
 
     variant: Variant
@@ -133,19 +105,19 @@ class Program:
         low, high = (1, self.steps - 1) if self.variant == "alt" else (0, self.steps)
         for number in numbers:
             draws = generator(run.seed, "esd", number)
-            concept, prompt = pairs[_draw(draws, 0, len(pairs))]
-            stop = _draw(draws, low, high)
-            offset = _draw(draws, 0, self._stride)
+            concept, prompt = pairs[integer(draws, 0, len(pairs))]
+            stop = integer(draws, low, high)
+            offset = integer(draws, 0, self._stride)
             noise = torch.randn((1, *self._latent_shape(model)), generator=draws)
             yield {
                 "latents": self.latents(student, concept, prompt, noise.to(model.device), stop),
                 "timestep": self.timestep(model, stop, offset),
-                **self.embeddings(model, concept, prompt),
+                **self.conditions(model, concept, prompt),
             }
 
-    def embeddings(self, model: Model, concept: str, prompt: str) -> Batch:
-        """Conditions of the trained prompt, the concept and the empty prompt, ``[1, ...]``."""
-        texts = {"embeddings": prompt, "erase": concept, "empty": ""}
+    def conditions(self, model: Model, concept: str, prompt: str) -> dict[str, Condition]:
+        """Of the trained prompt, the concept and the empty prompt."""
+        texts = {"condition": prompt, "erase": concept, "empty": ""}
         return {key: model.condition([text]) for key, text in texts.items()}
 
     def timestep(self, model: Model, stop: int, offset: int = 0) -> Tensor:
@@ -190,7 +162,7 @@ class Program:
             latents = step.after
         return latents
 
-    def target(self, student: Student, batch: Mapping[str, Tensor]) -> Tensor:
+    def target(self, student: Student, batch: Batch) -> Tensor:
         """``base - eta (eps*(c) - eps*(""))``; what the base is differs by program.
 
         compvis: the empty prompt. diffusers: the trained prompt. alt: the trained prompt, but the
@@ -198,11 +170,11 @@ class Program:
         """
         latents, timestep = batch["latents"], batch["timestep"]
         erased, empty = (student.teach(latents, timestep, batch[k]) for k in ("erase", "empty"))
-        same = torch.equal(batch["embeddings"], batch["erase"])
+        same = torch.equal(batch["condition"].rows, batch["erase"].rows)
         if self.variant == "compvis" or (self.variant == "alt" and same):
             base = empty
         else:
-            base = student.teach(latents, timestep, batch["embeddings"])
+            base = student.teach(latents, timestep, batch["condition"])
         return base - self.negative_guidance * (erased - empty)
 
     @property
@@ -221,9 +193,4 @@ class Program:
 
     def _scheduler(self, model: Model) -> Any:
         make = native if self._by_teacher else ddim
-        return make(model.pipe.scheduler, self.steps)
-
-
-def _draw(draws: torch.Generator, low: int, high: int) -> int:
-    """An integer from ``low`` to ``high - 1``."""
-    return int(torch.randint(low, high, (), generator=draws))
+        return make(model.process, self.steps)

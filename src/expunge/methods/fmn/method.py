@@ -16,7 +16,7 @@ distance of the logits of ``a painting of C`` from those of ``a painting of``, f
     L = sum_l mean((s Q_l (K_l(c) - K_l(g))^T)^2)
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,15 +24,16 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
-from expunge.method.base import Batch, Trained
+from expunge.method.base import Fixed
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.fmn.batches import Pooler, Shown, columns, row
-from expunge.methods.mace.batches import encoded, noised
-from expunge.methods.mace.closed import mean_moment
-from expunge.models import Model
-from expunge.models.attention import Look, cross_attention
-from expunge.pictures import PicturesSetting, fitted, tensor
+from expunge.method.training import TrainedWeights
+from expunge.methods.fmn.batches import Pooler, ShownConcept, columns, row
+from expunge.models import Condition, Model
+from expunge.models.attention import Look
+from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
+from expunge.prior import mean_moment
 from expunge.seeding import derive
 from expunge.training.inversion import inverted
 from expunge.training.trajectories import trajectories
@@ -52,7 +53,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pooler": "all",
         "lr": 2e-6,
         "weight_decay": 0.01,
-        "batch_size": 1,
     },
     "sepme": {
         "iterations": 21,
@@ -60,19 +60,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "optimizer": "torch.optim.Adam",
         "max_grad_norm": None,
         "gradients": "cumulative",
-        "batch_size": 1,
     },
 }
 """What a released program does when nothing is said, where that isn't this class's default."""
 
 
-class ForgetMeNot(Trained):
+class ForgetMeNot(TrainedWeights):
     """Fine-tuning that takes the cross-attention off the concept's words."""
 
     name: ClassVar[str] = "fmn"
     title: ClassVar[str] = "Forget-Me-Not"
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.17591"
+    released_fixed: ClassVar[Fixed] = {
+        **TrainedWeights.released_fixed,
+        "batch_size": (1, "the released programs are right for one picture only"),
+    }
+    corrected_only: ClassVar[tuple[str, ...]] = (
+        "contexts",
+        "preserve_scale",
+        "inversion_steps",
+        "inversion_lr",
+    )
+    original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
     variant: Literal["released", "sepme"] | None = None
     """The program to follow; only with ``fidelity="original"``."""
@@ -109,17 +119,14 @@ class ForgetMeNot(Trained):
     inversion_lr: float = Field(1e-3, gt=0)
     """Learning rate of the textual inversion."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """An original run starts from its program's defaults."""
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
         variant = values.get("variant") or "released"
         values = {**DEFAULTS.get(variant, {}), **values, "variant": variant}
         if variant == "released" and values["train_method"] == "full":
-            return {"max_grad_norm": None, **values}
-        return values
+            values = {"max_grad_norm": None, **values}
+        return super().with_released(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ForgetMeNot":
@@ -134,15 +141,9 @@ class ForgetMeNot(Trained):
             raise ValueError("inversion_steps: there is no picture to invert; drop no_real_image")
         if self.variant is None:
             return self
-        if self.fidelity == "corrected":
-            raise ValueError('variant: only with fidelity="original"')
-        if self.batch_size != 1:
-            raise ValueError("batch_size: the released programs are right for one picture only")
         sepme = self.variant == "sepme"
-        absent = ("contexts", "preserve_scale", "inversion_steps", "inversion_lr")
-        for name in (*absent, *(("pooler", "no_real_image") if sepme else ())):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: not with variant="{self.variant}"')
+        if sepme:
+            self.refuse_changed('not with variant="sepme"', "pooler", "no_real_image")
         if self.train_method not in (("x",) if sepme else ("x", "full")):
             raise ValueError(f'train_method: not {self.train_method} with variant="{self.variant}"')
         if not sepme and self.train_method == "full" and self.max_grad_norm:
@@ -163,16 +164,17 @@ class ForgetMeNot(Trained):
             self._shown(run, concept, *latents)
             for concept, latents in zip(run.policy.erase, pictures, strict=True)
         ]
-        constant = self._kept_words(run)
+        constant: Batch = self._kept_words(run)
         if self.variant == "sepme":
             constant = {"generic": run.model.encode([PAINTING])}
         for number in numbers:
             turns = range(number * self.batch_size, (number + 1) * self.batch_size)
             rows = [row(run, shown, turn) for turn in turns]
+            condition = Condition.cat([row.pop("condition") for row in rows])
             batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
             noise = batch.pop("noise")
-            latents = noised(run.model, batch["latents"], noise, batch["timestep"])
-            yield {**batch, **constant, "latents": latents}
+            latents = run.model.process.mix(batch["latents"], noise, batch["timestep"])
+            yield {**batch, **constant, "latents": latents, "condition": condition}
 
     def prompts(self, concept: Concept) -> list[tuple[str, str]]:
         """Every prompt that names the concept, and the words it does so with."""
@@ -183,12 +185,12 @@ class ForgetMeNot(Trained):
         sentences = concept.sentences(self.contexts)
         return [(s.format(words), words) for words in concept.phrases for s in sentences]
 
-    def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> Shown:
+    def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> ShownConcept:
         prompts = self.prompts(concept)
-        embeddings = run.model.encode([prompt for prompt, _ in prompts])
+        condition = run.model.condition([prompt for prompt, _ in prompts])
         if self.inversion_steps:
             own = [(prompt, words) for prompt, words in prompts if words == concept.target]
-            rows = inverted(
+            inversion = inverted(
                 run.model,
                 [prompt for prompt, _ in own],
                 concept.target,
@@ -198,9 +200,9 @@ class ForgetMeNot(Trained):
                 lr=self.inversion_lr,
                 seed=run.seed,
             )
-            prompts, embeddings = prompts + own, torch.cat([embeddings, rows])
+            prompts, condition = prompts + own, Condition.cat([condition, inversion])
         marks = torch.stack([columns(run.model, *pair, self.pooler) for pair in prompts])
-        return Shown(mean, deviation, embeddings, marks.to(run.model.device))
+        return ShownConcept(mean, deviation, condition, marks.to(run.model.device))
 
     def _pictures(self, run: Run) -> list[tuple[Tensor, Tensor]]:
         """Mean and deviation of the latents of each concept's pictures, ``[pictures, c, h, w]``."""
@@ -209,11 +211,11 @@ class ForgetMeNot(Trained):
             zero = torch.zeros(1, *run.model.latent_shape, device=run.model.device)
             return [(zero, zero) for _ in concepts]
         if self.pictures is not None:
-            given = [fitted(run.model, self.pictures, concept.target) for concept in concepts]
-            return [encoded(run.model, tensor(pictures)) for pictures in given]
-        return [(latents, torch.zeros_like(latents)) for latents in self._drawn(run)]
+            given = [pictures_of(run.model, self.pictures, concept.target) for concept in concepts]
+            return [latents_of(run.model, picture_bytes(pictures)) for pictures in given]
+        return [(latents, torch.zeros_like(latents)) for latents in self._drawn_latents(run)]
 
-    def _drawn(self, run: Run) -> Tensor:
+    def _drawn_latents(self, run: Run) -> Tensor:
         """What the model draws of all concepts, as latents ``[concepts, pictures, c, h, w]``."""
         prompts, seeds = [], []
         for concept in run.policy.erase:
@@ -266,34 +268,34 @@ class ForgetMeNot(Trained):
 def attention_norms(student: Student, batch: Batch) -> Tensor:
     """``| concat_l A_l[..., S] |_F`` of every sample, ``[batch]``; has gradients.
 
-    ``batch`` has ``latents`` (noised), ``timestep``, ``embeddings`` and ``columns``, the ``S`` of
+    ``batch`` has ``latents`` (noised), ``timestep``, ``condition`` and ``columns``, the ``S`` of
     each sample, ``[batch, tokens]`` bool.
     """
     used = batch["columns"].any(0).nonzero()[:, 0]
     marks = batch["columns"][:, None, None, used]
 
     def squares(look: Look) -> Tensor:
-        seen = look.attention[..., used].float() * marks
+        seen: Tensor = look.attention[..., used].float() * marks
         return seen.square().sum((1, 2, 3))
 
-    with cross_attention(student.model.unet, squares) as layers:
-        student.predict(batch["latents"], batch["timestep"], batch["embeddings"])
+    with student.model.attention_read(squares) as layers:
+        student.predict(batch["latents"], batch["timestep"], batch["condition"])
     return torch.stack(list(layers.values())).sum(0).sqrt()
 
 
 def logit_distances(student: Student, batch: Batch) -> Tensor:
     """``mean((s Q_l (K_l(c) - K_l(g))^T)^2)`` of every layer, ``[layers]``; has gradients.
 
-    ``batch`` has ``latents`` (noised), ``timestep``, ``embeddings`` (c) and ``generic`` (g),
-    ``[1, tokens, width]``. The queries are those of the pass with ``c``.
+    ``batch`` has ``latents`` (noised), ``timestep``, ``condition`` (c) and ``generic``, the rows of
+    g, ``[1, tokens, width]``. The queries are those of the pass with ``c``.
     """
-    generic = batch["generic"].to(student.model.dtype).expand_as(batch["embeddings"])
+    generic = batch["generic"].to(student.model.dtype).expand_as(batch["condition"].rows)
 
     def mean_square(look: Look) -> Tensor:
-        keys = look.keys - look.layer.head_to_batch_dim(look.layer.to_k(generic))
-        logits: Tensor = look.layer.scale * (look.queries @ keys.mT)
+        keys = look.keys - look.keys_of(generic)
+        logits: Tensor = look.scale * (look.queries @ keys.mT)
         return logits.float().square().mean()
 
-    with cross_attention(student.model.unet, mean_square) as layers:
-        student.predict(batch["latents"], batch["timestep"], batch["embeddings"])
+    with student.model.attention_read(mean_square) as layers:
+        student.predict(batch["latents"], batch["timestep"], batch["condition"])
     return torch.stack(list(layers.values()))

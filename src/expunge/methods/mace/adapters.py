@@ -15,13 +15,12 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from expunge.edits.payloads import LowRank
 from expunge.errors import ExpungeError
-from expunge.methods.mace.batches import Batch
+from expunge.method.student import within
+from expunge.methods.mace.batches import AdapterBatch
 from expunge.models import Model
-from expunge.models.attention import cross_attention
 from expunge.seeding import generator
 
 
@@ -51,7 +50,7 @@ class Adapter:
             factors[f"up:{name}"] = torch.zeros(len(weight), rank)
         return cls(model, refined, factors)
 
-    def attention(self, batch: Batch) -> dict[str, Tensor]:
+    def attention(self, batch: AdapterBatch) -> dict[str, Tensor]:
         """``A_l`` by layer in the order of the pass, ``[batch, heads, pixels, tokens]``."""
         swapped = {
             name: (weight + self.weights[f"up:{name}"] @ self.weights[f"down:{name}"]).to(
@@ -59,11 +58,13 @@ class Adapter:
             )
             for name, weight in self.refined.items()
         }
-        arguments = (batch.latents.to(self.model.dtype), batch.timestep)
-        options = {"encoder_hidden_states": batch.embeddings.to(self.model.dtype)}
-        with cross_attention(self.model.unet) as maps:
-            functional_call(self.model.unet, swapped, arguments, options)
-        return maps
+        model = self.model
+        latents, condition = batch.latents.to(model.dtype), batch.condition.to(dtype=model.dtype)
+        with model.attention_read() as maps:
+            within(
+                model.denoiser, swapped, lambda: model.predict(latents, batch.timestep, condition)
+            )
+        return dict(maps)
 
     @torch.no_grad()
     def low_rank(self) -> LowRank:
@@ -75,7 +76,7 @@ class Adapter:
         return LowRank(up, down)
 
 
-def layer_norms(maps: Mapping[str, Tensor], batch: Batch, *, nearest: bool) -> Tensor:
+def layer_norms(maps: Mapping[str, Tensor], batch: AdapterBatch, *, nearest: bool) -> Tensor:
     """``| A_l[:, M_l, S] |_F`` of every layer and sample, ``[layers, batch]``.
 
     A mask is made as coarse as a layer by ``nearest`` (as released, which can lose all of a small
@@ -103,7 +104,7 @@ def _grid(pixels: int, height: int, width: int) -> tuple[int, int]:
 
 
 def suppression(
-    adapter: Adapter, batch: Batch, *, squared: bool = False, nearest: bool = False
+    adapter: Adapter, batch: AdapterBatch, *, squared: bool = False, nearest: bool = False
 ) -> Tensor:
     """The loss: the norms, or their squares, summed over layers; the mean over the batch."""
     norms = layer_norms(adapter.attention(batch), batch, nearest=nearest)
@@ -112,7 +113,7 @@ def suppression(
 
 def fit(
     adapter: Adapter,
-    batches: Iterable[Batch],
+    batches: Iterable[AdapterBatch],
     lr: float,
     *,
     squared: bool = False,

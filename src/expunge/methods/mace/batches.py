@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from expunge.errors import ExpungeError
-from expunge.models import Model
+from expunge.models import Condition, Model
+from expunge.models.tokens import word_columns
 from expunge.seeding import generator
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,15 +31,15 @@ class Examples(NamedTuple):
     """``[pictures, pixel height, pixel width]`` in 0..1."""
 
 
-class Batch(NamedTuple):
-    """What one step needs."""
+class AdapterBatch(NamedTuple):
+    """What one step of an adapter needs."""
 
     latents: Tensor
     """Noised, ``[batch, channels, height, width]``."""
     timestep: Tensor
     """``[batch]``."""
-    embeddings: Tensor
-    """``[batch, tokens, width]``."""
+    condition: Condition
+    """Of the prompts, one a picture."""
     columns: Tensor
     """The rows ``S`` of each prompt, ``[batch, tokens]`` bool."""
     masks: Tensor
@@ -62,48 +62,22 @@ def columns(model: Model, prompt: str, words: str) -> Tensor:
     Raises:
         ExpungeError: the words' tokens aren't in the prompt.
     """
-    ids, own = model.tokens(prompt), model.tokens(words)
-    starts = [at for at in range(len(ids)) if ids[at : at + len(own)] == own]
-    if not own or not starts:
-        raise ExpungeError(
-            f"{prompt!r} doesn't hold the tokens of {words!r}; {{}} must stand as a word by itself"
-        )
-    marks = torch.zeros(model.pipe.tokenizer.model_max_length, dtype=torch.bool)
-    for start in starts:
-        marks[1 + start : 1 + start + len(own)] = True
-    marks[1 + len(ids) :] = True
+    marks = word_columns(model, prompt, words)
+    marks[1 + len(model.tokens(prompt)) :] = True
     return marks
 
 
-@torch.no_grad()
-def encoded(model: Model, pictures: Tensor, *, imagenet: bool = False) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the VAE's latents of bytes ``[pictures, height, width, 3]``.
+def imagenet_latents(model: Model, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the latents of bytes ``[pictures, height, width, 3]``.
 
-    ``imagenet`` scales the colours as the released program does, not as the VAE expects.
+    The released program scales colours by ImageNet's, not to what the autoencoder expects.
     """
-    vae, parts = model.pipe.vae, []
-    for picture in pictures:
-        colours = picture.to(vae.device).float() / 255
-        if imagenet:
-            colours = (colours - colours.new_tensor(MEAN)) / colours.new_tensor(DEVIATION)
-        else:
-            colours = 2 * colours - 1
-        posterior = vae.encode(colours.permute(2, 0, 1)[None].to(vae.dtype)).latent_dist
-        parts.append((posterior.mean.float(), posterior.std.float()))
-    mean, deviation = (
-        torch.cat(column) * vae.config.scaling_factor for column in zip(*parts, strict=True)
-    )
-    return mean.to(model.device), deviation.to(model.device)
+    colours = pictures.float() / 255
+    scaled = (colours - colours.new_tensor(MEAN)) / colours.new_tensor(DEVIATION)
+    return model.posterior(scaled.permute(0, 3, 1, 2))
 
 
-def noised(model: Model, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """``sqrt(a_t) x + sqrt(1 - a_t) e``, shaped like ``latents`` ``[batch, ...]``."""
-    shares: Tensor = model.pipe.scheduler.alphas_cumprod
-    kept = shares.to(latents)[timestep.to(latents.device)].view(-1, 1, 1, 1)
-    return kept.sqrt() * latents + (1 - kept).sqrt() * noise
-
-
-def drawn(
+def training_batches(
     model: Model,
     examples: Examples,
     prompts: Sequence[tuple[str, str]],
@@ -112,15 +86,15 @@ def drawn(
     size: int,
     steps: int,
     focused: bool,
-) -> Iterator[Batch]:
+) -> Iterator[AdapterBatch]:
     """The batch of every step: pictures, prompts (each with its words), timesteps, noise.
 
     Each step has its own draws, which depend on ``seed`` and its number alone.
     """
-    embeddings = model.encode([prompt for prompt, _ in prompts])
+    condition = model.condition([prompt for prompt, _ in prompts])
     marks = torch.stack([columns(model, *pair) for pair in prompts]).to(model.device)
-    count = len(model.pipe.scheduler.alphas_cumprod)
-    shares = focal(count) if focused else torch.ones(count)
+    process = model.process
+    shares = focal(process.times) if focused else torch.ones(process.times)
     for step in range(steps):
         draws = generator(seed, "mace step", step)
         picture = torch.randint(len(examples.mean), (size,), generator=draws)
@@ -129,10 +103,10 @@ def drawn(
         shape = (2, size, *examples.mean.shape[1:])
         wobble, noise = torch.randn(shape, generator=draws).to(model.device)
         latents = examples.mean[picture] + wobble * examples.deviation[picture]
-        yield Batch(
-            noised(model, latents, noise, timestep),
+        yield AdapterBatch(
+            process.mix(latents, noise, timestep),
             timestep.to(model.device),
-            embeddings[prompt],
+            condition[prompt],
             marks[prompt],
             examples.masks.to(model.device)[picture],
         )

@@ -1,12 +1,11 @@
 """MACE's closed forms: which rows are mapped where, and the fusion of the adapters."""
 
 from collections.abc import Iterable, Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
 
-from expunge.algebra.ridge import Rows, SharedFactors, gram, solve
+from expunge.algebra.ridge import Rows, SharedFactors, solve
 from expunge.concepts import Pair
 from expunge.edits.payloads import Change, LowRank, SharedMatrix, Sum
 from expunge.models import Model
@@ -48,17 +47,6 @@ def aligned(old: Sequence[int], new: Sequence[int], length: int) -> tuple[list[i
     )
     count = min(len(first), len(second))
     return first[:count], second[:count]
-
-
-def moment(model: Model, prompts: Sequence[str]) -> Tensor:
-    """``sum e e^T`` over all rows of all prompts, ``[width, width]`` float64."""
-    blocks = [prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS)]
-    return reduce(torch.add, (gram(model.encode(block)) for block in blocks))
-
-
-def mean_moment(model: Model, prompts: Sequence[str]) -> Tensor:
-    """The mean of a prompt's ``sum e e^T`` over all its rows, ``[width, width]`` float32."""
-    return (moment(model, prompts) / len(prompts)).float()
 
 
 def fusion(

@@ -17,7 +17,7 @@ Both closed forms (``mace_closed.py``) invert one matrix for all layers.
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from PIL import Image
@@ -30,22 +30,23 @@ from expunge.edits.payloads import Change, LowRank, Ridge, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Method
+from expunge.method.base import Fixed, Method, Need
+from expunge.methods.kept import kept_with_empty, weighed_rows
 from expunge.methods.mace.adapters import Adapter, fit
-from expunge.methods.mace.batches import Examples, drawn, encoded
-from expunge.methods.mace.closed import PROMPTS, fusion, moment, rows
-from expunge.methods.uce.method import UCE
+from expunge.methods.mace.batches import Examples, imagenet_latents, training_batches
+from expunge.methods.mace.closed import PROMPTS, fusion, rows
 from expunge.models import Model
 from expunge.pictures import (
     Pictures,
     PicturesSetting,
     SegmenterSetting,
-    fitted,
-    located,
-    tensor,
+    concept_masks,
+    latents_of,
+    picture_bytes,
+    pictures_of,
     whole,
 )
-from expunge.prior import PriorFile
+from expunge.prior import PriorFile, moment
 from expunge.progress import track
 from expunge.seeding import derive
 
@@ -60,7 +61,10 @@ class MACE(Method):
     title: ClassVar[str] = "Mass Concept Erasure"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2403.06135"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing", "training", "gradients"})
+    released_fixed: ClassVar[Fixed] = {
+        "batch_size": (1, "the released program trains on one picture at a time"),
+    }
 
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words; by default the words alone and the templates."""
@@ -111,8 +115,6 @@ class MACE(Method):
         if self.domain and not self.prior:
             raise ValueError("domain: goes beside a prior; give one, or this file as the prior")
         if self.fidelity == "original":
-            if self.batch_size != 1:
-                raise ValueError("batch_size: the released program trains on one picture at a time")
             for name in (name for name, scale in scales.items() if self.prior and scale is None):
                 raise ValueError(f"{name}: the released value differs by task; give it or a preset")
             return self
@@ -121,6 +123,10 @@ class MACE(Method):
         if self.preserve_weight and not self.domain:
             raise ValueError("preserve_weight: weighs a domain; give one, or name what to keep")
         return self
+
+    @property
+    def needed(self) -> frozenset[Need]:
+        return self.needs if self.rank else frozenset({"text"})
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The refinement as a ridge system; with adapters, a shared matrix and thin factors."""
@@ -178,8 +184,8 @@ class MACE(Method):
                 captions = captions + weight * prior.gram
         captions = captions.to(model.device)
         if self.fidelity == "corrected":
-            sentences = {"contexts": self.contexts, "templates": True}
-            return Stays(captions, UCE.model_validate(sentences).preserved(model, policy))
+            prompts, weight = kept_with_empty(policy, self.contexts), 1 / max(1, len(policy.kept))
+            return Stays(captions, weighed_rows(model.encode, prompts, weight, model.text_width))
         if policy.kept and not (self.preserve_weight and self.train_preserve_scale):
             raise ExpungeError(
                 "keep: in the original, prompts to keep are part of the domain; give "
@@ -207,7 +213,7 @@ class MACE(Method):
         """
         words, original = concept.target, self.fidelity == "original"
         adapter = Adapter.fresh(model, refined, self.rank, seed, words)
-        batches = drawn(
+        batches = training_batches(
             model,
             self.examples(model, concept, seed),
             self.prompts(concept),
@@ -230,11 +236,11 @@ class MACE(Method):
         if self.pictures is None:
             pictures = self._draw(model, concept, seed)
         else:
-            pictures = fitted(model, self.pictures, words)
+            pictures = pictures_of(model, self.pictures, words)
         segmenter = whole if concept.kind == "style" else self.segmenter
-        masks = located(segmenter, pictures, words)
-        original = self.fidelity == "original"
-        return Examples(*encoded(model, tensor(pictures), imagenet=original), masks)
+        masks = concept_masks(segmenter, pictures, words)
+        encode = imagenet_latents if self.fidelity == "original" else latents_of
+        return Examples(*encode(model, picture_bytes(pictures)), masks)
 
     def _draw(self, model: Model, concept: Concept, seed: int) -> Pictures:
         if self.fidelity == "original":

@@ -100,7 +100,7 @@ def ended(model: Model, prompts: Sequence[str]) -> list[Tensor]:
     return [whole[:length] for whole, length in zip(embeddings, lengths, strict=True)]
 
 
-def named(model: Model, phrases: Sequence[str], sentences: Sequence[str]) -> Tensor:
+def rows_naming(model: Model, phrases: Sequence[str], sentences: Sequence[str]) -> Tensor:
     """All rows of the bare phrases, and those of the sentences with them up to their end."""
     inside = [sentence.format(phrase) for phrase in phrases for sentence in sentences]
     return torch.cat([rows(model, phrases), *ended(model, inside)])

@@ -23,25 +23,27 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Generic, Literal, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from expunge.concepts import Concept, Context
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Batch, Trained
+from expunge.method.base import Fixed, S, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods.mace.batches import encoded, noised
-from expunge.methods.mace.closed import mean_moment
-from expunge.models import Model
-from expunge.pictures import PicturesSetting, fitted, tensor
+from expunge.method.training import DenoiserTraining, LearningRateSchedule, TrainedWeights
+from expunge.models import Condition, Model
+from expunge.models.model import Answer
+from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
+from expunge.prior import mean_moment
 from expunge.seeding import derive, generator
-from expunge.training.trajectories import Predict, Trajectories, trajectories
+from expunge.training.trajectories import Trajectories, trajectories
 
 ROLES = {"x": "cross_attention", "x-strict": "cross_attention.kv"}
 """Parameter groups; the released program trains the first."""
@@ -52,28 +54,23 @@ FIRST_TEST = 12
 BLOCK = 16
 """Pictures that the original draws at a time."""
 
-ORIGINAL: Mapping[str, Any] = {
-    "train_method": "x",
+RELEASED: Mapping[str, Any] = {
     "iterations": 1001,  # its limit of 1000 ends it after one more
     "lr": 1e-6,
     "gradients": "cumulative",
     "threshold": 5e-5,
     "reg_beta": 1e-5,
-    "batch_size": 1,
     "num_inference_steps": 100,
 }
-"""What the released program does when nothing is said."""
+"""What both released programs do when nothing is said."""
 
 
 def predictions(
-    predict: Predict, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
+    predict: Answer, latents: Tensor, timestep: Tensor, concept: Condition, empty: Condition
 ) -> tuple[Tensor, Tensor]:
-    """``f(x, t, c)`` and ``f(x, t, a)``, shaped like ``latents`` ``[batch, ...]``, in one pass.
-
-    ``concept`` and ``empty`` are embeddings, ``[batch, tokens, width]``.
-    """
+    """``f(x, t, c)`` and ``f(x, t, a)``, shaped like ``latents`` ``[batch, ...]``, in one pass."""
     twice = torch.cat([latents, latents]), timestep.repeat(2)
-    both = predict(*twice, torch.cat([concept, empty])).chunk(2)
+    both = predict(*twice, Condition.cat([concept, empty])).chunk(2)
     return both[0], both[1]
 
 
@@ -97,13 +94,15 @@ def settled(directions: Sequence[float], threshold: float) -> bool:
     return len(directions) >= FIRST_TEST and momentum(directions)[-1] < threshold
 
 
-class CiE(Trained):
-    """Fine-tuning until the concept's words make no difference along the old one."""
+class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
+    """What CiE and SepCE share: the loss, what they train on, and when it ends."""
 
-    name: ClassVar[str] = "cie"
-    title: ClassVar[str] = "Concept-irrelevant erasure (SepME)"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2402.05947"
+    released: ClassVar[Mapping[str, Any]] = RELEASED
+    released_fixed: ClassVar[Fixed] = {
+        "batch_size": (1, "the released program trains on one picture at a time"),
+    }
     corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "preserve_scale", "trajectories")
 
     train_method: Literal["x", "x-strict"] = "x-strict"
@@ -134,33 +133,10 @@ class CiE(Trained):
     guidance_scale: float = Field(7.5, ge=1)
     """Guidance of these."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
-        return {**cls.released(values), **values}
-
-    @classmethod
-    def released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the released program does when nothing is said but ``values``."""
-        return ORIGINAL
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "CiE":
-        if self.fidelity == "corrected":
-            return self
-        for name in self.corrected_only:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: only with fidelity="corrected"')
-        if self.batch_size != 1:
-            raise ValueError("batch_size: the released program trains on one picture at a time")
-        return self
-
     def parameters(self, model: Model) -> tuple[str, ...]:
         return model.select(ROLES[self.train_method])
 
-    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: S, batch: Batch) -> dict[str, Tensor]:
         """``D + beta R`` for one concept, and how far what is held has moved."""
         changes = weight_term(student.change(name) for name in student.names)
         latents, timestep, frozen = batch["latents"], batch["timestep"], batch["representation"]
@@ -199,7 +175,7 @@ class CiE(Trained):
 
     # --- batches
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+    def batches(self, run: Run[S], numbers: Iterable[int]) -> Iterator[Batch]:
         """Latents of one concept each; all batches of a step are of the same one."""
         concepts, device = run.policy.erase, run.model.device
         if self.fidelity == "original" and len(concepts) > 1:
@@ -208,7 +184,7 @@ class CiE(Trained):
                 'use fidelity="corrected" for several'
             )
         drawn = self.fidelity == "corrected" and self.pictures is None
-        draw = self._walked(run) if drawn else self._pictured(run)
+        draw = self._trajectory_examples(run) if drawn else self._picture_examples(run)
         held = {} if self.fidelity == "original" else {"held": self._held(run)}
         for number in numbers:
             turn = number // self.accumulation % len(concepts)
@@ -216,18 +192,18 @@ class CiE(Trained):
             batch = {key: value.to(device) for key, value in rows.items()}
             yield {**batch, **held, "turn": torch.tensor(float(turn))}
 
-    def _walked(self, run: Run) -> "Draw":
+    def _trajectory_examples(self, run: Run) -> "DrawExamples":
         """Rows of the frozen model's trajectories, every latent of which can be one."""
         tables = [self._table(run, turn) for turn in range(len(run.policy.erase))]
 
-        def draw(number: int, turn: int) -> Rows:
+        def draw(number: int, turn: int) -> ComparedExamples:
             draws = generator(run.seed, "cie batch", number)
             walks, concept, empty = tables[turn]
             count, steps = walks.latents.shape[:2]
             walk = torch.randint(count, (self.batch_size,), generator=draws)
             step = torch.randint(steps, (self.batch_size,), generator=draws)
             without = walks.anchor[walk, step].float()
-            return Rows(
+            return ComparedExamples(
                 walks.latents[walk, step],
                 walks.timesteps[step],
                 concept[walk],
@@ -238,7 +214,7 @@ class CiE(Trained):
 
         return draw
 
-    def _table(self, run: Run, turn: int) -> "Table":
+    def _table(self, run: Run, turn: int) -> "ConceptTrajectories":
         pairs = self.pairs(run.policy.erase[turn])
         order = torch.randperm(len(pairs), generator=generator(run.seed, "cie pairs", turn))
         chosen = [pairs[order[index % len(pairs)]] for index in range(self.trajectories)]
@@ -252,24 +228,24 @@ class CiE(Trained):
             steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
         )
-        return Table(walks, run.model.encode(prompts), run.model.encode(empty))
+        return ConceptTrajectories(walks, run.model.condition(prompts), run.model.condition(empty))
 
-    def _pictured(self, run: Run) -> "Draw":
+    def _picture_examples(self, run: Run) -> "DrawExamples":
         """Noised pictures, and what the frozen model says of them."""
         model, concepts = run.model, run.policy.erase
-        count = len(model.pipe.scheduler.alphas_cumprod)
+        process = model.process
         posterior = self._posterior(run)
         prompts = [self.pairs(concept) for concept in concepts]
-        pairs = [tuple(map(model.encode, zip(*pairs, strict=True))) for pairs in prompts]
+        pairs = [tuple(map(model.condition, zip(*pairs, strict=True))) for pairs in prompts]
 
-        def draw(number: int, turn: int) -> Rows:
+        def draw(number: int, turn: int) -> ComparedExamples:
             draws = generator(run.seed, "cie batch", number)
             mean, deviation = posterior(number, turn, draws)
             wobble, noise = torch.randn((2, *mean.shape), generator=draws).to(model.device)
-            timestep = torch.randint(count, (len(mean),), generator=draws).to(model.device)
-            latents = noised(model, mean + wobble * deviation, noise, timestep)
+            timestep = torch.randint(process.times, (len(mean),), generator=draws).to(model.device)
+            latents = process.mix(mean + wobble * deviation, noise, timestep)
             rows = torch.randint(len(prompts[turn]), (len(mean),), generator=draws)
-            concept, empty = (embeddings[rows] for embeddings in pairs[turn])
+            concept, empty = (conditions[rows] for conditions in pairs[turn])
             return rows_of(run.student, latents, timestep, concept, empty)
 
         return draw
@@ -281,9 +257,9 @@ class CiE(Trained):
         """
         model, concepts = run.model, run.policy.erase
         if self.pictures is None:
-            return self._drawn(run)
-        own = (fitted(model, self.pictures, concept.target) for concept in concepts)
-        given = [encoded(model, tensor(pictures)) for pictures in own]
+            return self._drawn_posterior(run)
+        own = (pictures_of(model, self.pictures, concept.target) for concept in concepts)
+        given = [latents_of(model, picture_bytes(pictures)) for pictures in own]
         once, needed = self.fidelity == "original", self.iterations * self.accumulation
         fewest = min(len(mean) for mean, _ in given)
         if once and needed > fewest:
@@ -300,7 +276,7 @@ class CiE(Trained):
 
         return chosen
 
-    def _drawn(self, run: Run) -> "Posterior":
+    def _drawn_posterior(self, run: Run) -> "Posterior":
         """Pictures that the model draws, a block at a time, when they are needed."""
         sampler = Sampler(
             scheduler="lms", steps=self.num_inference_steps, guidance_scale=self.guidance_scale
@@ -318,7 +294,7 @@ class CiE(Trained):
                 for number in range(first, first + BLOCK)
             ]
             colours = [picture for _, picture in sample(run.model, requests, sampler)]
-            return encoded(run.model, torch.stack(colours))
+            return latents_of(run.model, torch.stack(colours))
 
         def chosen(number: int, turn: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
             row = number % BLOCK
@@ -334,10 +310,7 @@ class CiE(Trained):
         """
         if self.fidelity == "original":
             return [(concept.target, "")]
-        return [
-            (pair.erase, pair.anchor if concept.replacement else "")
-            for pair in concept.pairs(self.contexts)
-        ]
+        return concept.neutral_pairs(self.contexts)
 
     def _held(self, run: Run) -> Tensor:
         """Mean Gram matrix, ``[width, width]``, of the prompts to keep and of every ``a``.
@@ -351,30 +324,39 @@ class CiE(Trained):
         return mean_moment(run.model, unique)
 
 
-class Rows(NamedTuple):
+class CiE(SepME[Student], TrainedWeights):
+    """Fine-tuning until the concept's words make no difference along the old one."""
+
+    name: ClassVar[str] = "cie"
+    title: ClassVar[str] = "Concept-irrelevant erasure (SepME)"
+    released: ClassVar[Mapping[str, Any]] = {"train_method": "x", **RELEASED}
+    released_fixed: ClassVar[Fixed] = {**TrainedWeights.released_fixed, **SepME.released_fixed}
+
+
+class ComparedExamples(NamedTuple):
     """Training examples, one a row."""
 
     latents: Tensor
     timestep: Tensor
-    concept: Tensor
-    """Embeddings of the concept's prompts, ``[rows, tokens, width]``."""
-    empty: Tensor
-    """Embeddings of what they are compared with."""
+    concept: Condition
+    """Of the concept's prompts."""
+    empty: Condition
+    """Of what they are compared with."""
     representation: Tensor
     """The frozen model's ``r``, shaped like ``latents``."""
     without: Tensor
     """Its prediction ``f0(x, t, a)``."""
 
 
-class Table(NamedTuple):
-    """Trajectories of a concept, with the embeddings of the prompt and the ``a`` of each."""
+class ConceptTrajectories(NamedTuple):
+    """Trajectories of a concept, with the conditions of the prompt and the ``a`` of each."""
 
     walks: Trajectories
-    concept: Tensor
-    empty: Tensor
+    concept: Condition
+    empty: Condition
 
 
-Draw = Callable[[int, int], Rows]
+DrawExamples = Callable[[int, int], ComparedExamples]
 """The rows of a batch from its number and the number of its concept."""
 
 Posterior = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
@@ -382,8 +364,8 @@ Posterior = Callable[[int, int, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def rows_of(
-    student: Student, latents: Tensor, timestep: Tensor, concept: Tensor, empty: Tensor
-) -> Rows:
+    student: Student, latents: Tensor, timestep: Tensor, concept: Condition, empty: Condition
+) -> ComparedExamples:
     """Examples at some latents, with what the frozen model says there."""
     frozen, without = predictions(student.teach, latents, timestep, concept, empty)
-    return Rows(latents, timestep, concept, empty, frozen - without, without)
+    return ComparedExamples(latents, timestep, concept, empty, frozen - without, without)

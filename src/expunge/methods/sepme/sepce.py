@@ -28,24 +28,25 @@ from torch import Tensor
 
 from expunge.algebra.null_space import TOLERANCE, fitting, leading, null_space, rref
 from expunge.concepts import Policy
-from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.method.base import Batch, Part
+from expunge.method.base import Part
+from expunge.method.batch import Batch
 from expunge.method.run import Run
-from expunge.method.student import Student
-from expunge.methods.sepme.bases import Given, beginnings, crowded, named, rows
-from expunge.methods.sepme.cie import FIRST_TEST, CiE, Rows, direction, momentum, predictions
+from expunge.methods.sepme.bases import Given, beginnings, crowded, rows, rows_naming
+from expunge.methods.sepme.cie import (
+    FIRST_TEST,
+    RELEASED,
+    ComparedExamples,
+    SepME,
+    direction,
+    momentum,
+    predictions,
+)
 from expunge.methods.sepme.shifts import JointShifts, Shifts
-from expunge.models import Model
+from expunge.models import Condition, Model
 
 ORIGINAL: Mapping[str, Any] = {
-    "iterations": 1001,  # its limit of 1000 ends it after one more
-    "lr": 1e-6,
-    "gradients": "cumulative",
-    "threshold": 5e-5,
-    "reg_beta": 1e-5,
-    "batch_size": 1,
-    "num_inference_steps": 100,
+    **RELEASED,
     "scale_factor": 1e-2,
     "max_base": 0,
     "basis": "rref",
@@ -53,12 +54,13 @@ ORIGINAL: Mapping[str, Any] = {
 """What the released program does when nothing is said."""
 
 
-class SepCE(CiE):
+class SepCE(SepME[Shifts]):
     """One change for each concept, in the null space of everything else, to be taken out again."""
 
     name: ClassVar[str] = "sepce"
     title: ClassVar[str] = "Separable concept erasure (SepME)"
-    corrected_only: ClassVar[tuple[str, ...]] = (*CiE.corrected_only, "protect", "tolerance")
+    released: ClassVar[Mapping[str, Any]] = ORIGINAL
+    corrected_only: ClassVar[tuple[str, ...]] = (*SepME.corrected_only, "protect", "tolerance")
 
     variant: Literal["separable", "joint"] = "separable"
     """``joint`` is the program of January 2024, which trains all concepts in each step."""
@@ -90,14 +92,8 @@ class SepCE(CiE):
             return values
         return {"max_base": 0, **values}
 
-    @classmethod
-    def released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        return ORIGINAL
-
     @model_validator(mode="after")
     def _separable(self) -> "SepCE":
-        if self.rank:
-            raise ValueError("rank: a change has the rank of its basis; set max_base instead")
         if self.variant == "joint" and self.fidelity == "corrected":
             raise ValueError('variant: "joint" only with fidelity="original"')
         if self.variant == "joint" and self.accumulation > 1:
@@ -109,7 +105,7 @@ class SepCE(CiE):
     def limit(self, turn: int) -> float:
         return self.thresholds[turn] if self.thresholds else self.threshold
 
-    def student(self, model: Model, policy: Policy, seed: int, start: Edit | None) -> Shifts:
+    def student(self, model: Model, policy: Policy, seed: int) -> Shifts:
         given, count = len(self.thresholds), len(policy.erase)
         if given not in (0, count):
             raise ExpungeError(f"thresholds: {given} for {count} concepts; give one for each")
@@ -120,26 +116,23 @@ class SepCE(CiE):
         kind = JointShifts if self.variant == "joint" else Shifts
         return kind(model, self.parameters(model), [self.scale_factor * basis for basis in bases])
 
-    def groups(self, student: Student) -> list[dict[str, Any]]:
+    def groups(self, student: Shifts) -> list[dict[str, Any]]:
         return [{"params": [weight for weight in student.weights.values() if weight.requires_grad]}]
 
-    def parts(self, student: Student, policy: Policy) -> Sequence[Part]:
+    def parts(self, student: Shifts, policy: Policy) -> Sequence[Part]:
         """One part for each concept."""
-        assert isinstance(student, Shifts)
         return [Part((concept,), student.part(turn)) for turn, concept in enumerate(policy.erase)]
 
     # --- loss
 
-    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: Shifts, batch: Batch) -> dict[str, Tensor]:
         """CiE's loss with nothing but the change of the batch's concept at work.
 
         A change that is trained alone erases alone, whichever others are taken out.
         """
-        assert isinstance(student, Shifts)
         if isinstance(student, JointShifts):
             return self._joint(student, batch)
-        student.turns = (round(batch["turn"].item()),)
-        return super().loss(student, batch)
+        return super().loss(student.for_batch(batch), batch)
 
     def _joint(self, student: JointShifts, batch: Batch) -> dict[str, Tensor]:
         """The mean over concepts of ``w_k D_k + beta sum_j mean |C_kj|``; a row a concept.
@@ -178,18 +171,16 @@ class SepCE(CiE):
             for turn, key in enumerate(columns)
         )
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+    def batches(self, run: Run[Shifts], numbers: Iterable[int]) -> Iterator[Batch]:
         """As in CiE; jointly, a row for each concept at the same timestep."""
         if self.variant == "separable":
             yield from super().batches(run, numbers)
             return
-        draw = self._pictured(run)
+        draw = self._picture_examples(run)
         for number in numbers:
             drawn = [draw(number, turn) for turn in range(len(run.policy.erase))]
-            columns = [
-                torch.cat(column).to(run.model.device) for column in zip(*drawn, strict=True)
-            ]
-            yield dict(zip(Rows._fields, columns, strict=True))
+            columns = zip(ComparedExamples._fields, zip(*drawn, strict=True), strict=True)
+            yield {name: joined(parts, run.model.device) for name, parts in columns}
 
     # --- directions
 
@@ -238,11 +229,11 @@ class SepCE(CiE):
         unerased = [words for words in plain if words.lower() not in erased]
         shared = torch.cat([rows(model, unerased), *beginnings(model, everywhere)])
         concepts = [
-            named(model, concept.phrases, its)
+            rows_naming(model, concept.phrases, its)
             for concept, its in zip(policy.erase, sentences, strict=True)
         ]
         kept = [
-            partial(named, model, [words], its)
+            partial(rows_naming, model, [words], its)
             for words, its in policy.kept_in(self.contexts).items()
         ]
         count = self.protect
@@ -252,3 +243,11 @@ class SepCE(CiE):
             blocks = (block() for block in kept)
             count = fitting(blocks, within, lambda space: len(space) >= half, self.tolerance)
         return Given(own, shared, concepts, [block() for block in kept[:count]])
+
+
+def joined(parts: Sequence[Tensor | Condition], device: torch.device) -> Tensor | Condition:
+    """Rows of several concepts, one below the other."""
+    conditions = [part for part in parts if isinstance(part, Condition)]
+    if conditions:
+        return Condition.cat(conditions).to(device)
+    return torch.cat([part for part in parts if isinstance(part, Tensor)]).to(device)

@@ -3,13 +3,15 @@
 dW_k = C_k S_k        C_k [out, directions] is trained, S_k [directions, width] never changes
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from expunge.edits.payloads import LowRank
+from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.models import Model
 
@@ -23,6 +25,13 @@ class Shifts(Student):
         self.turns: Sequence[int] = range(len(bases))
         """The concepts at work; the others are as if they had never been trained."""
         super().__init__(model, names)
+
+    def for_batch(self, batch: Batch) -> Self:
+        """The change of the batch's concept alone, if the batch is of one."""
+        alone = copy(self)
+        if "turn" in batch:
+            alone.turns = (round(batch["turn"].item()),)
+        return alone
 
     def _fresh(self, name: str, seed: int) -> dict[str, Tensor]:
         """Coefficients that change nothing yet."""
@@ -41,12 +50,6 @@ class Shifts(Student):
 
     def value(self, name: str) -> Tensor:
         return self.before(name) + self.change(name)
-
-    @contextmanager
-    def shown(self) -> Iterator[Model]:
-        self.turns = range(len(self.bases))
-        with super().shown() as model:
-            yield model
 
     def part(self, turn: int) -> LowRank:
         """What training has added for one concept."""

@@ -12,32 +12,30 @@ anchoring", eq. 6 to 8). A trained membrane opens as far as a prompt is close to
 phrases (``edits/membranes.py``), so that membranes of many concepts, trained apart, work together.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from expunge.concepts import Concept, Context, Policy, WordList
-from expunge.edits.edit import Edit
 from expunge.edits.membranes import Metric, Rule
-from expunge.errors import ExpungeError, Unsupported
-from expunge.method.base import Batch, Part, Trained
+from expunge.errors import ExpungeError
+from expunge.method.base import Fixed, Part, Trained
+from expunge.method.batch import Batch
 from expunge.method.run import Run
-from expunge.method.student import Student
+from expunge.method.training import DenoiserTraining, LearningRateSchedule
 from expunge.methods.spm.anchors import Split, acting, noise_anchors
-from expunge.methods.spm.student import Acts, Apprentice, distinct
-from expunge.models import Model
-from expunge.models.sdxl import SDXL
-from expunge.seeding import generator
+from expunge.methods.spm.student import Acts, MembraneStudent, distinct
+from expunge.models import Condition, Model
+from expunge.seeding import generator, integer
 from expunge.training.trajectories import ddim, denoise
 
-ORIGINAL: dict[str, Any] = {
+ORIGINAL: Mapping[str, Any] = {
     "iterations": 3000,
     "lr_warmup": 500,
-    "batch_size": 1,
     "anchor_split": "released",
     "varied_size": True,
     "rule": "released",
@@ -45,13 +43,19 @@ ORIGINAL: dict[str, Any] = {
 """Defaults of the released program where ours are others."""
 
 
-class SPM(Trained):
+class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     """Thin membranes that open as far as a prompt asks for what is erased."""
 
     name: ClassVar[str] = "spm"
     title: ClassVar[str] = "concept Semi-Permeable Membrane"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2312.16145"
+    released: ClassVar[Mapping[str, Any]] = ORIGINAL
+    released_fixed: ClassVar[Fixed] = {
+        "batch_size": (1, "the released program trains on one latent at a time"),
+    }
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "keep_share")
+    original_only: ClassVar[tuple[str, ...]] = ("anchor_split",)
 
     negative_guidance: float = Field(1.0, ge=0)
     """eta: how far beyond the neutral prompt."""
@@ -97,33 +101,11 @@ class SPM(Trained):
     strength: float = Field(1.0, gt=0)
     """Factor of the closeness ("facilitate_factor")."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("fidelity") != "original":
-            return values
-        return {**ORIGINAL, **values}
-
-    @model_validator(mode="after")
-    def _trainable(self) -> "SPM":  # in place of the inherited rule: every membrane has a rank
-        if self.fidelity == "corrected":
-            if self.anchor_split != "all":
-                raise ValueError('anchor_split: "released" only with fidelity="original"')
-            return self
-        for name in ("contexts", "keep_share"):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: only with fidelity="corrected"')
-        if self.batch_size != 1:
-            raise ValueError("batch_size: the released program trains on one latent at a time")
-        return self
-
     def parameters(self, model: Model) -> tuple[str, ...]:
-        if isinstance(model, SDXL):
-            raise Unsupported("spm: not for SDXL so far")
         return model.select("transformers")
 
-    def student(self, model: Model, policy: Policy, seed: int, start: Edit | None) -> Apprentice:
-        return Apprentice(
+    def student(self, model: Model, policy: Policy, seed: int) -> MembraneStudent:
+        return MembraneStudent(
             model,
             self.parameters(model),
             [concept.phrases for concept in policy.erase],
@@ -133,18 +115,15 @@ class SPM(Trained):
             acts=Acts(self.strength, self.rule, self.metric),
         )
 
-    def parts(self, student: Student, policy: Policy) -> Sequence[Part]:
+    def parts(self, student: MembraneStudent, policy: Policy) -> Sequence[Part]:
         """One membrane for each concept."""
-        assert isinstance(student, Apprentice)
         return [Part((one,), student.gate(number)) for number, one in enumerate(policy.erase)]
 
     # --- the loss
 
-    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, student: MembraneStudent, batch: Batch) -> dict[str, Tensor]:
         """How much of the concept is left, and ``lambda`` times how far the anchors have moved."""
-        assert isinstance(student, Apprentice)
-        student.turn = int(batch["turn"])
-        seen = self.predictions(student, batch)
+        seen = self.predictions(student.for_batch(batch), batch)
         away = seen.neutral - self.negative_guidance * (seen.positive - seen.neutral)
         erase = mse_loss(seen.target, away)
         terms = {"loss": erase, "erase": erase, "turn": batch["turn"]}
@@ -153,25 +132,25 @@ class SPM(Trained):
         anchoring = mse_loss(seen.anchors, seen.frozen_anchors)
         return {**terms, "loss": erase + self.la_strength * anchoring, "anchoring": anchoring}
 
-    def predictions(self, student: Apprentice, batch: Batch) -> "Predictions":
+    def predictions(self, student: MembraneStudent, batch: Batch) -> "Predictions":
         """All predictions of a step: one pass through the membrane and one without it."""
         latents, timestep = batch["latents"], batch["timestep"]
         rows = len(latents)
         of = torch.arange(len(batch["anchors"]), device=latents.device) % rows
         target, positive, neutral = (
-            batch[key].expand(rows, -1, -1) for key in ("target", "positive", "neutral")
+            batch[key].expand(rows) for key in ("target", "positive", "neutral")
         )
         through = distinct(
             student.predict,
             torch.cat([latents, latents[of]]),
             torch.cat([timestep, timestep[of]]),
-            torch.cat([target, batch["anchors"]]),
+            Condition.cat([target, batch["anchors"]]),
         )
         past = distinct(
             student.teach,
             torch.cat([latents, latents, latents[of]]),
             torch.cat([timestep, timestep, timestep[of]]),
-            torch.cat([positive, neutral, batch["anchors"]]),
+            Condition.cat([positive, neutral, batch["anchors"]]),
         )
         return Predictions(
             through[:rows], past[:rows], past[rows : 2 * rows], through[rows:], past[2 * rows :]
@@ -179,30 +158,31 @@ class SPM(Trained):
 
     # --- batches
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
+    def batches(self, run: Run[MembraneStudent], numbers: Iterable[int]) -> Iterator[Batch]:
         """What one denoising through a concept's membrane, as it is now, comes by.
 
         All batches of a step are of the same concept.
         """
-        student, model = run.student, run.model
-        assert isinstance(student, Apprentice)
+        model = run.model
         positives = self._positives(run.policy)
         kept = run.policy.kept_prompts(self.contexts) or ("",)
         for number in numbers:
-            student.turn = number // self.accumulation % len(run.policy.erase)
+            turn = number // self.accumulation % len(run.policy.erase)
             draws = generator(run.seed, "spm batch", number)
-            pairs = self.pairs(run.policy.erase[student.turn])
-            words, neutral = pairs[_draw(draws, 0, len(pairs))]
-            stops = [_draw(draws, 1, self.num_inference_steps) for _ in range(self.batch_size)]
+            pairs = self.pairs(run.policy.erase[turn])
+            words, neutral = pairs[integer(draws, 0, len(pairs))]
+            stops = [integer(draws, 1, self.num_inference_steps) for _ in range(self.batch_size)]
             noise = torch.randn((1, *self._shape(model, draws)), generator=draws)
             noise = noise.to(model.device, model.dtype)
             target = model.condition([words])
             yield {
-                "turn": torch.tensor(float(student.turn)),
-                "latents": self.walked(student, noise, target, stops),
+                "turn": torch.tensor(float(turn)),
+                "latents": self.denoised_latents(
+                    run.student.taking_turn(turn), noise, target, stops
+                ),
                 "timestep": self.timesteps(model, stops),
                 "target": target,
-                "positive": model.condition([positives[student.turn] or words]),
+                "positive": model.condition([positives[turn] or words]),
                 "neutral": model.condition([neutral]),
                 "anchors": self._anchors(model, draws, target, kept),
             }
@@ -214,18 +194,15 @@ class SPM(Trained):
         """
         if self.fidelity == "original":
             return [(phrase, concept.anchor or "") for phrase in concept.phrases]
-        return [
-            (pair.erase, pair.anchor if concept.replacement else "")
-            for pair in concept.pairs(self.contexts)
-        ]
+        return concept.neutral_pairs(self.contexts)
 
-    def walked(
-        self, student: Apprentice, noise: Tensor, target: Tensor, stops: Sequence[int]
+    def denoised_latents(
+        self, student: MembraneStudent, noise: Tensor, target: Condition, stops: Sequence[int]
     ) -> Tensor:
         """Latents after so many steps of one denoising, ``[stops, channels, height, width]``.
 
-        The membrane of the student's turn is open in both branches of the guidance. ``noise`` is
-        ``[1, channels, height, width]``, ``target`` ``[1, rows, width]``.
+        The student's open membrane acts in both branches of the guidance. ``noise`` is
+        ``[1, channels, height, width]``, ``target`` of one prompt.
         """
         timetable = self._timetable(student.model)
         walk = denoise(
@@ -248,32 +225,28 @@ class SPM(Trained):
         if self.fidelity == "corrected":
             chosen: Tensor = self._timetable(model).timesteps[list(stops)]
             return chosen.to(model.device)
-        count = len(model.pipe.scheduler.alphas_cumprod)
+        count = model.process.times
         late = [count - 1 - stop * count // self.num_inference_steps for stop in stops]
         return torch.tensor(late, device=model.device)
 
     def _timetable(self, model: Model) -> Any:
         """Of the denoising; in the original it has other ends, the last at no noise."""
         if self.fidelity == "corrected":
-            return ddim(model.pipe.scheduler, self.num_inference_steps)
-        from diffusers import DDIMScheduler
-
-        scheduler = DDIMScheduler.from_config(
-            model.pipe.scheduler.config,
-            clip_sample=False,
+            return ddim(model.process, self.num_inference_steps)
+        return model.process.scheduler(
+            "ddim",
+            self.num_inference_steps,
             set_alpha_to_one=True,
             steps_offset=0,
             timestep_spacing="leading",
         )
-        scheduler.set_timesteps(self.num_inference_steps)
-        return scheduler
 
     def _shape(self, model: Model, draws: torch.Generator) -> tuple[int, int, int]:
         """Of the latents; with ``varied_size`` both sides are multiples of 64 pixels, drawn."""
         channels, *_ = model.latent_shape
-        scale = model.pipe.vae_scale_factor
+        scale = model.image_size[0] // model.latent_shape[1]
         sides = [
-            64 * _draw(draws, -(-side // 128), -(-side // 64)) // scale
+            64 * integer(draws, -(-side // 128), -(-side // 64)) // scale
             if self.varied_size and min(model.image_size) >= 512
             else side // scale
             for side in model.image_size
@@ -281,18 +254,19 @@ class SPM(Trained):
         return channels, sides[0], sides[1]
 
     def _anchors(
-        self, model: Model, draws: torch.Generator, target: Tensor, kept: Sequence[str]
-    ) -> Tensor:
-        """Embeddings, ``[anchors, rows, width]``, for which nothing may change."""
+        self, model: Model, draws: torch.Generator, target: Condition, kept: Sequence[str]
+    ) -> Condition:
+        """Conditions for which nothing may change."""
         if not self.la_strength:
             return target[:0]
+        rows = target.rows[0]
         if self.fidelity == "original":
-            drawn = noise_anchors(draws, target[0], self.anchors)
-            return acting(drawn, model.unconditional(), self.anchor_split)
+            drawn = noise_anchors(draws, rows, self.anchors)
+            return Condition(acting(drawn, model.unconditional().rows, self.anchor_split))
         count = round(self.anchors * self.keep_share)
-        prompts = ["", *(kept[_draw(draws, 0, len(kept))] for _ in range(count - 1))][:count]
-        noise = noise_anchors(draws, target[0], self.anchors - len(prompts))
-        return torch.cat([model.condition(prompts), noise]) if prompts else noise
+        prompts = ["", *(kept[integer(draws, 0, len(kept))] for _ in range(count - 1))][:count]
+        noise = Condition(noise_anchors(draws, rows, self.anchors - len(prompts)))
+        return Condition.cat([model.condition(prompts), noise]) if prompts else noise
 
     def _positives(self, policy: Policy) -> Sequence[str]:
         """For each concept what leads away from it, "" for its own prompt."""
@@ -315,8 +289,3 @@ class Predictions(NamedTuple):
     anchors: Tensor
     """Through the membrane."""
     frozen_anchors: Tensor
-
-
-def _draw(draws: torch.Generator, low: int, high: int) -> int:
-    """An integer from ``low`` to ``high - 1``."""
-    return int(torch.randint(low, high, (), generator=draws))

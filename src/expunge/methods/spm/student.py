@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from expunge.edits.gates import Installed
+from expunge.edits.installed import gated
 from expunge.edits.membranes import Membranes, Metric, Rule, through
 from expunge.edits.payloads import LowRank
+from expunge.method.batch import Batch
 from expunge.method.student import Student
-from expunge.models import Model
+from expunge.models import Condition, Model
+from expunge.models.model import Answer
 from expunge.seeding import generator
-from expunge.training.trajectories import Predict
 
 Result = TypeVar("Result")
 
@@ -36,7 +39,7 @@ class Membrane(NamedTuple):
     """``D``, ``[rank, in]``."""
 
 
-class Apprentice(Student):
+class MembraneStudent(Student):
     """One membrane for each concept, of which the one of ``turn`` is in the UNet, fully open.
 
     Its part of a layer's output is computed from the thin factors: no weight is made anew, and
@@ -59,8 +62,18 @@ class Apprentice(Student):
         self.alpha = alpha
         self.acts = acts
         self.turn = 0
+        """The concept whose membrane is open; see ``taking_turn``."""
         super().__init__(model, names, rank=rank, seed=seed)
-        self.layers = {n: model.unet.get_submodule(n.rpartition(".")[0]) for n in self.names}
+        self.layers = {n: model.denoiser.get_submodule(n.rpartition(".")[0]) for n in self.names}
+
+    def taking_turn(self, turn: int) -> Self:
+        """The same membranes, with that of another concept open."""
+        other = copy(self)
+        other.turn = turn
+        return other
+
+    def for_batch(self, batch: Batch) -> Self:
+        return self.taking_turn(int(batch["turn"]))
 
     def _fresh(self, name: str, seed: int) -> dict[str, Tensor]:
         """``U`` is 0 and ``D`` as He et al. draw it with a slope of ``sqrt(5)``."""
@@ -133,19 +146,16 @@ class Apprentice(Student):
     def shown(self) -> Iterator[Model]:
         """The model with all membranes, each as open as a prompt asks for, inside the block."""
         gates = [self.gate(concept) for concept in range(len(self.phrases))]
-        installed = Installed(self.model, [Membranes.joined(gates)])
-        try:
-            yield self.model
-        finally:
-            installed.remove()
+        with gated(self.model, [Membranes.joined(gates)]) as model:
+            yield model
 
 
-def distinct(predict: Predict, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+def distinct(predict: Answer, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
     """Predictions of all rows; those that are the same are computed once."""
-    rows = list(zip(latents, timestep, embeddings, strict=True))
+    rows = list(zip(latents, timestep, condition.rows, strict=True))
     places = [next(at for at, one in enumerate(rows) if _same(one, row)) for row in rows]
     first = sorted(set(places))
-    made = predict(latents[first], timestep[first], embeddings[first])
+    made = predict(latents[first], timestep[first], condition[first])
     return made[[first.index(place) for place in places]]
 
 

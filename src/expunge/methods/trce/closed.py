@@ -12,7 +12,7 @@ which stands for all ``b_ir`` rows of it, and the erased words themselves, which
 The rows ``e_j`` of ordinary captions stay.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -20,25 +20,24 @@ import torch
 from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import Moved, Rows, factor, gram, joined, kept_rows
+from expunge.algebra.ridge import Moved, Rows, factor, gram, joined
 from expunge.concepts import Concept, Context, Policy
 from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
-from expunge.method.base import Method
+from expunge.method.base import Method, Need
+from expunge.methods.kept import PROMPTS, kept_with_empty, weighed_rows
 from expunge.models import Model
 from expunge.prior import PriorFile
 
-PROMPTS = 64
-"""Prompts encoded at a time."""
 CLASSES = ("start", "end", "last", "words")
 """The classes of rows, in the order of their weights."""
-RELEASED = {"index": "word", "preserve_scale": 0.01, "lamb": 0.0}
+RELEASED: Mapping[str, Any] = {"index": "word", "preserve_scale": 0.01, "lamb": 0.0}
 """The program's settings where they differ from the corrected defaults."""
 RELEASED_CAPTIONS = 30_000
 """How many captions the released program takes every cache to hold."""
 
 
-class Pair(NamedTuple):
+class SafePair(NamedTuple):
     """A prompt that names what is erased, and the same prompt with the safe words."""
 
     erase: str
@@ -63,7 +62,9 @@ class TRCE(Method):
     title: ClassVar[str] = "TRCE: Towards Reliable Malicious Concept Erasure"
     year: ClassVar[int] = 2025
     url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text"})
+    released: ClassVar[Mapping[str, Any]] = RELEASED
+    original_only: ClassVar[tuple[str, ...]] = ("index",)
 
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words; by default the words alone and the templates."""
@@ -81,21 +82,12 @@ class TRCE(Method):
     index: Literal["word", "bpe"] = "bpe"
     """What is counted to find a row: word pieces or, as in the released program, words."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
-        """An original run starts from the program's defaults."""
-        original = isinstance(values, dict) and values.get("fidelity") == "original"
-        return {**RELEASED, **values} if original else values
-
     @model_validator(mode="after")
     def _consistent(self) -> "TRCE":
         if not any(self.token_weight_scale):
             raise ValueError("token_weight_scale: all weights are 0, so nothing would be erased")
         if self.fidelity == "corrected" and len(self.token_weight_scale) < len(CLASSES):
             raise ValueError(f"token_weight_scale: give four weights ({', '.join(CLASSES)})")
-        if self.fidelity == "corrected" and self.index == "word":
-            raise ValueError('index: words are counted only with fidelity="original"')
         return self
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
@@ -111,21 +103,21 @@ class TRCE(Method):
 
     # --- what moves
 
-    def pairs(self, concept: Concept) -> Iterator[Pair]:
+    def pairs(self, concept: Concept) -> Iterator[SafePair]:
         """Each phrase of a concept in each sentence, beside the sentence with the safe words."""
         for phrase in concept.phrases:
             for sentence in concept.sentences(self.contexts):
                 erase, safe = sentence.format(phrase), sentence.format(concept.replacement)
-                yield Pair(erase, safe, sentence.partition("{}")[0], phrase)
+                yield SafePair(erase, safe, sentence.partition("{}")[0], phrase)
 
-    def matches(self, model: Model, pair: Pair) -> tuple[Match, ...]:
+    def matches(self, model: Model, pair: SafePair) -> tuple[Match, ...]:
         """Which rows of a pair go where, and with what weight ``w b``; those of weight 0 don't.
 
         Raises:
             ExpungeError: the prompt is so long that there is no such row.
         """
         w = (*self.token_weight_scale, *self.token_weight_scale[-1:] * len(CLASSES))
-        last = model.pipe.tokenizer.model_max_length - 1
+        last = model.window - 1
         count = self._length(model, pair.erase)
         rows = (
             Match(0, 0, w[0]),
@@ -144,7 +136,7 @@ class TRCE(Method):
     def _length(self, model: Model, prompt: str) -> int:
         return len(prompt.split()) if self.index == "word" else model.last_token(prompt)
 
-    def _words(self, model: Model, pair: Pair) -> Sequence[int]:
+    def _words(self, model: Model, pair: SafePair) -> Sequence[int]:
         """Rows of the erased words; in the original the first."""
         if self.index == "word":
             return _first_word(pair)
@@ -169,7 +161,7 @@ class TRCE(Method):
         )
         return reduce(lambda moved, more: joined([moved, more]), blocks)
 
-    def _rows(self, model: Model, pairs: Sequence[Pair], share: float) -> Moved:
+    def _rows(self, model: Model, pairs: Sequence[SafePair], share: float) -> Moved:
         """The rows of some pairs, each with ``share`` times its weight."""
         erased = model.encode([pair.erase for pair in pairs])
         safe = model.encode([pair.safe for pair in pairs])
@@ -190,15 +182,13 @@ class TRCE(Method):
         """
         if self.fidelity == "original":
             return ()
-        return tuple(dict.fromkeys(("", *policy.kept_prompts(self.contexts))))
+        return kept_with_empty(policy, self.contexts)
 
     def _kept(self, model: Model, policy: Policy) -> Tensor:
         """Rows of all that stays, times the root of its weight, ``[kept, width]`` float64."""
         prompts = self.kept(policy)
-        blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
-        encoded = (model.encode(block) for block in blocks)
         weight = self.preserve_scale / max(1, len(prompts))
-        rows = kept_rows(encoded, weight, model.text_width).to(model.device)
+        rows = weighed_rows(model.encode, prompts, weight, model.text_width).to(model.device)
         if self.prior is None:
             return rows
         self.prior.check(model)
@@ -209,7 +199,7 @@ class TRCE(Method):
         return factor(gram(rows) + captions.to(rows.device))
 
 
-def _first_word(pair: Pair) -> tuple[int]:
+def _first_word(pair: SafePair) -> tuple[int]:
     """Row of the first of the erased words, if every word were one token.
 
     Raises:

@@ -17,13 +17,11 @@ the prompts p' to keep. The schedule, that is which steps of which trajectories 
 is drawn first, and no trajectory is computed beyond it.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import (
-    BeforeValidator,
     Field,
     InstanceOf,
     NonNegativeFloat,
@@ -35,19 +33,21 @@ from torch import Tensor
 
 from expunge.concepts import Context, Pair, Policy, explain
 from expunge.edits.edit import Edit
-from expunge.method.base import Trained
+from expunge.method.base import Fixed, Part
+from expunge.method.batch import Batch
+from expunge.method.edits import edit_of
 from expunge.method.run import Run
 from expunge.method.student import Student
-from expunge.methods import erase
+from expunge.method.training import TrainedWeights
 from expunge.methods.trce.closed import RELEASED as RELEASED_STAGE1
 from expunge.methods.trce.closed import TRCE
-from expunge.models import Model
-from expunge.models.roles import matching
+from expunge.models import Condition, Model, Process
 from expunge.prior import PriorFile
-from expunge.seeding import derive, generator
-from expunge.training.trajectories import Place, ddim, visited
+from expunge.seeding import derive, generator, integer
+from expunge.settings import or_file
+from expunge.training.trajectories import Place, Timetable, ddim, visited
 
-RELEASED: dict[str, Any] = {
+RELEASED: Mapping[str, Any] = {
     "gradients": "cumulative",
     "align_timestep": False,
     "lamb": RELEASED_STAGE1["lamb"],
@@ -66,24 +66,19 @@ STAGE1 = ("prior", "token_weight_scale", "stage1_preserve_scale", "lamb")
 """Settings of stage 1, which a saved edit has behind it."""
 
 
-def _opened(value: Any) -> Any:
-    return Edit.load(value) if isinstance(value, str | os.PathLike) else value
-
-
 EditFile = Annotated[
     InstanceOf[Edit],
-    BeforeValidator(_opened),
+    or_file(Edit.load),
     PlainSerializer(lambda edit: edit.id, return_type=str),
 ]
 """A setting that is an ``Edit`` or the path of one; a record of it holds its id."""
 
 
-def released(model_scheduler: Any, steps: int) -> Any:
+def released(process: Process, steps: int) -> Any:
     """``ddim`` with the timesteps ``(1000 / steps) j`` of the released program."""
-    scheduler = ddim(model_scheduler, steps)
-    scheduler = type(scheduler).from_config(scheduler.config, steps_offset=0)
-    scheduler.set_timesteps(steps)
-    return scheduler
+    return process.scheduler(
+        "ddim", steps, set_alpha_to_one=False, steps_offset=0, timestep_spacing="leading"
+    )
 
 
 class Ways(NamedTuple):
@@ -106,20 +101,26 @@ class Visit(NamedTuple):
     safe: str = ""
 
 
-class Draw(NamedTuple):
+class BatchVisits(NamedTuple):
     """What one batch looks at."""
 
     steered: list[Visit]
     held: list[Visit]
 
 
-class TRCESteering(Trained):
+class TRCESteering(TrainedWeights):
     """TRCE's closed form, then contrastive fine-tuning of the early denoising steps."""
 
     name: ClassVar[str] = "trce-steering"
     title: ClassVar[str] = "TRCE with denoising trajectory steering"
     year: ClassVar[int] = 2025
     url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
+    released: ClassVar[Mapping[str, Any]] = RELEASED
+    released_fixed: ClassVar[Fixed] = {
+        **TrainedWeights.released_fixed,
+        "batch_size": (1, "the released program trains on one prompt at a time"),
+    }
+    corrected_only: ClassVar[tuple[str, ...]] = ("trajectories", "keep_share")
 
     guidance: float = 15.0
     """g: guidance of the two targets. The released program adds 1 to it."""
@@ -169,13 +170,6 @@ class TRCESteering(Trained):
     lamb: float = Field(1.0, ge=0)
     """Stage 1: weight of staying near the old weights; 0 in the original."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _released_defaults(cls, values: Any) -> Any:
-        """An original run starts from the program's defaults."""
-        original = isinstance(values, dict) and values.get("fidelity") == "original"
-        return {**RELEASED, **values} if original else values
-
     @model_validator(mode="after")
     def _consistent(self) -> "TRCESteering":
         if self.max_early_timestep >= self.num_inference_steps:
@@ -183,11 +177,6 @@ class TRCESteering(Trained):
                 f"max_early_timestep: {self.num_inference_steps} steps are numbered from 0 to "
                 f"{self.num_inference_steps - 1}"
             )
-        for name in ("trajectories", "keep_share") if self.fidelity == "original" else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f'{name}: only with fidelity="corrected"')
-        if self.fidelity == "original" and self.batch_size != 1:
-            raise ValueError("batch_size: the released program trains on one prompt at a time")
         try:
             _ = self.closed_form
         except ValidationError as error:
@@ -210,36 +199,43 @@ class TRCESteering(Trained):
             lamb=self.lamb,
         )
 
-    def start(self, model: Model, policy: Policy, seed: int) -> Edit:
-        """The edit of stage 1.
+    def student(self, model: Model, policy: Policy, seed: int) -> Student:
+        """What is trained on top of stage 1."""
+        start = self.stage1_edit(model, policy, seed)
+        names = self.parameters(model)
+        return Student(model, names, rank=self.rank, seed=seed, start=start)
+
+    def stage1_edit(self, model: Model, policy: Policy, seed: int) -> Edit:
+        """The edit that the steering goes on from.
 
         Raises:
             ExpungeError: stage 1 has no solution, or the saved edit is of another model.
         """
         if self.stage1 is None:
-            return erase(model, policy, self.closed_form, seed=seed)
+            solved = Part(policy.erase, self.closed_form.solve(model, policy, seed))
+            return edit_of(self.closed_form, model, policy, [solved], seed=seed)
         with self.stage1.applied(model):  # which is refused if it isn't of this model
             return self.stage1
 
     def parameters(self, model: Model) -> tuple[str, ...]:
-        return matching(model.unet, lambda n, _: ".attn1." in n or ".attn2.to_q." in n)
+        return model.select("self_attention | cross_attention.q")
 
     # --- the loss
 
-    def loss(self, student: Student, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, student: Student, batch: Batch) -> dict[str, Tensor]:
         """The steering ``erase``, the ``regularization``, and their weighted sum.
 
         ``erase`` is the mean of ``erase_prompt`` and ``erase_empty``, which are 0 where the
         student is nearer to the safe target by the margin.
         """
-        latents, timestep, erased = batch["latents"], batch["timestep"], batch["embeddings"]
-        held = [batch[key] for key in ("held_latents", "held_timestep", "held_embeddings")]
-        empty = batch["empty"].expand_as(erased)
+        latents, timestep, erased = batch["latents"], batch["timestep"], batch["condition"]
+        held = batch["held_latents"], batch["held_timestep"], batch["held_condition"]
+        empty = batch["empty"].expand(len(erased))
         positive, negative = self.targets(student, batch)
         predicted = student.predict(
             torch.cat([latents, latents, held[0]]),
             torch.cat([timestep, timestep, held[1]]),
-            torch.cat([erased, empty, held[2]]),
+            Condition.cat([erased, empty, held[2]]),
         )
         steered, stayed = predicted.tensor_split([2 * len(latents)])
         nearer = _distance(steered, positive.repeat(2, 1, 1, 1)) - _distance(
@@ -260,20 +256,20 @@ class TRCESteering(Trained):
             "regularization": regularization,
         }
 
-    def targets(self, student: Student, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def targets(self, student: Student, batch: Batch) -> tuple[Tensor, Tensor]:
         """f+ and f-, shaped like the latents, out of one pass of the base model."""
-        latents, erased = batch["latents"], batch["embeddings"]
+        latents, erased = batch["latents"], batch["condition"]
         g = self.guidance + 1 if self.fidelity == "original" else self.guidance
         safe, unsafe, u = student.teach(
             latents.repeat(3, 1, 1, 1),
             batch["timestep"].repeat(3),
-            torch.cat([batch["safe"], erased, batch["empty"].expand_as(erased)]),
+            Condition.cat([batch["safe"], erased, batch["empty"].expand(len(erased))]),
         ).chunk(3)
         return u + g * (safe - u), u + g * (unsafe - u)
 
     # --- the data
 
-    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[dict[str, Tensor]]:
+    def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         ways = self.ways(run.policy, run.seed)
         schedule = self.schedule(run.model, ways, run.seed)
         table = self._table(
@@ -283,18 +279,20 @@ class TRCESteering(Trained):
             steered, held = schedule[number]
             yield {
                 **table.rows(steered),
-                "safe": table.texts([visit.safe for visit in steered]),
-                "empty": table.texts([""]),
+                "safe": table.condition([visit.safe for visit in steered]),
+                "empty": table.condition([""]),
                 **{f"held_{key}": rows for key, rows in table.rows(held).items()},
             }
 
-    def schedule(self, model: Model, ways: Mapping[str, Ways], seed: int) -> list[Draw]:
+    def schedule(self, model: Model, ways: Mapping[str, Ways], seed: int) -> list[BatchVisits]:
         """What every batch of the training looks at."""
-        timesteps = self._timetable(model.pipe.scheduler, self.num_inference_steps).timesteps
+        timesteps = self._timetable(model.process, self.num_inference_steps).timesteps
         count = self.iterations * self.accumulation
         return [self._draw(ways, timesteps.tolist(), number, seed) for number in range(count)]
 
-    def _draw(self, ways: Mapping[str, Ways], times: list[int], number: int, seed: int) -> Draw:
+    def _draw(
+        self, ways: Mapping[str, Ways], times: list[int], number: int, seed: int
+    ) -> BatchVisits:
         """The trajectories take turns; what is random of one batch are the steps on them."""
         draws = generator(seed, "trce batch", number)
         original, late = self.fidelity == "original", int(not self.align_timestep)
@@ -302,25 +300,25 @@ class TRCESteering(Trained):
         erased = ways["erased"]
         for row in range(self.batch_size):
             at = (number * self.batch_size + row) % len(erased.prompts)
-            step = _random(draws, self.max_early_timestep + 1)
+            step = integer(draws, 0, self.max_early_timestep + 1)
             place = Place(at, step + late)
             steered.append(
                 Visit("erased", place, times[step], erased.prompts[at], erased.others[at])
             )
         turn = number % len(erased.prompts) if original else number
         for row in range(self.regularization_batch_size):
-            step = _random(draws, len(times) + original)
+            step = integer(draws, 0, len(times) + original)
             kept = "kept" in ways and float(torch.rand((), generator=draws)) < self.keep_share
             sort = "kept" if kept else "empty"
             way = ways[sort]
             at = (turn * self.regularization_batch_size + row) % len(way.prompts)
             if step == len(times):  # the released program draws one too many and skips it
                 continue
-            offset = _random(draws, 1000 // len(times)) if original else 0
+            offset = integer(draws, 0, 1000 // len(times)) if original else 0
             # guidance also asks what is drawn there without a prompt
-            prompt = (way.prompts, way.others)[_random(draws, 2)][at]
+            prompt = (way.prompts, way.others)[integer(draws, 0, 2)][at]
             held.append(Visit(sort, Place(at, step + late), times[step] + offset, prompt))
-        return Draw(steered, held)
+        return BatchVisits(steered, held)
 
     def ways(self, policy: Policy, seed: int) -> dict[str, Ways]:
         """All trajectories that the schedule may use, by sort: erased, empty and kept."""
@@ -351,7 +349,7 @@ class TRCESteering(Trained):
             pairs = list(concept.pairs(self.contexts))
             sentences = len(pairs) // len(concept.phrases)
             wording = number // len(concepts) % len(concept.phrases)
-            chosen.append(pairs[wording * sentences + _random(draws, sentences)])
+            chosen.append(pairs[wording * sentences + integer(draws, 0, sentences)])
         return tuple(chosen)
 
     def _kept(self, policy: Policy, seed: int) -> tuple[str, ...]:
@@ -361,11 +359,11 @@ class TRCESteering(Trained):
         chosen = []
         for number in range(max(self.trajectories, len(words)) if words else 0):
             choice = [prompt for prompt in prompts if words[number % len(words)] in prompt]
-            chosen.append(choice[_random(draws, len(choice))])
+            chosen.append(choice[integer(draws, 0, len(choice))])
         return tuple(chosen)
 
-    def _table(self, run: Run, ways: Mapping[str, Ways], visits: Sequence[Visit]) -> "Table":
-        """The latents of all visits, and the embeddings of their prompts."""
+    def _table(self, run: Run, ways: Mapping[str, Ways], visits: Sequence[Visit]) -> "VisitTable":
+        """The latents of all visits, and the conditions of their prompts."""
         latents: dict[tuple[str, Place], Tensor] = {}
         for sort, (prompts, _, scale) in ways.items():
             places = sorted({visit.place for visit in visits if visit.sort == sort})
@@ -383,35 +381,35 @@ class TRCESteering(Trained):
             )
             latents |= {(sort, place): row for place, row in zip(places, found, strict=True)}
         texts = sorted({"", *(v.prompt for v in visits), *(v.safe for v in visits)})
-        embeddings = dict(zip(texts, run.model.encode(texts), strict=True))
-        return Table(latents, embeddings)
+        numbers = {text: at for at, text in enumerate(texts)}
+        return VisitTable(latents, numbers, run.model.condition(texts))
 
     @property
-    def _timetable(self) -> Callable[[Any, int], Any]:
+    def _timetable(self) -> Timetable:
         return released if self.fidelity == "original" else ddim
 
 
-class Table(NamedTuple):
+class VisitTable(NamedTuple):
     """What the visits of a training need."""
 
     latents: Mapping[tuple[str, Place], Tensor]
-    embeddings: Mapping[str, Tensor]
+    texts: Mapping[str, int]
+    """Where each prompt's condition is."""
+    conditions: Condition
 
-    def rows(self, visits: Sequence[Visit]) -> dict[str, Tensor]:
-        """Latents, timesteps and embeddings of some visits, one a row; perhaps none."""
+    def rows(self, visits: Sequence[Visit]) -> dict[str, Any]:
+        """Latents, timesteps and conditions of some visits, one a row; perhaps none."""
         like = next(iter(self.latents.values()))
         latents = [self.latents[visit.sort, visit.place] for visit in visits]
         return {
             "latents": torch.stack(latents) if latents else like.new_zeros((0, *like.shape)),
             "timestep": torch.tensor([v.timestep for v in visits], device=like.device).long(),
-            "embeddings": self.texts([visit.prompt for visit in visits]),
+            "condition": self.condition([visit.prompt for visit in visits]),
         }
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings ``[prompts, tokens, width]``."""
-        like = self.embeddings[""]
-        rows = [self.embeddings[prompt] for prompt in prompts]
-        return torch.stack(rows) if rows else like.new_zeros((0, *like.shape))
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """What the denoiser is told of some prompts."""
+        return self.conditions[[self.texts[prompt] for prompt in prompts]]
 
 
 def _released_pairs(policy: Policy, contexts: tuple[Context, ...]) -> tuple[Pair, ...]:
@@ -427,8 +425,3 @@ def _released_pairs(policy: Policy, contexts: tuple[Context, ...]) -> tuple[Pair
 def _distance(one: Tensor, two: Tensor) -> Tensor:
     """Mean squared distance of each row, ``[batch]``."""
     return (one - two).square().flatten(1).mean(1)
-
-
-def _random(draws: torch.Generator, count: int) -> int:
-    """A number from 0 to ``count - 1``."""
-    return int(torch.randint(count, (), generator=draws))

@@ -10,7 +10,7 @@ from the base weights, so the result is one ridge system like any other.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,19 +20,20 @@ from torch import Tensor
 
 from expunge.algebra.ridge import Rows, kept_rows
 from expunge.concepts import Concept, Policy, WordList
-from expunge.detectors.classifiers import Classifier, classifier
-from expunge.edits.edit import tried
+from expunge.detectors.base import detector
+from expunge.detectors.vocabulary import WordClassifier, word_classifier
+from expunge.edits.applied import tried
 from expunge.edits.payloads import Change, Ridge
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Method
+from expunge.method.base import Method, Need
 from expunge.models import Model
 from expunge.progress import track
 from expunge.seeding import derive
 
 
-class Round(NamedTuple):
+class BalancingRound(NamedTuple):
     """One solution and what was drawn with it."""
 
     payload: Ridge
@@ -52,7 +53,7 @@ class Debias(Method):
     title: ClassVar[str] = "Unified Concept Editing, debiasing"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing"})
 
     attributes: WordList
     """The attributes to balance, e.g. ``[female, male]``."""
@@ -61,7 +62,7 @@ class Debias(Method):
     wording: str = "{attribute} {concept}"
     """How a prompt names a concept with an attribute; original: the attribute alone."""
     classifier: str = "emoji"
-    """Who says which attribute a picture shows: ``emoji``, or ``clip:`` and a folder or hub id."""
+    """The detector that says which attribute a picture shows, e.g. ``clip:FOLDER``."""
     images: int = Field(10, ge=1)
     """Pictures of each concept in a round."""
     iterations: int = Field(30, ge=1)
@@ -118,16 +119,16 @@ class Debias(Method):
             return rounds[-1].payload
         return min(rounds, key=lambda round: self._error(round.observed)).payload
 
-    def rounds(self, model: Model, policy: Policy, seed: int) -> Iterator[Round]:
+    def rounds(self, model: Model, policy: Policy, seed: int) -> Iterator[BalancingRound]:
         """Solve, draw, classify and correct, until the shares are reached or rounds run out."""
-        classify = classifier(self.classifier, self.attributes)
+        classifier = word_classifier(detector(self.classifier), self.attributes)
         kept = self._kept(model, policy)
         mixture = torch.zeros(len(policy.erase), len(self.attributes), dtype=torch.float64)
         step, before = torch.full((len(policy.erase), 1), self.step).double(), None
         for number in track(range(self.iterations), "balancing", total=self.iterations):
             payload = self._solution(model, policy, kept, mixture)
-            observed = self._observed(model, policy, payload, classify, seed, number)
-            yield Round(payload, mixture, observed)
+            observed = self._observed(model, policy, payload, classifier, seed, number)
+            yield BalancingRound(payload, mixture, observed)
             if self._error(observed) < self.tolerance:
                 return
             missing = self.wanted - observed
@@ -192,7 +193,7 @@ class Debias(Method):
         model: Model,
         policy: Policy,
         payload: Ridge,
-        classify: Classifier,
+        classifier: WordClassifier,
         seed: int,
         number: int,
     ) -> Tensor:
@@ -208,8 +209,6 @@ class Debias(Method):
         sampler = Sampler(steps=self.num_inference_steps, guidance_scale=self.guidance_scale)
         with tried(model, payload):
             drawn = [np.asarray(picture) for _, picture in sample(model, requests, sampler)]
-        seen = torch.tensor(classify([Image.fromarray(picture) for picture in drawn]))
-        table = seen.reshape(len(policy.erase), self.images, 1) == torch.arange(
-            len(self.attributes)
-        )
-        return table.double().mean(1)
+        seen = classifier.likeliest_words([Image.fromarray(picture) for picture in drawn])
+        table = torch.tensor([[word == one for one in self.attributes] for word in seen])
+        return table.reshape(len(policy.erase), self.images, -1).double().mean(1)

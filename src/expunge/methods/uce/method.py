@@ -11,21 +11,19 @@ prompt gives the row of its last word piece.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import Moved, Rows, joined, kept_rows, shared_factors
+from expunge.algebra.ridge import Moved, Rows, joined, shared_factors
 from expunge.concepts import Concept, Context, Pair, Policy
 from expunge.edits.payloads import Change, LowRank, Ridge
-from expunge.method.base import Method
+from expunge.method.base import Method, Need
+from expunge.methods.kept import PROMPTS, weighed_rows
 from expunge.models import Model
-
-PROMPTS = 64
-"""Prompts encoded at a time."""
 
 RELEASED_TEMPLATES = {
     "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
@@ -40,7 +38,8 @@ class UCE(Method):
     title: ClassVar[str] = "Unified Concept Editing"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
-    shape: ClassVar[Literal["solve", "train"]] = "solve"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text"})
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
 
     variant: Literal["2023", "2025"] = "2023"
     """Which rows a prompt gives: last word piece through padding, or the last word piece alone."""
@@ -62,8 +61,6 @@ class UCE(Method):
 
     @model_validator(mode="after")
     def _consistent(self) -> "UCE":
-        if self.fidelity == "original" and self.contexts:
-            raise ValueError('contexts: only with fidelity="corrected"')
         if self.technique == "tensor" and self.variant == "2025":
             raise ValueError('technique: "tensor" is of the 2023 variant')
         return self
@@ -131,9 +128,8 @@ class UCE(Method):
     def preserved(self, model: Model, policy: Policy) -> Tensor:
         """Rows of all prompts to keep, times the root of p, ``[kept, width]`` float64."""
         prompts = self.kept(policy)
-        blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
-        rows = (self._kept_rows(model, block) for block in blocks)
-        return kept_rows(rows, self._scale(policy, len(prompts)), model.text_width)
+        rows = partial(self._kept_rows, model)
+        return weighed_rows(rows, prompts, self._scale(policy, len(prompts)), model.text_width)
 
     def _kept_rows(self, model: Model, prompts: Sequence[str]) -> Tensor:
         if self.variant == "2023":

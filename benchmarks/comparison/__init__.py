@@ -1,0 +1,1 @@
+"""The closed-form methods beside the published programs' way of computing."""

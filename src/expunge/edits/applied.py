@@ -1,0 +1,117 @@
+"""What is applied to a model: one state, changed by one thread at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from expunge.edits.component import Component
+from expunge.edits.gates import gates_together
+from expunge.edits.guards import Guard
+from expunge.edits.installed import Installed
+from expunge.edits.payloads import Change, together
+from expunge.errors import ExpungeError
+from expunge.models import Model
+
+
+class Applied:
+    """The components at work in a model: changed weights, gates and guards.
+
+    Each weight is its base value plus the sum of their changes, so that any of them can be taken
+    out again and the last one leaves the base bit for bit.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.components: tuple[Component, ...] = ()
+        """In the order in which they were applied."""
+        self.installed: Installed | None = None
+
+    @staticmethod
+    def to(model: Model) -> "Applied":
+        """What is applied to a model; one and the same object for as long as it lives."""
+        with model.lock:
+            found: Applied = model.attached.setdefault(Applied, Applied(model))
+            return found
+
+    def become(self, components: Sequence[Component], names: Sequence[str]) -> None:
+        """Let just these components be at work; ``names`` are the parameters that this concerns.
+
+        Raises:
+            ExpungeError: they can't act together, or a weight wouldn't be finite. The model is as
+                it was then.
+        """
+        model, payloads = self.model, [component.payload for component in components]
+        with model.lock:
+            gates = gates_together(payloads)
+            guards = [payload for payload in payloads if isinstance(payload, Guard)]
+            self._write(together(payloads), names)
+            if self.installed:
+                self.installed.remove()
+            self.installed = Installed(model, gates, guards) if gates or guards else None
+            self.components = tuple(components)
+
+    def _write(self, changes: Sequence[Change], names: Sequence[str]) -> None:
+        """Write weight after weight; after an error those that are written go back."""
+        written = []
+        try:
+            for name in names:
+                weight = _edited_weight(self.model, changes, name)
+                if weight is not None and not bool(torch.isfinite(weight).all()):
+                    raise ExpungeError(
+                        f"{name}: the edited weights aren't finite; the model is unchanged"
+                    )
+                written.append(name)
+                self.model.weights.write({name: weight})
+        except BaseException:
+            before = together([component.payload for component in self.components])
+            for name in written:
+                self.model.weights.write({name: _edited_weight(self.model, before, name)})
+            raise
+
+
+def check_unedited(model: Model, why: str) -> None:
+    """See that no edit is applied to a model.
+
+    Raises:
+        ExpungeError: one is; the message ends with ``why`` that matters.
+    """
+    if Applied.to(model).components:
+        raise ExpungeError(f"the model has an edit applied; revert it, {why}")
+
+
+def edited_weights(
+    model: Model, components: Sequence[Component], names: Sequence[str]
+) -> dict[str, Tensor | None]:
+    """Each parameter's base value plus its changes, float64; ``None`` where nothing changes it."""
+    changes = together([part.payload for part in components])
+    return {name: _edited_weight(model, changes, name) for name in names}
+
+
+def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor | None:
+    weight: Tensor | None = None
+    for payload in changes:
+        if name in payload.names:
+            base = model.base_weight(name)
+            change = payload.change(name, base)
+            if change.shape != base.shape:
+                raise ExpungeError(
+                    f"{name}: the edit has shape {tuple(change.shape)}, "
+                    f"the model {tuple(base.shape)}"
+                )
+            weight = (base.double() if weight is None else weight) + change
+    return weight
+
+
+@contextmanager
+def tried(model: Model, payload: Change) -> Iterator[Model]:
+    """The base model with a change that isn't an edit yet, for a method to look at."""
+    with model.lock:
+        try:
+            for name in payload.names:
+                base = model.base_weight(name)
+                model.weights.write({name: base.double() + payload.change(name, base)})
+            yield model
+        finally:
+            model.weights.write(dict.fromkeys(payload.names))

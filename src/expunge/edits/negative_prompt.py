@@ -1,0 +1,81 @@
+"""A negative prompt as a guard: guidance leads away from it instead of from the empty prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from expunge.models import Condition
+from expunge.models.model import Answer
+
+ALIKE = 1e-2
+"""Relative distance up to which rows are those of the empty prompt, in any precision."""
+
+
+@dataclass(frozen=True, eq=False)
+class NegativePrompt:
+    """Asks with ``negative`` wherever guidance asks with the ``empty`` condition.
+
+    That is in the first half of a batch, where diffusers has what is without the prompt. A
+    pipeline that is called with a negative prompt of its own keeps that; without guidance nothing
+    changes.
+    """
+
+    form: ClassVar[str] = "negative_prompt"
+
+    empty: Condition
+    """What guidance leads away from without this guard: one prompt."""
+    negative: Condition
+    """What it leads away from instead: one prompt."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    def predict(
+        self, denoiser: Answer, latents: Tensor, time: Tensor, condition: Condition
+    ) -> Tensor:
+        unprompted = self._unprompted(condition.rows)
+        if bool(unprompted.any()):
+            rows = condition.rows
+            negative = self.negative.to(rows.device, rows.dtype).expand(len(condition))
+            condition = _where(unprompted, negative, condition)
+        return denoiser(latents, time, condition)
+
+    def _unprompted(self, rows: Tensor) -> Tensor:
+        """Which rows of a batch are guidance's, ``[batch]`` bool."""
+        empty = self.empty.rows.to(rows.device, torch.float32)
+        distance = (rows.detach().float() - empty).flatten(1).norm(dim=1)
+        first = torch.arange(len(rows), device=rows.device) < len(rows) // 2
+        alike: Tensor = distance <= ALIKE * empty.norm()
+        return first & alike
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {}
+        for side, condition in (("empty", self.empty), ("negative", self.negative)):
+            found[f"{side}:rows"] = condition.rows
+            if condition.pooled is not None:
+                found[f"{side}:pooled"] = condition.pooled
+        return found
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "NegativePrompt":
+        sides = (
+            Condition(tensors[f"{side}:rows"], tensors.get(f"{side}:pooled"))
+            for side in ("empty", "negative")
+        )
+        return cls(*sides)
+
+
+def _where(chosen: Tensor, one: Condition, other: Condition) -> Condition:
+    """Of each row of a batch the first condition where it is chosen, else the second."""
+
+    def pick(first: Tensor, second: Tensor) -> Tensor:
+        return torch.where(chosen.view(-1, *[1] * (second.ndim - 1)), first, second)
+
+    pooled = None
+    if one.pooled is not None and other.pooled is not None:
+        pooled = pick(one.pooled, other.pooled)
+    return Condition(pick(one.rows, other.rows), pooled, other.extra)

@@ -1,0 +1,37 @@
+"""Negative prompts: guidance that leads away from the concept (Liu et al., ECCV 2022, eq. 13).
+
+Classifier-free guidance leads from the prediction without a prompt to the one with it. Asked with
+the erased words ``s`` in the place of no prompt, it leads away from them,
+
+    e(x, t, s) + g (e(x, t, p) - e(x, t, s))
+
+and nothing is computed beforehand. It is a guard, not a change of weights: without guidance it does
+nothing, and whoever holds the pipeline can take it off. A baseline to compare with.
+"""
+
+from typing import ClassVar
+
+from expunge.concepts import Policy
+from expunge.edits.negative_prompt import NegativePrompt
+from expunge.edits.payloads import Payload
+from expunge.method.base import Method, Need
+from expunge.models import Model
+
+
+class NegativePrompting(Method):
+    """Guidance away from all phrases of what is erased."""
+
+    name: ClassVar[str] = "negative-prompt"
+    title: ClassVar[str] = "Negative prompt"
+    year: ClassVar[int] = 2022
+    url: ClassVar[str] = "https://arxiv.org/abs/2206.01714"
+    needs: ClassVar[frozenset[Need]] = frozenset({"text"})
+    families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+
+    separator: str = ", "
+    """What stands between the phrases in the one negative prompt."""
+
+    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+        phrases = (phrase for concept in policy.erase for phrase in concept.phrases)
+        prompt = self.separator.join(dict.fromkeys(phrases))
+        return NegativePrompt(model.unconditional().detach(), model.condition([prompt]).detach())

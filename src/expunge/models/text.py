@@ -1,0 +1,92 @@
+"""A text encoder with its tokenizer: from words to token ids to rows."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class TextInput(NamedTuple):
+    """What one text encoder reads: token ids, of which some embeddings may be replaced."""
+
+    ids: Tensor
+    """``[batch, tokens]``, with start, end and padding."""
+    mask: Tensor | None = None
+    """Which of them are no padding, ``[batch, tokens]``, for encoders that want to know."""
+    rows: Tensor | None = None
+    """Token embeddings in the place of the table's, ``[pieces, width]`` or one each
+    ``[batch, pieces, width]``; gradients reach them."""
+    at: Tensor | None = None
+    """Where they stand, ``[batch, pieces]``."""
+
+    def replaced(self, rows: Tensor, at: Tensor) -> "TextInput":
+        """The same ids with these embeddings at these places."""
+        return self._replace(rows=rows, at=at)
+
+
+class TextEncoder:
+    """One text encoder of a pipeline."""
+
+    def __init__(self, tokenizer: Any, network: nn.Module) -> None:
+        self.tokenizer = tokenizer
+        self.network: Any = network
+
+    @property
+    def window(self) -> int:
+        """Tokens of a prompt at most, with start and end."""
+        return int(self.tokenizer.model_max_length)
+
+    @property
+    def end(self) -> int:
+        """The id of the token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pads_with_end(self) -> bool:
+        """Whether padding is the end of the text, again and again."""
+        return bool(self.tokenizer.pad_token_id == self.tokenizer.eos_token_id)
+
+    @property
+    def table(self) -> Tensor:
+        """Token embeddings, ``[vocabulary, width]``."""
+        table: Tensor = self.network.get_input_embeddings().weight
+        return table
+
+    def tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
+        """What the tokenizer gives, cut to the window."""
+        return self.tokenizer(list(prompts), truncation=True, max_length=self.window, **options)
+
+    def read(self, prompts: Sequence[str]) -> TextInput:
+        """Prompts as token ids, padded to the window."""
+        tokens = self.tokenize(prompts, padding="max_length", return_tensors="pt")
+        masked = getattr(self.network.config, "use_attention_mask", False)
+        return TextInput(tokens.input_ids, tokens.attention_mask if masked else None)
+
+    def run(self, text: TextInput, **options: Any) -> Any:
+        """The network's output; ``options`` are its own."""
+        device = self.network.device
+        mask = None if text.mask is None else text.mask.to(device)
+        with self._replaced(text):
+            return self.network(text.ids.to(device), attention_mask=mask, **options)
+
+    @contextmanager
+    def _replaced(self, text: TextInput) -> Iterator[None]:
+        """Inside, the table gives the rows of ``text`` at their places."""
+        rows, at = text.rows, text.at
+        if rows is None or at is None:
+            yield
+            return
+        batch = torch.arange(len(at))[:, None]
+
+        def put(table: nn.Module, given: Any, output: Tensor) -> Tensor:
+            changed = output.clone()
+            changed[batch, at] = rows.to(output.dtype)
+            return changed
+
+        handle = self.network.get_input_embeddings().register_forward_hook(put)
+        try:
+            yield
+        finally:
+            handle.remove()

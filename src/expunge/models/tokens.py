@@ -1,0 +1,28 @@
+"""Where in a prompt some words stand."""
+
+import torch
+from torch import Tensor
+
+from expunge.errors import ExpungeError
+from expunge.models.model import Model
+
+
+def word_columns(model: Model, prompt: str, words: str) -> Tensor:
+    """Which rows of a prompt its words are: all their places.
+
+    Returns:
+        ``[tokens]`` bool.
+
+    Raises:
+        ExpungeError: the words' tokens aren't in the prompt.
+    """
+    ids, own = model.tokens(prompt), model.tokens(words)
+    starts = [at for at in range(len(ids)) if ids[at : at + len(own)] == own]
+    if not own or not starts:
+        raise ExpungeError(
+            f"{prompt!r} doesn't hold the tokens of {words!r}; {{}} must stand as a word by itself"
+        )
+    marks = torch.zeros(model.window, dtype=torch.bool)
+    for start in starts:
+        marks[1 + start : 1 + start + len(own)] = True
+    return marks

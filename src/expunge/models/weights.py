@@ -1,0 +1,87 @@
+"""A denoiser's parameters, some of which are replaced for a while, and the lock on them."""
+
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import ExpungeError
+
+
+class Lock:
+    """A lock that the thread that holds it can take again; a copy is a lock of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["Lock"], tuple[()]]:
+        return Lock, ()
+
+
+class Weights:
+    """Parameters by name, each with its base value to go back to."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.replaced: dict[str, Tensor] = {}
+        """Base values of the parameters that have another value now."""
+
+    def base(self, name: str) -> Tensor:
+        """A parameter as it is without any change.
+
+        Raises:
+            ExpungeError: the values are offloaded, so they can't be read.
+        """
+        if name in self.replaced:
+            return self.replaced[name]
+        parameter = self.network.get_parameter(name).detach()
+        if parameter.is_meta:
+            raise ExpungeError(
+                f"{name}: the weights are offloaded; load the pipeline without sequential CPU "
+                "offload (model offload, which moves whole networks, is fine)"
+            )
+        return parameter
+
+    @torch.no_grad()
+    def write(self, values: Mapping[str, Tensor | None]) -> None:
+        """Replace parameters in place; ``None`` puts the base value back, bit for bit."""
+        for name, value in values.items():
+            parameter = self.network.get_parameter(name)
+            if value is None:
+                parameter.copy_(self.replaced.pop(name, parameter))
+            else:
+                self.replaced.setdefault(name, self.base(name).clone())
+                parameter.copy_(value)
+
+    def check(self) -> None:
+        """See that parameters can be changed, and that a change shows.
+
+        Raises:
+            ExpungeError: adapters are loaded, projections are fused, or the network is compiled.
+        """
+        for name, _ in self.network.named_parameters():
+            if ".base_layer." in name or ".lora_" in name:
+                raise ExpungeError(
+                    "the pipeline has LoRA adapters loaded, and an edit is of the plain weights; "
+                    "unload them first (pipe.unload_lora_weights()), and load them again after"
+                )
+            if name.startswith("_orig_mod."):
+                raise ExpungeError("the denoiser is compiled; edit the pipeline before compiling")
+        if any(getattr(module, "fused_projections", False) for module in self.network.modules()):
+            raise ExpungeError(
+                "the pipeline's projections are fused, so edits of them wouldn't show; call "
+                "pipe.unfuse_qkv_projections() first"
+            )
