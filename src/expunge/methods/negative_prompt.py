@@ -1,7 +1,7 @@
 """Negative prompts: guidance that leads away from the concept (Liu et al., ECCV 2022, eq. 13).
 
 Classifier-free guidance leads from the prediction without a prompt to the one with it. Asked with
-the erased words ``s`` in the place of no prompt, it leads away from them,
+the erased words ``s`` in the place of no prompt, it leads away from them::
 
     e(x, t, s) + g (e(x, t, p) - e(x, t, s))
 
