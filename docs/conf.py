@@ -76,7 +76,15 @@ def without_what_named_tuples_say_themselves(
         lines.clear()
 
 
+def each_generic_class_once(
+    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leave out ``Loss[Student]``, which pydantic puts beside ``Loss``."""
+    return True if "[" in name else None
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", fields_as_callers_write_them)
     app.connect("autodoc-before-process-signature", types_as_callers_write_them)
     app.connect("autodoc-process-docstring", without_what_named_tuples_say_themselves)
+    app.connect("autodoc-skip-member", each_generic_class_once)
