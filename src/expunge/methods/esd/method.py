@@ -196,8 +196,8 @@ class ESD(TrainedWeights):
     def _taken_out(self, run: Run) -> "TrajectoryExamples":
         """Every latent of the trajectories of ``erase_from``, with its target.
 
-        A trajectory leads away from one concept. Where several share a prompt, it leads as many
-        times as far, so that the mean of them leads away from all.
+        A trajectory's target leads away from one concept. If several concepts share a prompt, each
+        target is scaled by their number, so that the mean of the targets leads away from all.
         """
         rows = [
             ((prompt, phrase), concept.replacement)
