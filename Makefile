@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-nudenet check docs clean
+.PHONY: demo test test-nudenet reference check docs clean
 
 demo: $(READY)
 	$(BIN)/expunge demo --output runs/demo
@@ -16,6 +16,15 @@ test: $(READY)
 test-nudenet: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[nudenet]'
 	$(BIN)/python -m pytest tests/detectors/test_nudenet.py
+
+# Our numbers beside those of the original programs: make reference CASES=DIR [MODELS=DIR] [ONLY=GLOB]
+reference: $(if $(CASES),$(READY),no-cases)
+	$(BIN)/python -m conformance '$(CASES)' $(if $(MODELS),--models '$(MODELS)') $(if $(ONLY),--only '$(ONLY)')
+
+.PHONY: no-cases
+no-cases:
+	@echo "make reference needs CASES=DIR, a folder that holds cases" >&2
+	@exit 2
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""``python -m conformance DIR``: our numbers beside those of the original programs.
+"""``make reference CASES=DIR``: our numbers beside those of the original programs.
 
 Each folder below DIR with a ``case.json`` is one run of an original program: what it was given,
 what it gave, and how closely two correct programs agree.
@@ -29,6 +29,7 @@ CHECKS: dict[tuple[str, str | None], Callable[[Case], Iterator[Difference]]] = {
     ("uce", None): uce.weights,
     ("esd", "partial-denoising"): esd.denoising,
     ("esd", "single-step"): esd.step,
+    ("esd", "step"): esd.trained_step,
     ("esd", "train"): esd.training,
     ("esd", "parameter-names"): esd.names,
 }

@@ -10,6 +10,7 @@ from conformance.case import (
     Case,
     Difference,
     Tensors,
+    begin_with,
     loss_difference,
     pooled,
     sampled,
@@ -23,8 +24,8 @@ from expunge.methods import configured
 from expunge.methods.ac.method import AblatingConcepts
 from expunge.methods.ac.prompts import target_prompts
 from expunge.methods.ac.released import LARGE, PAINTING, SMALL, STYLE, AcProgram
-from expunge.methods.mace.batches import noised
-from expunge.models import Model
+from expunge.models import Condition, Model
+from expunge.models.text import TextInput
 from expunge.training.loop import Trainer
 
 # How closely two single-precision programs agree; twice the difference that the case itself
@@ -69,18 +70,19 @@ def diffusers(case: Case) -> Iterator[Difference]:
         given = under(inputs, f"step{number}")
         ids = given["input_ids"], given["anchor_ids"]
         yield Difference(_unknown(model, str(case["prompts"]["concept"]), *ids), 0.0)
-        noisy = noised(model, given["latents"], given["noise"], given["timesteps"])
+        noisy = model.process.mix(given["latents"], given["noise"], given["timesteps"])
         yield _near(case, "noisy", noisy, given["noisy_latents"])
-        embeddings, anchor = (_encoded(model, rows) for rows in ids)
+        condition, anchor = (_encoded(model, rows) for rows in ids)
         if number == 0:
-            yield _near(case, "embedding", embeddings, inputs["embedding"])
-            yield _near(case, "embedding", anchor, inputs["anchor_embedding"])
-            embeddings, anchor = inputs["embedding"], inputs["anchor_embedding"]
+            yield _near(case, "embedding", condition.rows, inputs["embedding"])
+            yield _near(case, "embedding", anchor.rows, inputs["anchor_embedding"])
+            condition = Condition(inputs["embedding"])
+            anchor = Condition(inputs["anchor_embedding"])
         batches.append(
             {
                 "latents": given["noisy_latents"],
                 "timestep": given["timesteps"],
-                "embeddings": embeddings,
+                "condition": condition,
                 "anchor": anchor,
                 "regressed": given["noise"],
                 "mask": given["mask"],
@@ -103,10 +105,10 @@ def compvis(case: Case) -> Iterator[Difference]:
     parts = [under(inputs, name) for name in ("ablation", "regularisation")]
     both = {key: torch.cat([part[key] for part in parts]) for key in parts[1]}
     batch = {
-        "latents": noised(model, both["x_start"], both["noise"], both["t"]),
+        "latents": model.process.mix(both["x_start"], both["noise"], both["t"]),
         "timestep": both["t"],
-        "embeddings": both["cond"],
-        "anchor": parts[0].get("c_target", parts[0]["cond"]),
+        "condition": Condition(both["cond"]),
+        "anchor": Condition(parts[0].get("c_target", parts[0]["cond"])),
         "regressed": both["noise"],
         "mask": both["mask"],
     }
@@ -139,18 +141,13 @@ def sepme(case: Case) -> Iterator[Difference]:
         {
             "latents": inputs[f"step{number}/z_t"],
             "timestep": torch.tensor([step["timestep"]]),
-            "embeddings": inputs["e_concept"],
-            "anchor": inputs["e_anchor"],
+            "condition": Condition(inputs["e_concept"]),
+            "anchor": Condition(inputs["e_anchor"]),
         }
         for number, step in enumerate(case["schedule"])
     ]
     student = Student(model, method.parameters(model))
-    begin = under(inputs, "student")
-    if set(begin) != set(student.weights):
-        raise ExpungeError(f"{len(begin)} parameters train, here {len(student.weights)}")
-    with torch.no_grad():
-        for name, weight in begin.items():
-            student.weights[name].copy_(weight)
+    begin_with(student, under(inputs, "student"))
     yield from _training(case, method, student, batches)
 
 
@@ -171,9 +168,8 @@ def _count(inputs: Tensors) -> int:
 
 
 @torch.no_grad()
-def _encoded(model: Model, ids: Tensor) -> Tensor:
-    rows: Tensor = model.pipe.text_encoder(ids)[0]
-    return rows
+def _encoded(model: Model, ids: Tensor) -> Condition:
+    return model.embed(TextInput(ids))
 
 
 def _unknown(model: Model, words: str, ids: Tensor, anchor_ids: Tensor) -> float:
@@ -181,7 +177,7 @@ def _unknown(model: Model, words: str, ids: Tensor, anchor_ids: Tensor) -> float
     anchor, _, target = words.lower().rpartition("+")
     kind: Kind = "object" if anchor else "style"
     concept = Concept(target=target, kind=kind, anchor=anchor or None)
-    tokenizer, missing = model.pipe.tokenizer, 0
+    tokenizer, missing = model.text_encoders[0].tokenizer, 0
     for row, own in zip(ids[: len(anchor_ids)], anchor_ids, strict=True):
         prompt = tokenizer.decode(own, skip_special_tokens=True)
         made = target_prompts(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from expunge.edits.applied import edited_weights
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.models import Model, load
+from expunge.method.student import Student
+from expunge.models import Condition, Model, load
 
 Tensors = Mapping[str, Tensor]
 
@@ -55,11 +56,10 @@ class Case:
         """The model that the case names, with the embeddings that the original used."""
         model = load(self.models / self["model"], device="cpu")
         if patch := self.get("text_encoder_patch"):
-            _patch(model.pipe.text_encoder, load_file(self._beside(patch)))
+            _patch(model.text_encoders[0].network, load_file(self._beside(patch)))
         stored = self.folder / str(self.get("text_embeddings")).partition(",")[0]
         if stored.is_file():
-            rows = load_file(stored)
-            model.remember({key.removeprefix("emb:"): value for key, value in rows.items()})
+            model.remember(conditions(load_file(stored)))
         return model
 
     def _beside(self, name: str) -> Path:
@@ -77,6 +77,29 @@ def _patch(module: nn.Module, values: Tensors) -> None:
         if len(names) != 1:
             raise ExpungeError(f"{ending}: {len(names)} parameters of the text encoder end so")
         parameters[names[0]].copy_(value)
+
+
+def conditions(tensors: Tensors) -> dict[str, Condition]:
+    """What the denoiser is told of each prompt, from ``emb:prompt`` and ``pooled:prompt``."""
+    found = {}
+    for key in (key for key in tensors if key.startswith("emb:")):
+        prompt = key.removeprefix("emb:")
+        whole = tensors.get(f"pooled:{prompt}")
+        found[prompt] = Condition(tensors[key][None], None if whole is None else whole[None])
+    return found
+
+
+def begin_with(student: Student, weights: Tensors) -> None:
+    """Give a student the weights that an original began with.
+
+    Raises:
+        ExpungeError: the original trains others.
+    """
+    if set(weights) != set(student.weights):
+        raise ExpungeError(f"{len(weights)} parameters train, here {len(student.weights)}")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            student.weights[name].copy_(weight)
 
 
 def under(tensors: Tensors, group: str) -> dict[str, Tensor]:

@@ -6,22 +6,23 @@ from itertools import count, takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from conformance.case import (
     Case,
     Difference,
     Tensors,
+    begin_with,
     pooled,
     relative,
     sampled,
     under,
 )
 from expunge.errors import ExpungeError
+from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.sepme.cie import CiE, momentum, rows_of
-from expunge.models import Model
+from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 
 SCALARS, LATER, GRADIENTS, UPDATES = 5e-6, 5e-5, 2e-5, 1e-3
@@ -38,7 +39,8 @@ def steps(case: Case) -> Iterator[Difference]:
     inputs, expected, scalars = case.file("inputs"), case.file("expected"), case["scalars"]
     method, model = _method(case), case.model()
     student = Student(model, method.parameters(model))
-    _start(student, under(inputs, "student"))
+    if start := under(inputs, "student"):
+        begin_with(student, start)
     trainer, history = Trainer(method, student), History()
     for step, batch in enumerate(_batches(case, student, inputs)):
         before = {name: total.clone() for name, total in trainer.sums.items()}
@@ -65,19 +67,12 @@ def _method(case: Case) -> CiE:
     return method
 
 
-def _start(student: Student, weights: Tensors) -> None:
-    if weights and set(weights) != set(student.weights):
-        raise ExpungeError(f"{len(weights)} parameters train, here {len(student.weights)}")
-    with torch.no_grad():
-        for name, weight in weights.items():
-            student.weights[name].copy_(weight)
-
-
-def _batches(case: Case, student: Student, inputs: Tensors) -> Iterator[dict[str, Tensor]]:
+def _batches(case: Case, student: Student, inputs: Tensors) -> Iterator[Batch]:
     given = takewhile(inputs.__contains__, (f"step{number}/z_t" for number in count()))
     for key, draw in zip(given, case["schedule"], strict=True):
         timestep = torch.tensor([draw["timestep"]])
-        rows = rows_of(student, inputs[key], timestep, inputs["e_concept"], inputs["e_empty"])
+        concept, empty = (Condition(inputs[f"e_{name}"]) for name in ("concept", "empty"))
+        rows = rows_of(student, inputs[key], timestep, concept, empty)
         yield {**rows._asdict(), "turn": torch.tensor(0.0)}
 
 

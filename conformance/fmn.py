@@ -10,6 +10,7 @@ from conformance.case import (
     Case,
     Difference,
     Tensors,
+    begin_with,
     loss_difference,
     pooled,
     sampled,
@@ -27,8 +28,7 @@ from expunge.methods.fmn.method import (
     attention_norms,
     logit_distances,
 )
-from expunge.methods.mace.batches import noised
-from expunge.models import Model
+from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 
 # How closely two single-precision programs agree; twice the difference that the case itself
@@ -63,13 +63,13 @@ def steps(case: Case) -> Iterator[Difference]:
     for number, step in enumerate(case["schedule"]):
         given, timestep = under(inputs, f"step{number}"), torch.tensor([step["timestep"]])
         yield Difference(float((marks != given["concept_positions"]).sum()), 0.0)
-        noisy = noised(model, given["latents"], given["noise"], timestep)
+        noisy = model.process.mix(given["latents"], given["noise"], timestep)
         yield _near(case, "noisy", noisy, given["noisy_latents"])
         batches.append(
             {
                 "latents": given["noisy_latents"],
                 "timestep": timestep,
-                "embeddings": inputs["embedding"],
+                "condition": Condition(inputs["embedding"]),
                 "columns": marks,
             }
         )
@@ -97,15 +97,13 @@ def logits(case: Case) -> Iterator[Difference]:
         {
             "latents": inputs[f"step{number}/z_t"],
             "timestep": torch.tensor([step["timestep"]]),
-            "embeddings": inputs["e_concept"],
+            "condition": Condition(inputs["e_concept"]),
             "generic": inputs["e_generic"],
         }
         for number, step in enumerate(case["schedule"])
     ]
     student = Student(model, method.parameters(model))
-    with torch.no_grad():
-        for name, weight in under(inputs, "student").items():
-            student.weights[name].copy_(weight)
+    begin_with(student, under(inputs, "student"))
     distances = logit_distances(student, batches[0])
     yield _near(case, "per_layer", distances.detach(), case.file("expected")["step0/per_layer"])
     distances.sum().backward()  # type: ignore[no-untyped-call]
@@ -121,7 +119,7 @@ def _method(**values: Any) -> ForgetMeNot:
 
 def _pad(model: Model, ids: Tensor) -> None:
     """Pad as the case's tokenizer did, which differs between Stable Diffusion 1.x and 2.x."""
-    tokenizer = model.pipe.tokenizer
+    tokenizer = model.text_encoders[0].tokenizer
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(int(ids[0, -1]))
 
 

@@ -14,6 +14,7 @@ from conformance.case import (
     Tensors,
     loss_difference,
     pooled,
+    under,
     weight_changes,
 )
 from expunge.concepts import Concept
@@ -22,10 +23,10 @@ from expunge.edits.applied import edited_weights
 from expunge.errors import ExpungeError, Unsupported
 from expunge.methods import erase
 from expunge.methods.mace.adapters import Adapter, fit, layer_norms
-from expunge.methods.mace.batches import AdapterBatch, columns, noised
+from expunge.methods.mace.batches import AdapterBatch, columns
 from expunge.methods.mace.closed import fusion
-from expunge.models import Model
-from expunge.prior import Metadata, Prior, moment, text_fingerprint
+from expunge.models import Condition, Model
+from expunge.prior import Metadata, Prior, moment
 
 # How closely two single-precision programs agree; twice the difference that the case itself
 # reports to a double evaluation, where that is more.
@@ -69,17 +70,17 @@ def refinement(case: Case) -> Iterator[Difference]:
 def loss(case: Case) -> Iterator[Difference]:
     """Attention norms, loss and gradients of one step."""
     model, inputs, expected = case.model(), case.file("inputs"), case.file("expected")
-    adapter = Adapter(model, _group(inputs, "base"), _factors(case, inputs, "lora"))
+    adapter = Adapter(model, under(inputs, "base"), _factors(case, inputs, "lora"))
     prompt, words = case["prompts"]["prompt"], case["prompts"]["concept"]
     marks = columns(model, prompt, words)[None]
     yield Difference(float((marks != inputs["concept_positions"]).sum()), 0.0)
     yield _single(case, "embedding", model.encode([prompt]), inputs["embedding"])
-    noisy = noised(model, inputs["latents"], inputs["noise"], inputs["timesteps"])
+    noisy = model.process.mix(inputs["latents"], inputs["noise"], inputs["timesteps"])
     yield _single(case, "noisy_latents", noisy, inputs["noisy_latents"])
     batch = AdapterBatch(
         inputs["noisy_latents"],
         inputs["timesteps"],
-        inputs["embedding"],
+        Condition(inputs["embedding"]),
         marks,
         _masks(case, inputs, "mask", noisy),
     )
@@ -117,7 +118,7 @@ def training(case: Case) -> Iterator[Difference]:
         if listed.get(f"{role}_captions")
     }
     edit = _refined(case, model, concepts, sentences, **priors)
-    refined = _group(expected, "refined")
+    refined = under(expected, "refined")
     theirs = {name: weight - model.base_weight(name) for name, weight in refined.items()}
     yield Difference(pooled(_changes(model, edit), theirs), _tolerance(case, "refined_change"))
     for number, (words, _) in enumerate(concepts):
@@ -128,9 +129,10 @@ def training(case: Case) -> Iterator[Difference]:
             marks = columns(model, step["prompt"], words)[None]
             yield Difference(float((marks != inputs[f"step{at}/concept_positions"]).sum()), 0.0)
             latents = inputs[f"step{at}/noisy_latents"]
-            timestep, rows = torch.tensor([step["timestep"]]), model.encode([step["prompt"]])
+            timestep = torch.tensor([step["timestep"]])
+            condition = model.condition([step["prompt"]])
             masks = _masks(case, inputs, f"step{at}/mask", latents)
-            batches.append(AdapterBatch(latents, timestep, rows, marks, masks))
+            batches.append(AdapterBatch(latents, timestep, condition, marks, masks))
         losses = fit(adapter, batches, params["lr"], nearest=True)
         wanted = [step["loss"] for _, step in steps]
         yield loss_difference(losses, wanted, _tolerance(case, "losses"))
@@ -143,9 +145,9 @@ def training(case: Case) -> Iterator[Difference]:
 def fusing(case: Case) -> Iterator[Difference]:
     """The fused weights, in single and in double precision."""
     model, inputs, params = case.model(), case.file("inputs"), case["params"]
-    model.pipe.text_encoder.double()
+    model.text_encoders[0].network.double()
     listed = case["prompts"]
-    refined = _group(inputs, "refined")
+    refined = under(inputs, "refined")
     identity = torch.eye(model.text_width, dtype=torch.float64)
     base = _base(model, refined)
     change = LowRank(
@@ -164,7 +166,7 @@ def fusing(case: Case) -> Iterator[Difference]:
     fused = fusion(change, adapters, own, kept, params["lamb"])
     ours = {name: fused.change(name, weight) for name, weight in base.items()}
     for file, tolerance in (("expected", "fused_change"), ("expected_fp64", "fused_fp64_run")):
-        weights = _group(case.file(file), "fused")
+        weights = under(case.file(file), "fused")
         theirs = {name: weight.double() - base[name] for name, weight in weights.items()}
         if theirs:
             yield Difference(pooled(ours, theirs), _tolerance(case, tolerance))
@@ -212,10 +214,10 @@ def _cached(case: Case, model: Model, name: str) -> Prior:
 
 def _prior(model: Model, total: Tensor, count: int) -> Prior:
     metadata = Metadata(
-        text_encoder=text_fingerprint(model),
+        text_encoder=model.text_fingerprint(),
         prompts=None,
         count=count,
-        positions=model.pipe.tokenizer.model_max_length,
+        positions=model.window,
         versions={},
     )
     return Prior(total.double(), metadata)
@@ -231,16 +233,10 @@ def _base(model: Model, names: Sequence[str] | Mapping[str, Tensor]) -> dict[str
     return {name: model.base_weight(name).double() for name in names}
 
 
-def _group(tensors: Tensors, group: str) -> dict[str, Tensor]:
-    """The tensors whose names start with ``group/``, without that."""
-    mark = f"{group}/"
-    return {n.removeprefix(mark): tensor for n, tensor in tensors.items() if n.startswith(mark)}
-
-
 def _factors(case: Case, tensors: Tensors, group: str) -> dict[str, Tensor]:
     if case["params"].get("lora_scale", 1.0) != 1.0:
         raise Unsupported("an adapter has no scale of its own")
-    return {_key(name): tensor for name, tensor in _group(tensors, group).items()}
+    return {_key(name): tensor for name, tensor in under(tensors, group).items()}
 
 
 def _key(name: str) -> str:

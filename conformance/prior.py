@@ -8,7 +8,7 @@ import torch
 
 from conformance.case import Case, Difference, Tensors, pooled
 from expunge.models import Model
-from expunge.prior import Prior, legacy_order
+from expunge.prior import Prior
 
 
 def cache(case: Case) -> Iterator[Difference]:
@@ -17,7 +17,7 @@ def cache(case: Case) -> Iterator[Difference]:
     tolerance = case["tolerance"]["expected"]["rel_fro_per_tensor"]
     prior = Prior.of(model, case["captions"])
     yield Difference(float(prior.metadata.count != case["n_captions"]), 0.0)
-    names = legacy_order(model)
+    names = model.values_then_keys()
     yield Difference(float(list(names) != case["key_order"]), 0.0)
     yield Difference(float(len(theirs) != 2 * len(names)), 0.0)
     for i, name in enumerate(names):

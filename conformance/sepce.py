@@ -16,9 +16,9 @@ from expunge.errors import ExpungeError
 from expunge.method.base import Part
 from expunge.methods import configured
 from expunge.methods.sepme.cie import ComparedExamples, momentum, rows_of
-from expunge.methods.sepme.sepce import SepCE
+from expunge.methods.sepme.sepce import SepCE, joined
 from expunge.methods.sepme.shifts import JointShifts, Shifts
-from expunge.models import Model
+from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 
 BASIS, SPACE, RESIDUAL = 2e-5, 5e-6, 1e-10
@@ -110,7 +110,7 @@ def _given(case: Case, student: Shifts, name: str) -> Iterator[ComparedExamples]
 def _row(
     student: Shifts, inputs: Tensors, latents: Tensor, timestep: int, name: str
 ) -> ComparedExamples:
-    concept, empty = inputs[f"context/{name}"], inputs["context/empty"]
+    concept, empty = (Condition(inputs[f"context/{key}"]) for key in (name, "empty"))
     return rows_of(student, latents, torch.tensor([timestep]), concept, empty)
 
 
@@ -123,8 +123,8 @@ def _subsets(
     at, timestep = inputs["probe_latent"], torch.tensor([case["params"]["probe_timestep"]])
 
     def probes() -> dict[str, Tensor]:
-        contexts = under(inputs, "context")
-        return {key: model.predict_noise(at, timestep, e) for key, e in contexts.items()}
+        contexts = under(inputs, "context").items()
+        return {key: model.predict(at, timestep, Condition(rows)) for key, rows in contexts}
 
     base = {name: model.base_weight(name) for name in edit.names}
     before = probes()
@@ -163,7 +163,7 @@ def _joint(case: Case, names: Sequence[str]) -> Iterator[Difference]:
             _row(student, inputs, inputs[f"step{number}/z_t/{name}"], timestep, name)
             for name in names
         ]
-        columns = (torch.cat(column) for column in zip(*rows, strict=True))
+        columns = (joined(column, model.device) for column in zip(*rows, strict=True))
         history.append(trainer.step([dict(zip(ComparedExamples._fields, columns, strict=True))]))
         if number == 0:
             for turn, name in enumerate(names):
@@ -195,7 +195,7 @@ def _method(case: Case, variant: str) -> SepCE:
     return method
 
 
-def _gradients(trainer: Trainer, turn: int, theirs: Tensors) -> Iterator[Difference]:
+def _gradients(trainer: Trainer[Shifts], turn: int, theirs: Tensors) -> Iterator[Difference]:
     """The first step's gradients of a concept's coefficients."""
     ours = {name: trainer.sums[f"{turn}:{name}"] for name in theirs}
     yield Difference(pooled(ours, theirs), GRADIENTS)

@@ -9,16 +9,17 @@ import torch
 
 from conformance.case import Case, Difference, Tensors, loss_difference, pooled
 from expunge.concepts import Concept, Policy
+from expunge.edits.applied import Applied
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, Unsupported
 from expunge.formats import spm
 from expunge.method.batch import Batch
 from expunge.methods import configured
 from expunge.methods.spm.anchors import acting
 from expunge.methods.spm.method import SPM
 from expunge.methods.spm.student import MembraneStudent
-from expunge.models import Model
+from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 
 OUTPUTS, LOSSES, GRADIENTS, UPDATES, SCORES = 2e-6, 2e-5, 2e-5, 1e-3, 1e-5
@@ -38,7 +39,7 @@ def membranes(case: Case) -> Iterator[Difference]:
     model, given, expected = case.model(), case.file("inputs"), case.file("expected")
     prompts = case["prompts"]["prompts"]
     rows = {prompt: given[f"embedding_{number}"][0] for number, prompt in enumerate(prompts)}
-    model.remember(rows)
+    model.remember({prompt: Condition(own[None]) for prompt, own in rows.items()})
     metrics = {key.split("/")[1] for key in expected if key.startswith("gamma_flat/")}
     for metric in sorted(metrics):
         [gate] = _joined(_loaded(case, model, metric=metric))
@@ -77,18 +78,19 @@ def _drawn(case: Case, model: Model, rule: str, expected: Tensors) -> Iterator[D
     tolerance = max(OUTPUTS, 3 * case["tolerance"].get(f"unet_{rule}", 0.0))
     latents = case.file("inputs")["latents"]
     for number, prompt in enumerate(case["prompts"]["prompts"]):
-        condition, ours = model.encode([prompt]), {}
+        condition, ours = model.condition([prompt]), {}
         at = f"{rule}/{number}/"
         with torch.no_grad():
             for name in (name for name in expected if name.startswith(f"unet/{at}")):
                 timestep = torch.tensor([int(name.rpartition("/")[2])])
-                ours[name] = model.predict_noise(latents, timestep, condition)
+                ours[name] = model.predict(latents, timestep, condition)
             for name in (name for name in expected if name.startswith(f"module/{at}")):
-                ours[name] = model.unet.get_submodule(name.rpartition("/")[2])(condition)
+                layer = model.denoiser.get_submodule(name.rpartition("/")[2])
+                ours[name] = layer(condition.rows)
         for name, output in ours.items():
             yield Difference(pooled({name: output}, {name: expected[name]}), tolerance)
     if base != "plain":
-        Edit(model.components).revert(model)
+        Edit(Applied.to(model).components).revert(model)
 
 
 # --- training
@@ -97,9 +99,11 @@ def _drawn(case: Case, model: Model, rule: str, expected: Tensors) -> Iterator[D
 def training(case: Case) -> Iterator[Difference]:
     """Denoising, predictions, losses, gradient and the adapter after some steps."""
     model, given, expected = case.model(), case.file("inputs"), case.file("expected")
+    if model.family != "sd":
+        raise Unsupported(f"spm: no training of {model.family}")
     prompts = case["prompts"]
     named = ("target", "positive", "neutral", "unconditional")
-    model.remember({prompts[key]: given[f"e_{key}"][0] for key in named})
+    model.remember({prompts[key]: Condition(given[f"e_{key}"]) for key in named})
     method, policy = _method(case)
     student = method.student(model, policy, 0)
     first = _adapter(case, model, "adapter_initial", method)
@@ -113,11 +117,12 @@ def training(case: Case) -> Iterator[Difference]:
         target = model.condition([prompts["target"]])
         latents = method.denoised_latents(student, noise, target, [step["tau"]])
         timestep = method.timesteps(model, [step["tau"]])
-        yield Difference(float(timestep - step["timestep"]), 0.0)
+        yield Difference(float(timestep != step["timestep"]), 0.0)
         anchors = target[:0]
         if method.la_strength:
             drawn = given[f"step{number}/anchor_batch"][1::2]
-            anchors = acting(drawn, model.unconditional(), method.anchor_split)
+            empty = model.unconditional().rows
+            anchors = Condition(acting(drawn, empty, method.anchor_split))
         batch = {
             "turn": torch.tensor(0.0),
             "latents": latents,

@@ -9,6 +9,7 @@ from conformance.case import (
     Case,
     Difference,
     Tensors,
+    begin_with,
     pooled,
     sampled,
     under,
@@ -17,10 +18,11 @@ from expunge.concepts import Concept
 from expunge.edits import Component, Dense, Edit
 from expunge.edits.component import Base, Provenance
 from expunge.errors import ExpungeError
+from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.trce.steering import TRCESteering, released
-from expunge.models import Model
+from expunge.models import Condition, Model
 from expunge.training.loop import Trainer
 from expunge.training.trajectories import denoise, walked
 
@@ -38,10 +40,7 @@ def steps(case: Case) -> Iterator[Difference]:
     yield from _trajectories(case, method, model, inputs)
     student = Student(model, method.parameters(model), start=_stage1(model, inputs))
     if theirs := under(inputs, "student"):
-        _same_names(theirs, student.weights)
-        with torch.no_grad():
-            for name, weight in theirs.items():
-                student.weights[name].copy_(weight)
+        begin_with(student, theirs)
     yield from _training(case, method, student, inputs)
 
 
@@ -85,7 +84,7 @@ def _embeddings(case: Case, model: Model, inputs: Tensors) -> Iterator[Differenc
         given[safe] = inputs[f"step{number}/e_safe"][0]
     ours = dict(zip(given, model.encode(list(given)), strict=True))
     yield Difference(pooled(ours, given), EMBEDDINGS)
-    model.remember(given)
+    model.remember({prompt: Condition(rows[None]) for prompt, rows in given.items()})
 
 
 def _trajectories(
@@ -93,9 +92,9 @@ def _trajectories(
 ) -> Iterator[Difference]:
     """Timesteps, and latents before and after the steps that are looked at."""
     count = method.num_inference_steps
-    timetable = released(model.pipe.scheduler, count)
+    timetable = released(model.process, count)
     times, window = timetable.timesteps.tolist(), 1000 // count
-    empty = model.encode([case["prompts"]["unconditional"]])
+    empty = model.condition([case["prompts"]["unconditional"]])
     for number, draw in enumerate(case["schedule"]):
         start, step = f"step{number}", draw["k"]
         prompt = case["prompts"]["pairs"][draw["pair"]][0]
@@ -113,7 +112,7 @@ def _trajectories(
             yield Difference(float(not lowest <= held["timestep"] < lowest + window), 0.0)
             before = inputs[f"{start}/reg{row}/latent_before"]
             (taken,) = denoise(
-                model.predict_noise,
+                model.predict,
                 timetable,
                 before,
                 empty,
@@ -124,11 +123,11 @@ def _trajectories(
             yield _near(taken.after, inputs[f"{start}/reg{row}/latent_after"], LATENTS)
 
 
-def _batch(case: Case, model: Model, inputs: Tensors, number: int) -> dict[str, Tensor]:
+def _batch(case: Case, model: Model, inputs: Tensors, number: int) -> Batch:
     """What a step of the case looks at."""
     params, draw = case["params"], case["schedule"][number]
     erased, safe = case["prompts"]["pairs"][draw["pair"]]
-    empty = model.encode([case["prompts"]["unconditional"]])
+    empty = model.condition([case["prompts"]["unconditional"]])
     rows = [(row, d) for row, d in enumerate(draw["regularisation"]) if not d["skipped"]]
     place = _place(params["align_timestep_trajectory"])
     held = _place(params["align_timestep_regularisation"])
@@ -136,14 +135,14 @@ def _batch(case: Case, model: Model, inputs: Tensors, number: int) -> dict[str, 
     return {
         "latents": latents,
         "timestep": torch.tensor([draw["timestep"]]),
-        "embeddings": model.encode([erased]),
-        "safe": model.encode([safe]),
+        "condition": model.condition([erased]),
+        "safe": model.condition([safe]),
         "empty": empty,
         "held_latents": torch.cat(
             [latents[:0], *(inputs[f"step{number}/reg{row}/{held}"] for row, _ in rows)]
         ),
         "held_timestep": torch.tensor([d["timestep"] for _, d in rows], dtype=torch.long),
-        "held_embeddings": empty.repeat(len(rows), 1, 1),
+        "held_condition": empty.expand(len(rows)),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expunge.edits.payloads import Payload
 from expunge.models import Condition
-from expunge.models.model import Answer
+from expunge.models.calls import Answer
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from expunge.edits.gates import Addition, Folded, Gate, Tokens, row_digest
 from expunge.edits.guards import Guard
 from expunge.models import Condition, Model
-from expunge.models.model import Call, Listening
+from expunge.models.calls import Call, Listening
 
 
 class Installed:

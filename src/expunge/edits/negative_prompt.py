@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from expunge.models import Condition
-from expunge.models.model import Answer
+from expunge.models.calls import Answer
 
 ALIKE = 1e-2
 """Relative distance up to which rows are those of the empty prompt, in any precision."""

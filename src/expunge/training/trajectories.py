@@ -12,7 +12,7 @@ from torch import Tensor
 from expunge.files import digest, replacing
 from expunge.method.run import Run
 from expunge.models import Condition, Model, Process
-from expunge.models.model import Answer
+from expunge.models.calls import Answer
 from expunge.progress import track
 
 BLOCK = 16

@@ -7,8 +7,11 @@ They differ in::
     alt             erase_from   the student for c           19 timesteps too clean
     diffusers-sd    erase_from   the teacher for erase_from  where their timestep says
     diffusers-sdxl  erase_from   the teacher for erase_from  there, but not scaled for the UNet
+    trainer-2026    erase_from   the teacher for erase_from  where their timestep says
 
-A negative guidance of 2 in the diffusers programs is 1 in the others: see ``EsdProgram.target``.
+``trainer-2026`` is what the trainer of 2026 does with Stable Diffusion: ``diffusers-sd``, but with
+latents of the model's own size. A negative guidance of 2 in the last three is 1 in the others: see
+``EsdProgram.target``. All compare raw answers of the UNet, be they noise or ``v``.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +28,15 @@ from expunge.models import Condition, Model
 from expunge.seeding import generator, integer
 from expunge.training.trajectories import ddim, denoise, native
 
-Variant = Literal["compvis", "alt", "diffusers-sd", "diffusers-sdxl"]
+Variant = Literal["compvis", "alt", "diffusers-sd", "diffusers-sdxl", "trainer-2026"]
 
+_DIFFUSERS = {
+    "esd-x": "layers & cross_attention",
+    "esd-x-strict": "layers & cross_attention.kv",
+    "esd-u": "layers - cross_attention",
+    "esd-all": "layers",
+}
+"""What ``diffusers-sd`` trains, and the trainer of 2026."""
 
 SELECTIONS: dict[Variant, dict[str, str]] = {
     "compvis": {
@@ -45,18 +55,14 @@ SELECTIONS: dict[Variant, dict[str, str]] = {
         "full": "layers",
         "xattn-strict": "layers - all",
     },
-    "diffusers-sd": {
-        "esd-x": "layers & cross_attention",
-        "esd-x-strict": "layers & cross_attention.kv",
-        "esd-u": "layers - cross_attention",
-        "esd-all": "layers",
-    },
+    "diffusers-sd": _DIFFUSERS,
     "diffusers-sdxl": {
         "esd-x": "layers & cross_attention",
         "esd-x-strict": "layers & cross_attention.kv",
         "esd-u": "layers & blocks - cross_attention - embeddings",
         "esd-all": "layers & blocks - embeddings",
     },
+    "trainer-2026": _DIFFUSERS,
 }
 """What each released program trains, by the name its command line gives it."""
 
@@ -76,6 +82,7 @@ DEFAULTS: dict[Variant, Defaults] = {
     "alt": Defaults("full", 200, 2e-5, 2.0),
     "diffusers-sd": Defaults("esd-x", 200, 5e-5, 2.0),
     "diffusers-sdxl": Defaults("esd-x", 200, 2e-4, 1.0, 2.0),
+    "trainer-2026": Defaults("esd-x", 200, 5e-5, 2.0),
 }
 
 
@@ -179,7 +186,7 @@ class EsdProgram:
 
     @property
     def _by_teacher(self) -> bool:
-        return self.variant in ("diffusers-sd", "diffusers-sdxl")
+        return self.variant in ("diffusers-sd", "diffusers-sdxl", "trainer-2026")
 
     @property
     def _stride(self) -> int:

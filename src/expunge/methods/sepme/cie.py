@@ -39,7 +39,7 @@ from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.method.training import DenoiserTraining, LearningRateSchedule, TrainedWeights
 from expunge.models import Condition, Model
-from expunge.models.model import Answer
+from expunge.models.calls import Answer
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
 from expunge.prior import mean_moment
 from expunge.seeding import derive, generator

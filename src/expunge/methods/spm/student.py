@@ -16,7 +16,7 @@ from expunge.edits.payloads import LowRank
 from expunge.method.batch import Batch
 from expunge.method.student import Student
 from expunge.models import Condition, Model
-from expunge.models.model import Answer
+from expunge.models.calls import Answer
 from expunge.seeding import generator
 
 Result = TypeVar("Result")

@@ -1,0 +1,147 @@
+"""From prompts to conditions: the half of a model that reads."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from expunge.errors import Unsupported
+from expunge.models.calls import Hear, Listening
+from expunge.models.condition import Condition
+from expunge.models.hashing import update
+from expunge.models.text import TextEncoder, TextInput
+
+BLOCK = 64
+"""Prompts that are encoded side by side."""
+
+
+class Prompting(ABC):
+    """What a model makes of prompts."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self.remembered: dict[str, Condition] = {}
+        """What ``remember`` was given, by prompt."""
+        self._hearing: list[Hear] = []
+
+    @property
+    @abstractmethod
+    def text_encoders(self) -> tuple[TextEncoder, ...]:
+        """In the order of ``embed``'s arguments."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where conditions are wanted."""
+
+    @abstractmethod
+    def embed(self, *texts: TextInput) -> Condition:
+        """The condition of a batch of texts, one input for each text encoder.
+
+        Gradients reach the inputs' ``rows`` and the text encoders' parameters that want them, from
+        the denoiser and through gates. Gates are told the token ids, but for replaced ones.
+        """
+
+    @property
+    def window(self) -> int:
+        """Tokens of a prompt at most, with start and end, in the first text encoder."""
+        return self.text_encoders[0].window
+
+    def read(self, prompts: Sequence[str]) -> tuple[TextInput, ...]:
+        """Prompts as ``embed`` takes them."""
+        return tuple(encoder.read(prompts) for encoder in self.text_encoders)
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """What the denoiser is told of each prompt, cut to the window; without gradients."""
+        known = {p: self.remembered[p] for p in prompts if p in self.remembered}
+        unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        for start in range(0, len(unknown), BLOCK):
+            batch = unknown[start : start + BLOCK]
+            with torch.no_grad():
+                made = self.embed(*self.read(batch))
+            known.update((prompt, made[at : at + 1]) for at, prompt in enumerate(batch))
+        return Condition.cat([known[prompt] for prompt in prompts])
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """The rows of each prompt's condition, ``[prompts, tokens, width]``."""
+        return self.condition(prompts).rows
+
+    def encode_rows(self, prompts: Sequence[str], positions: Sequence[int]) -> Tensor:
+        """One row of each prompt's condition, ``[prompts, width]``.
+
+        Where a row doesn't depend on what follows it, as in CLIP, nothing after it is computed: for
+        a few words that is a tenth of the work.
+        """
+        wanted = list(zip(prompts, positions, strict=True))
+        known = {
+            (p, at): self.remembered[p].rows[0, at] for p, at in wanted if p in self.remembered
+        }
+        unknown = sorted({*wanted} - known.keys(), key=lambda pair: (pair[1], pair[0]))
+        for start in range(0, len(unknown), BLOCK):
+            batch = unknown[start : start + BLOCK]
+            encoded = self._first_rows([prompt for prompt, _ in batch], batch[-1][1] + 1)
+            known.update((pair, rows[pair[1]]) for pair, rows in zip(batch, encoded, strict=True))
+        return torch.stack([known[pair] for pair in wanted])
+
+    def _first_rows(self, prompts: Sequence[str], count: int) -> Tensor:
+        """At least the first ``count`` rows of each prompt, ``[prompts, rows, width]``."""
+        return self.encode(prompts)
+
+    def unconditional(self) -> Condition:
+        """What guidance leads away from when drawing: a condition of one prompt."""
+        return self.condition([""])
+
+    def remember(self, conditions: Mapping[str, Condition]) -> None:
+        """Use these conditions, of one prompt each, for these prompts from now on."""
+        self.remembered.update({prompt: one.to(self.device) for prompt, one in conditions.items()})
+
+    def tokens(self, prompt: str) -> list[int]:
+        """Token ids of a prompt without its start and end, in the first text encoder."""
+        return self.tokenized([prompt])[0]
+
+    def tokenized(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt without its start and end, in the first text encoder."""
+        if not prompts:
+            return []
+        ids = self.text_encoders[0].tokenize(prompts)["input_ids"]
+        return [row[1:-1] for row in ids]
+
+    def last_token(self, prompt: str) -> int:
+        """Row of a prompt's last word piece; 0, the start row, for an empty prompt."""
+        return len(self.tokens(prompt))
+
+    def text_fingerprint(self) -> str:
+        """SHA-256 of the text encoders' weights in their order, rounded to half precision.
+
+        Without their names, which differ between versions of transformers.
+        """
+        total = hashlib.sha256()
+        for encoder in self.text_encoders:
+            for value in encoder.network.parameters():
+                update(total, "", value)
+        return total.hexdigest()
+
+    def listen(self, hear: Hear) -> "Listening":
+        """Tell ``hear`` of every text that is encoded from now on, by the pipeline too.
+
+        Raises:
+            Unsupported: rows come from several text encoders.
+        """
+        if len(self.text_encoders) > 1:
+            raise Unsupported(
+                f"{self.name!r} has {len(self.text_encoders)} text encoders; following tokens "
+                "through them isn't there yet"
+            )
+        return Listening(self._hearing, hear, self.text_encoders[0].network)
+
+    def _tell_replaced(self, rows: Tensor, text: TextInput) -> None:
+        """Correct what was heard of a text: a replaced token has no id."""
+        if text.at is None:
+            return
+        ids = text.ids.clone()
+        ids[torch.arange(len(ids))[:, None], text.at.to(ids.device)] = -1
+        for hear in self._hearing:
+            hear(rows.detach(), ids)
