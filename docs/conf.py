@@ -1,6 +1,7 @@
 """The documentation: the pages of this folder, and an API reference made from docstrings."""
 
 import inspect
+import re
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
@@ -83,8 +84,18 @@ def each_generic_class_once(
     return True if "[" in name else None
 
 
+def links_to_included_pages(app: Sphinx, page: str, source: list[str]) -> None:
+    """Lead ``../CONTRIBUTING.md``, which GitHub needs, to the page here that includes it."""
+    source[0] = re.sub(
+        r"\]\((?:\.\./)+(CONTRIBUTING|CHANGELOG)\.md",
+        lambda link: f"](/{link[1].lower()}.md",
+        source[0],
+    )
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", fields_as_callers_write_them)
     app.connect("autodoc-before-process-signature", types_as_callers_write_them)
     app.connect("autodoc-process-docstring", without_what_named_tuples_say_themselves)
     app.connect("autodoc-skip-member", each_generic_class_once)
+    app.connect("source-read", links_to_included_pages)
