@@ -17,7 +17,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,8 +26,9 @@ from statistics import median
 import torch
 
 from expunge import Concept, Model, load, testing
-from expunge.evaluation.evaluate import draw, question
-from expunge.evaluation.evaluate import requests as requests_of
+from expunge.evaluation.drawing import draw
+from expunge.evaluation.drawing import requests as requests_of
+from expunge.evaluation.evaluate import question
 from expunge.evaluation.judging import Judgements
 from expunge.evaluation.suite import Shot
 from expunge.generation import ImageRequest, Sampler, generate, sample, sampling
@@ -75,7 +76,7 @@ def written(model: Model, requests: list[ImageRequest], sampler: Sampler) -> Non
         generate(model, requests, folder, sampler)
 
 
-def evaluated(model: Model, asked: list[Shot], sampler: Sampler) -> None:
+def evaluated(model: Model, asked: Sequence[Shot], sampler: Sampler) -> None:
     with tempfile.TemporaryDirectory() as folder:
         judgements = Judgements(QUESTION.judge, Path(folder))
         with judgements.beside_drawing() as watch:

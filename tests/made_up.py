@@ -28,7 +28,7 @@ def pairs(asked: Plan, folder: Path, *, still_drawn: int = 1, broken: int = 2) -
     each group and gets ``broken`` kept prompts of each group wrong."""
     made: list[PicturePair] = []
     for group in asked.groups:
-        shots = [shot for shot in asked.shots() if shot.group == group.name]
+        shots = [shot for shot in asked.shots if shot.group == group.name]
         for index, shot in enumerate(shots):
             right = dict(shot.prompt.expected)
             erased = group.role == "efficacy" and index >= still_drawn

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from expunge import Concept, ExpungeError, Model, erase
-from expunge.methods.mace.batches import encoded
+from expunge.methods.mace.batches import imagenet_latents
 from expunge.methods.mace.method import MACE
-from expunge.pictures import GroundedSam, MaskFolder, concept_masks, threshold, whole
+from expunge.pictures import GroundedSam, MaskFolder, concept_masks, latents_of, threshold, whole
 
 GHOST = Concept(target="ghost", anchor="man")
 
@@ -77,7 +77,7 @@ def test_a_style_is_everywhere_in_its_pictures(pico: Model) -> None:
 
 def test_the_original_scales_colours_as_imagenet_does(pico: Model) -> None:
     picture = torch.full((1, 16, 16, 3), 128, dtype=torch.uint8)
-    ours, theirs = (encoded(pico, picture, imagenet=flag)[0] for flag in (False, True))
+    ours, theirs = (make(pico, picture)[0] for make in (latents_of, imagenet_latents))
     shade = 128 / 255
     for mean, colours in (
         (ours, [2 * shade - 1] * 3),

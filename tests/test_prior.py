@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from expunge import Edit, ExpungeError, Model, load, prior
 from expunge.cli import main
-from expunge.prior import Prior, combined, legacy_order
+from expunge.models import Condition
+from expunge.prior import Prior, combined
 
 CAPTIONS = tuple(
     f"a {first} of a {second}"
@@ -33,7 +34,7 @@ def made(pico_folder: Path) -> Prior:
 def old_cache(model: Model, total: torch.Tensor, path: Path) -> dict[str, torch.Tensor]:
     """The sum in the form that other programs pass around."""
     cache = {}
-    for i, name in enumerate(legacy_order(model)):
+    for i, name in enumerate(model.values_then_keys()):
         cache[f"{i}_for_mat1"] = (model.base_weight(name).double() @ total).float()
         cache[f"{i}_for_mat2"] = total.float()
     torch.save(cache, path)
@@ -94,7 +95,7 @@ def test_a_state_of_other_prompts_is_refused(
 def test_no_prompt_and_broken_embeddings_are_errors(pico: Model) -> None:
     with pytest.raises(ExpungeError, match="no prompt given"):
         Prior.of(pico, [])
-    pico.remember({"dog": torch.full((16, 32), torch.nan)})
+    pico.remember({"dog": Condition(torch.full((1, 16, 32), torch.nan))})
     with pytest.raises(ExpungeError, match="aren't all finite"):
         Prior.of(pico, ["dog"])
 
@@ -157,7 +158,7 @@ def test_an_old_cache_is_imported(pico: Model, made: Prior, tmp_path: Path) -> N
 
 
 def test_values_come_before_keys_and_the_middle_last(pico: Model) -> None:
-    order = legacy_order(pico)
+    order = pico.values_then_keys()
     half = len(order) // 2
     assert set(order) == set(pico.select("cross_attention.kv"))
     assert all(".to_v." in name for name in order[:half])

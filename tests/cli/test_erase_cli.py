@@ -110,8 +110,8 @@ def test_a_training_ends_when_the_shares_say_so(
         ("esd", ["--look-every", "5"], "only with --stop-when"),
         ("esd", ["--tracker", "tensorbord"], "accelerate knows aim"),
         ("esd", ["--tracker", "tensorboard"], "it isn't installed; pip install tensorboard"),
-        ("uce", ["--stop-when", "erased<=0"], "uce is solved at once, not trained"),
-        ("uce", ["--tracker", "tensorboard"], "uce is solved at once, not trained"),
+        ("uce", ["--stop-when", "erased<=0"], "uce can't be resumed, watched or tracked"),
+        ("uce", ["--tracker", "tensorboard"], "uce can't be resumed, watched or tracked"),
     ],
 )
 def test_mistakes_are_found_before_a_model_is_loaded(

@@ -9,6 +9,7 @@ from expunge import Concept, Edit, ExpungeError, Model, erase, load
 from expunge import testing as build
 from expunge.edits import Component, Dense, LowRank, Ridge
 from expunge.edits.applied import edited_weights
+from expunge.models import Condition
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
@@ -163,7 +164,7 @@ def test_the_edit_as_weights_as_lora_and_as_an_embedding_map_agree(
     assert isinstance(payload, Ridge)
     embeddings = pico.condition(["a picture of santa claus", "dog"])
     latents, timestep = torch.randn(2, 4, 8, 8), torch.tensor([500, 20])
-    mapped = (embeddings.double() @ payload.matrix.T).float()
+    mapped = Condition((embeddings.rows.double() @ payload.matrix.T).float())
     with torch.no_grad():
         plain = pico.predict(latents, timestep, embeddings)
         by_map = pico.predict(latents, timestep, mapped)

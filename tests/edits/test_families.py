@@ -80,7 +80,7 @@ def test_weights_come_first_and_gates_add_to_what_they_give(
     module = pico.denoiser.get_submodule(name.rpartition(".")[0])
     wanted = edited_weights(pico, weights.components, (name,))[name]
     assert wanted is not None
-    conditions = pico.condition(["a robot"])
+    rows = pico.encode(["a robot"])
 
     def output() -> Tensor:
         seen: list[Tensor] = []
@@ -94,7 +94,7 @@ def test_weights_come_first_and_gates_add_to_what_they_give(
         added = output() - plain
     with (weights + edits["cpe"]).applied(pico):
         both = output()
-    torch.testing.assert_close(both, conditions @ wanted.float().T + added)
+    torch.testing.assert_close(both, rows @ wanted.float().T + added)
 
 
 def test_what_conflicts_is_explained(pico: Model, edits: dict[str, Edit]) -> None:

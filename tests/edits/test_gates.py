@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from expunge import Edit, Model, erase
-from expunge.edits import gates
+from expunge.edits import installed
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.gates import Addition, Tokens
 from expunge.errors import ExpungeError
 from expunge.formats import lora, merged, published
+from expunge.models import Condition
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +39,9 @@ class Lift:
     def tensors(self) -> dict[str, Tensor]:
         return {"strength": self.strength}
 
-    def additions(self, conditions: Tensor, tokens: Tokens) -> Mapping[str, Addition]:
+    def additions(self, rows: Tensor, tokens: Tokens) -> Mapping[str, Addition]:
         self.opened.append(list(tokens))
-        lift = self.strength * conditions[:, 0].mean(1)
+        lift = self.strength * rows[:, 0].mean(1)
         return dict.fromkeys(self.names, lambda inputs: lift.view(-1, 1, 1))
 
 
@@ -63,7 +64,7 @@ def forget() -> None:
     Lift.opened.clear()
 
 
-def predicted(model: Model, conditions: Tensor) -> Tensor:
+def predicted(model: Model, conditions: Condition) -> Tensor:
     latents = torch.randn(len(conditions), *model.latent_shape, generator=torch.manual_seed(0))
     with torch.no_grad():
         return model.predict(latents, 5, conditions)
@@ -85,16 +86,16 @@ def test_new_numbers_in_the_same_tensor_open_them_again(pico: Model) -> None:
     conditions = pico.condition(["a cat", "a dog"])
     with edit(pico).applied(pico):
         predicted(pico, conditions)
-        conditions.mul_(2)
+        conditions.rows.mul_(2)
         changed = predicted(pico, conditions)
-        assert torch.equal(changed, predicted(pico, conditions.clone()))
+        assert torch.equal(changed, predicted(pico, conditions.map(Tensor.clone)))
 
 
 def test_the_additions_reach_every_key_and_value(pico: Model) -> None:
     conditions, got = pico.condition(["a cat"]), {}
     names = pico.select("cross_attention.kv")
     modules = [pico.denoiser.get_submodule(name.rpartition(".")[0]) for name in names]
-    plain = [module(conditions) for module in modules]
+    plain = [module(conditions.rows) for module in modules]
     with edit(pico).applied(pico):
         handles = [
             module.register_forward_hook(lambda m, _, output: got.update({m: output}))
@@ -103,7 +104,7 @@ def test_the_additions_reach_every_key_and_value(pico: Model) -> None:
         predicted(pico, conditions)
         for handle in handles:
             handle.remove()
-    lift = 0.5 * conditions[:, 0].mean()
+    lift = 0.5 * conditions.rows[:, 0].mean()
     for module, before in zip(modules, plain, strict=True):
         torch.testing.assert_close(got[module], before + lift)
 
@@ -144,8 +145,8 @@ def test_they_act_on_what_changed_weights_give(pico: Model) -> None:
     for name, total in (("weights", weights), ("gates", edit(pico)), ("all", weights + edit(pico))):
         with total.applied(pico):
             predicted(pico, conditions)
-            outputs[name] = module(conditions).detach()
-    plain = module(conditions).detach()
+            outputs[name] = module(conditions.rows).detach()
+    plain = module(conditions.rows).detach()
     torch.testing.assert_close(
         outputs["all"] - plain, outputs["weights"] - plain + outputs["gates"] - plain
     )
@@ -159,23 +160,23 @@ def test_the_pipeline_opens_them_with_the_tokens_of_the_prompts(pico: Model) -> 
 
 def test_tokens_of_what_is_remembered_are_known_and_others_are_not(pico: Model) -> None:
     conditions = pico.condition(["a cat"])
-    pico.remember({"a cat": conditions[0]})
+    pico.remember({"a cat": conditions})
     with edit(pico).applied(pico):
         predicted(pico, conditions)
-        predicted(pico, conditions + 1)
+        predicted(pico, Condition(conditions.rows + 1))
     assert Lift.opened == [[tuple(pico.tokens("a cat"))], [None]]
 
 
 def test_gradients_reach_the_conditions(pico: Model) -> None:
-    conditions = pico.condition(["a cat"]).requires_grad_()
+    rows = pico.encode(["a cat"]).requires_grad_()
     latents = torch.randn(1, *pico.latent_shape)
     with edit(pico).applied(pico):
         for _ in range(2):  # the graph of the first pass is gone in the second
-            pico.predict(latents, 5, conditions).sum().backward()
-        with_gates = conditions.grad.clone() / 2
-    conditions.grad = None
-    pico.predict(latents, 5, conditions).sum().backward()
-    assert not torch.allclose(with_gates, conditions.grad)
+            pico.predict(latents, 5, Condition(rows)).sum().backward()
+        with_gates = rows.grad.clone() / 2
+    rows.grad = None
+    pico.predict(latents, 5, Condition(rows)).sum().backward()
+    assert not torch.allclose(with_gates, rows.grad)
 
 
 def test_a_copy_of_the_model_keeps_its_own_gates(pico: Model) -> None:
@@ -187,7 +188,7 @@ def test_a_copy_of_the_model_keeps_its_own_gates(pico: Model) -> None:
     gated.revert(pico)
     latents = torch.randn(1, *pico.latent_shape, generator=torch.manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(twin(latents, 5, conditions).sample, expected)
+        assert torch.equal(twin(latents, 5, conditions.rows).sample, expected)
 
 
 def test_inference_mode_is_right_if_slower(pico: Model) -> None:
@@ -195,7 +196,7 @@ def test_inference_mode_is_right_if_slower(pico: Model) -> None:
     with edit(pico).applied(pico):
         expected = predicted(pico, conditions)
         with torch.inference_mode():
-            assert torch.equal(predicted(pico, conditions.clone()), expected)
+            assert torch.equal(predicted(pico, conditions.map(Tensor.clone)), expected)
 
 
 def test_no_weights_can_do_the_same(pico: Model, tmp_path) -> None:
@@ -211,10 +212,10 @@ def test_no_weights_can_do_the_same(pico: Model, tmp_path) -> None:
 
 
 def test_the_reader_forgets_the_oldest_prompts(pico: Model, monkeypatch) -> None:
-    monkeypatch.setattr(gates._Reader, "LIMIT", 2)
+    monkeypatch.setattr(installed._Reader, "LIMIT", 2)
     with edit(pico).applied(pico):
         conditions = [pico.condition([words]) for words in ("a cat", "a dog", "a hat")]
         for one in conditions:
             predicted(pico, one)
-        predicted(pico, conditions[0].clone())
+        predicted(pico, conditions[0].map(Tensor.clone))
     assert Lift.opened[-1] == [None]

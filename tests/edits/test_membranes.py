@@ -11,6 +11,7 @@ from expunge import Concept, Edit, ExpungeError, Model
 from expunge.edits import membranes
 from expunge.edits.gates import Tokens
 from expunge.edits.membranes import Membranes
+from expunge.models import Condition
 from expunge.testing import membrane, random
 
 SIZES = {"a": (6, 4), "b": (4, 4)}
@@ -162,7 +163,7 @@ def test_what_cant_act_together_is_refused() -> None:
 @torch.no_grad()
 def predicted(model: Model, prompts: Sequence[str]) -> Tensor:
     latents = random(1, *model.latent_shape, seed=7).expand(len(prompts), -1, -1, -1)
-    return model.predict(latents, 321, model.encode(prompts))
+    return model.predict(latents, 321, model.condition(prompts))
 
 
 def test_in_the_unet_each_prompt_has_the_weights_it_asks_for(pico: Model, tmp_path) -> None:
@@ -178,15 +179,15 @@ def test_in_the_unet_each_prompt_has_the_weights_it_asks_for(pico: Model, tmp_pa
         weights = {}
         for part in both.components:
             gate = part.payload
-            opened = gate.opened(pico.condition([prompt]), [pico.tokens(prompt)])
+            opened = gate.opened(pico.encode([prompt]), [pico.tokens(prompt)])
             for name in gate.names:
                 change = (opened[0, 0] * gate.up[name] @ gate.down[name]).reshape(
                     pico.base_weight(name).shape
                 )
                 weights[name] = weights.get(name, pico.base_weight(name)) + change
-        pico.write(weights)
+        pico.weights.write(weights)
         expected = predicted(pico, prompts)[row]
-        pico.write(dict.fromkeys(weights))
+        pico.weights.write(dict.fromkeys(weights))
         torch.testing.assert_close(together[row], expected, rtol=1e-4, atol=1e-4)
         assert (together[row] - plain[row]).abs().max() > 1e-3
     parts = [Edit((part,)) for part in both.components]
@@ -215,7 +216,7 @@ def test_folded_into_weights_or_not_it_is_the_same(
         )
         latents = random(1, *pico.latent_shape, seed=7).expand(len(prompts), -1, -1, -1)
         count = len(made)
-        thin = pico.predict(latents, 321, pico.encode(prompts).requires_grad_())
+        thin = pico.predict(latents, 321, Condition(pico.encode(prompts).requires_grad_()))
         assert len(made) == count
     torch.testing.assert_close(folded, thin, rtol=1e-4, atol=1e-4)
 

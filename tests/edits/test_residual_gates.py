@@ -64,15 +64,15 @@ def test_stacked_gates_are_the_published_rule(
     monkeypatch.setattr(residual_gates, "CHUNK", chunk)
     gates = [made(pico, seed=n, r=2 + n % 3, h=1 + n % 2, tied=tied or n == 1) for n in range(7)]
     together = ResidualGates.joined(gates)
-    conditions = pico.condition(["a picture of santa claus", "ghost dog"])
-    additions = together.additions(conditions, [None, None])
+    rows = pico.encode(["a picture of santa claus", "ghost dog"])
+    additions = together.additions(rows, [None, None])
     winners = set()
-    for at, rows in enumerate(conditions):
-        expected, winner = by_the_book(gates, rows)
-        assert torch.equal(together.opened(rows).winner, winner)
+    for at, row in enumerate(rows):
+        expected, winner = by_the_book(gates, row)
+        assert torch.equal(together.opened(row).winner, winner)
         winners |= set(winner.tolist())
         for name, added in expected.items():
-            ours = additions[name](conditions)[at].double()
+            ours = additions[name](rows)[at].double()
             assert (ours - added).norm() < 1e-5 * added.norm()
     assert len(winners) > 2
 
@@ -81,7 +81,7 @@ def test_equal_gates_give_the_first(pico: Model, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(residual_gates, "CHUNK", 1)
     one, two = made(pico), made(pico, seed=1)
     twins = ResidualGates.joined([two, one, one, two])
-    rows = pico.condition(["a dog"])[0]
+    rows = pico.encode(["a dog"])[0]
     assert set(twins.winner(rows).tolist()) <= {0, 1}
 
 
@@ -97,20 +97,20 @@ def test_memory_of_the_gates_does_not_grow_with_their_number(
 
     monkeypatch.setattr(residual_gates, "openings", watched)
     monkeypatch.setattr(residual_gates, "CHUNK", 16 * (16 + 6) * 5)
-    made(pico, concepts=23).winner(pico.condition(["a dog"])[0])
+    made(pico, concepts=23).winner(pico.encode(["a dog"])[0])
     assert sizes == [5, 5, 5, 5, 3]
 
 
 def test_a_prompts_numbers_do_not_depend_on_the_batch(pico: Model) -> None:
     gates = made(pico, concepts=5)
-    conditions = pico.condition(["a dog", "ghost", "a dog"])
-    all_of_them = gates.additions(conditions, [None] * 3)
+    rows = pico.encode(["a dog", "ghost", "a dog"])
+    all_of_them = gates.additions(rows, [None] * 3)
     fresh = made(pico, concepts=5)
     for at in range(3):
-        alone = fresh.additions(conditions[at : at + 1], [None])
+        alone = fresh.additions(rows[at : at + 1], [None])
         for name in gates.names:
-            row = all_of_them[name](conditions)[at]
-            assert torch.equal(alone[name](conditions[at : at + 1])[0], row)
+            row = all_of_them[name](rows)[at]
+            assert torch.equal(alone[name](rows[at : at + 1])[0], row)
 
 
 def test_a_prompt_is_opened_once(pico: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,14 +120,14 @@ def test_a_prompt_is_opened_once(pico: Model, monkeypatch: pytest.MonkeyPatch) -
         ResidualGates, "_open", lambda self, rows: opened.append(1) or real(self, rows)
     )
     gates = made(pico, concepts=2)
-    gates.additions(pico.condition(["", "", "a dog", "a dog"]), [None] * 4)
-    gates.additions(pico.condition(["", "a cat"]), [None] * 2)
+    gates.additions(pico.encode(["", "", "a dog", "a dog"]), [None] * 4)
+    gates.additions(pico.encode(["", "a cat"]), [None] * 2)
     assert len(opened) == 3
 
 
 def test_gradients_with_respect_to_the_prompt(pico: Model) -> None:
     gates = made(pico, concepts=4).on(torch.device("cpu"), torch.float64)
-    rows = pico.condition(["a picture of a ghost"]).double()
+    rows = pico.encode(["a picture of a ghost"]).double()
     direction = torch.randn_like(rows)
     weights = {n: torch.randn(w).double() for n, w in zip(gates.names, gates.widths, strict=True)}
 
@@ -144,8 +144,8 @@ def test_gradients_with_respect_to_the_prompt(pico: Model) -> None:
 
 def test_half_precision_prompts_are_opened_in_single(pico: Model) -> None:
     gates = made(pico, concepts=3)
-    conditions = pico.condition(["a ghost"])
-    half = conditions.bfloat16()
+    rows = pico.encode(["a ghost"])
+    half = rows.bfloat16()
     added, exact = gates.additions(half, [None]), gates.additions(half.float(), [None])
     name = gates.names[0]
     assert added[name](half).dtype == torch.float32
@@ -172,24 +172,24 @@ def test_they_work_in_the_unet_and_leave_no_trace(pico: Model, tmp_path: Path) -
     both = Edit.load(tmp_path / "both.safetensors")
     assert both.id == (one + two).id
     assert (both - two).id == one.id
-    conditions, latents = pico.condition(["a ghost"]), torch.randn(1, *pico.latent_shape)
+    condition, latents = pico.condition(["a ghost"]), torch.randn(1, *pico.latent_shape)
     with torch.no_grad():
-        before = pico.predict(latents, 3, conditions)
+        before = pico.predict(latents, 3, condition)
         module = pico.denoiser.get_submodule(both.names[0].rpartition(".")[0])
-        plain = module(conditions)
+        plain = module(condition.rows)
         with both.applied(pico):
-            during = pico.predict(latents, 3, conditions)
-            moved = module(conditions) - plain
-        assert torch.equal(pico.predict(latents, 3, conditions), before)
+            during = pico.predict(latents, 3, condition)
+            moved = module(condition.rows) - plain
+        assert torch.equal(pico.predict(latents, 3, condition), before)
     assert not torch.allclose(during, before)
-    added, _ = by_the_book([part.payload for part in both.components], conditions[0])
+    added, _ = by_the_book([part.payload for part in both.components], condition.rows[0])
     assert torch.allclose(moved[0].double(), added[both.names[0]], atol=1e-5)
 
 
 def test_an_untied_gate_stays_so_beside_a_tied_one(pico: Model) -> None:
     tied, untied = made(pico), made(pico, seed=1, tied=False)
     together = ResidualGates.joined([tied, untied])
-    rows = pico.condition(["a ghost"])[0]
+    rows = pico.encode(["a ghost"])[0]
     maps = [(gate.query, gate.key, gate.gate) for gate in (tied, untied)]
     both = openings(rows, together.query, together.key, together.gate)
     assert torch.allclose(both, torch.cat([openings(rows, *each) for each in maps]), rtol=1e-5)

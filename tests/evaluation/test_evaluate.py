@@ -45,7 +45,7 @@ def test_both_models_are_drawn_on_the_same_seeds_and_the_model_is_left_as_it_was
     lines = (tmp_path / f"pairs-{edit.id}-dark.jsonl").read_text().splitlines()
     assert len(lines) == 5 * 2
     assert {json.loads(line)["seed"] for line in lines} == {
-        shot.seed for shot in evaluation.protocol.plan.shots()
+        shot.seed for shot in evaluation.protocol.plan.shots
     }
 
 
@@ -58,6 +58,21 @@ def test_nothing_is_drawn_twice(pico, edit, tmp_path):
     evaluate(pico, other, suite="toy", folder=tmp_path)
     assert drawn.items() <= pictures(tmp_path).items()
     assert len(pictures(tmp_path)) == 5 * 3
+
+
+def test_the_model_is_read_once_for_its_fingerprint(pico, tmp_path, monkeypatch):
+    edit = erase(pico, Concept(target="santa claus"), "uce") + erase(
+        pico, Concept(target="ghost"), "uce"
+    )
+    fingerprint, whole = type(pico).fingerprint, []
+
+    def counted(model, names=None):
+        whole.extend([model] if names is None else [])
+        return fingerprint(model, names)
+
+    monkeypatch.setattr(type(pico), "fingerprint", counted)
+    assert len(evaluate(pico, edit, suite="toy", folder=tmp_path).evaluations) == 2
+    assert whole == [pico]
 
 
 def test_a_stopped_evaluation_ends_as_one_that_was_not(pico, edit, tmp_path):
@@ -96,8 +111,8 @@ def test_a_judge_that_skips_a_picture_stops_the_evaluation(pico, edit, tmp_path,
 def test_a_picture_that_vanished_stops_the_evaluation(pico, edit, tmp_path, monkeypatch):
     draw = module.draw
 
-    def losing(*arguments):
-        files = draw(*arguments)
+    def losing(*arguments, **options):
+        files = draw(*arguments, **options)
         next(files.folder.glob("*.png")).unlink()
         return files
 

@@ -13,10 +13,10 @@ from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.edits.applied import Applied
 from expunge.edits.gates import Addition, Tokens
 from expunge.edits.membranes import Membranes
-from expunge.evaluation import relearning as module
 from expunge.evaluation.relearning import Captioned, FineTuning, relearning
 from expunge.evaluation.restoration import weight_bits
 from expunge.generation import Sampler, requests, sample
+from expunge.models.process import Diffusion
 from expunge.prompts import PromptSet
 from expunge.statistics.rates import Rate
 from expunge.testing import membrane
@@ -129,7 +129,7 @@ def test_the_model_is_as_it_was_whatever_happens(
         learn(recognise=failing)
     assert calls[2] != before  # it was drawing with what it had learnt
     assert weight_bits(pico) == before
-    monkeypatch.setattr(module, "regressed", lambda *_: float("nan") * _[2])
+    monkeypatch.setattr(Diffusion, "target", lambda *_: float("nan") * _[2])
     with pytest.raises(ExpungeError, match="the loss became nan"):
         learn(recognise=bright)
     assert weight_bits(pico) == before

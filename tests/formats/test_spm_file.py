@@ -21,7 +21,7 @@ PROMPTS = ["a picture of santa claus", "a ghost", "a dog"]
 @torch.no_grad()
 def predicted(model: Model) -> torch.Tensor:
     latents = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(2))
-    return model.predict(latents, 400, model.encode(PROMPTS))
+    return model.predict(latents, 400, model.condition(PROMPTS))
 
 
 def written(edit: Edit, model: Model, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from torch import Tensor
 from expunge.errors import ExpungeError
 from expunge.generation import ImageRequest, Sampler, sample
 from expunge.generation.sampling import _lanes, _Texts
-from expunge.models import Model
+from expunge.models import Condition, Model
 
 FAST = Sampler(steps=3)
 WORDS = ["santa claus", "a dog", "a cat, noto style", "ghost", "a photo of a man"]
@@ -69,8 +69,8 @@ def test_batches_shrink_where_rows_of_a_batch_differ(pico: Model) -> None:
     texts, predict = _Texts(pico), pico.predict
     assert _lanes(pico, (8, 8), texts) > 1
 
-    def uneven(latents: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
-        predicted = predict(latents, timestep, embeddings)
+    def uneven(latents: Tensor, timestep: Tensor | int, condition: Condition) -> Tensor:
+        predicted = predict(latents, timestep, condition)
         predicted[4:] += 1e-6
         return predicted
 
@@ -83,7 +83,7 @@ def test_agrees_with_the_pipeline_itself(pico: Model, scheduler: str) -> None:
     sampler = Sampler(scheduler=scheduler, steps=5, guidance_scale=3.0)
     requests = ask(3)
     drawn = draw(pico, requests, sampler)
-    pico.pipe.scheduler = sampler.build(pico.pipe.scheduler)
+    pico.pipe.scheduler = sampler.build(pico.process)
     for request in requests:
         expected = pico.pipe(
             request.prompt,

@@ -16,8 +16,9 @@ from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods import configured
 from expunge.methods.ac.method import AblatingConcepts
-from expunge.methods.ac.prompts import predict, target_prompts
+from expunge.methods.ac.prompts import predict_start_detached, target_prompts
 from expunge.methods.ac.released import PAINTING, STYLE, masked, placed
+from expunge.models import Condition
 from expunge.training import loop
 from expunge.training.loop import Trainer, fit
 
@@ -50,10 +51,10 @@ def batch(model: Model, of: AblatingConcepts, policy: Policy, **changed: Any) ->
     return {**next(of.batches(run, range(1))), **changed}
 
 
-def prompts(model: Model, embeddings: Tensor, known: list[str]) -> list[str]:
-    """The prompts of these embeddings."""
+def prompts(model: Model, condition: Condition, known: list[str]) -> list[str]:
+    """The prompts of this condition."""
     rows = model.encode(known)
-    return [known[int((rows - row).flatten(1).norm(dim=1).argmin())] for row in embeddings]
+    return [known[int((rows - row).flatten(1).norm(dim=1).argmin())] for row in condition.rows]
 
 
 # --- the corrected loss
@@ -65,7 +66,7 @@ def test_the_student_is_to_predict_what_the_frozen_model_does_for_the_anchor(pic
     teacher = {"a photo of ghost": "a photo of dog"}
     known = ["cat", "a photo of cat", "a photo of dog", *teacher]
     given = batch(pico, of, Policy.of(GHOST))
-    names = prompts(pico, given["embeddings"], known)
+    names = prompts(pico, given["condition"], known)
     assert set(names[:8]) == {"a photo of ghost"}
     assert "a photo of dog" in names[8:]
     assert {"cat", "a photo of cat"} & set(names[8:])
@@ -73,10 +74,10 @@ def test_the_student_is_to_predict_what_the_frozen_model_does_for_the_anchor(pic
     changed, losses = student(pico, of, 0.1), []
     for at, name in enumerate(names):
         latents, timestep = given["latents"][at : at + 1], given["timestep"][at : at + 1]
-        anchor = pico.encode([teacher.get(name, name)])
-        target = pico.predict_noise(latents, timestep, anchor)
+        anchor = pico.condition([teacher.get(name, name)])
+        target = pico.predict(latents, timestep, anchor)
         assert torch.allclose(given["target"][at : at + 1], target, atol=1e-5)
-        losses.append(mse_loss(changed.predict(latents, timestep, pico.encode([name])), target))
+        losses.append(mse_loss(changed.predict(latents, timestep, pico.condition([name])), target))
     ablation, prior = torch.stack(losses[:8]).mean(), torch.stack(losses[8:]).mean()
     terms = of.loss(changed, given)
     assert terms["ablation"].item() == pytest.approx(ablation.item(), rel=1e-4)
@@ -89,7 +90,7 @@ def test_the_noise_based_target_is_the_noise_of_a_picture_of_the_anchor(pico: Mo
     one = {"images": 1, "contexts": ["{}"]}  # the same picture in each row
     given = batch(pico, method(loss_type="noise-based", **one), Policy.of(GHOST))
     frozen = batch(pico, method(**one), Policy.of(GHOST))
-    share = pico.pipe.scheduler.alphas_cumprod[given["timestep"]].view(-1, 1, 1, 1)
+    share = pico.process.levels[given["timestep"]].view(-1, 1, 1, 1)
     pictures = ((given["latents"] - (1 - share).sqrt() * given["target"]) / share.sqrt())[:4]
     assert torch.allclose(pictures, pictures[:1].expand_as(pictures), atol=1e-4)
     assert torch.allclose(given["target"][:4].std(), torch.tensor(1.0), atol=0.1)
@@ -104,7 +105,7 @@ def test_no_gradient_goes_through_the_first_token(pico: Model) -> None:
     names, trained = of.parameters(pico), student(pico, of, 0.1)
     torch.manual_seed(1)
     latents, timestep = torch.randn(2, 4, 8, 8), torch.tensor([100, 700])
-    embeddings = pico.encode(["ghost", "a photo of a dog"])
+    condition = pico.condition(["ghost", "a photo of a dog"])
     seen: dict[str, Tensor] = {}
 
     def watch(name: str, module: torch.nn.Module) -> Any:
@@ -113,21 +114,21 @@ def test_no_gradient_goes_through_the_first_token(pico: Model) -> None:
 
         return module.register_forward_hook(keep)
 
-    modules = ((name, pico.unet.get_submodule(name.removesuffix(".weight"))) for name in names)
+    modules = ((name, pico.denoiser.get_submodule(name.removesuffix(".weight"))) for name in names)
     handles = [watch(*pair) for pair in modules]
-    trained.predict(latents, timestep, embeddings).square().sum().backward()
+    trained.predict(latents, timestep, condition).square().sum().backward()
     for handle in handles:
         handle.remove()
     whole = {name: trained.weights[name].grad.clone() for name in names}
     for weight in trained.weights.values():
         weight.grad = None
-    predict(trained, latents, timestep, embeddings).square().sum().backward()
+    predict_start_detached(trained, latents, timestep, condition).square().sum().backward()
     for name in names:
-        wanted = torch.einsum("bid,biw->dw", seen[name][:, 1:], embeddings[:, 1:])
+        wanted = torch.einsum("bid,biw->dw", seen[name][:, 1:], condition.rows[:, 1:])
         scale = float(wanted.abs().max())
         assert torch.allclose(trained.weights[name].grad, wanted, rtol=1e-3, atol=1e-4 * scale)
     assert any(not torch.allclose(whole[n], trained.weights[n].grad, rtol=0.01) for n in names)
-    assert not any(len(module._forward_hooks) for module in pico.unet.modules())
+    assert not any(len(module._forward_hooks) for module in pico.denoiser.modules())
 
 
 def test_checkpointed_activations_leave_the_first_token_out_too(pico: Model) -> None:
@@ -137,14 +138,14 @@ def test_checkpointed_activations_leave_the_first_token_out_too(pico: Model) -> 
         trained = student(pico, of, 0.1)
         trainer = Trainer(of.model_copy(update={"gradient_checkpointing": wanted}), trained)
         if wanted:
-            pico.unet.enable_gradient_checkpointing()
+            pico.denoiser.enable_gradient_checkpointing()
         try:
             trainer._gradients(given)
         finally:
-            pico.unet.disable_gradient_checkpointing()
+            pico.denoiser.disable_gradient_checkpointing()
         gradients.append(torch.cat([w.grad.flatten() for w in trained.weights.values()]))
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5 * float(gradients[0].abs().max()))
-    assert not any(len(module._forward_hooks) for module in pico.unet.modules())
+    assert not any(len(module._forward_hooks) for module in pico.denoiser.modules())
 
 
 def test_what_is_to_be_kept_stays(pico: Model) -> None:
@@ -155,12 +156,12 @@ def test_what_is_to_be_kept_stays(pico: Model) -> None:
     latents, timestep = torch.randn(8, 4, 8, 8), torch.linspace(50, 950, 8).long()
 
     def moved(edit: Edit, prompt: str) -> float:
-        made, embeddings = Student(pico, edit.names), pico.encode([prompt]).expand(8, -1, -1)
+        made, condition = Student(pico, edit.names), pico.condition([prompt]).expand(8)
         with torch.no_grad():
             for name, change in edit.components[0].payload.tensors().items():
                 made.weights[name] += change
-            ours = made.predict(latents, timestep, embeddings)
-        return mse_loss(ours, made.teach(latents, timestep, embeddings)).item()
+            ours = made.predict(latents, timestep, condition)
+        return mse_loss(ours, made.teach(latents, timestep, condition)).item()
 
     assert moved(held, "cat") < 0.5 * moved(loose, "cat")
     assert moved(held, "dog") < 0.5 * moved(loose, "dog")
@@ -225,19 +226,19 @@ def test_concepts_with_one_anchor_share_its_pictures(
         [Concept(target="ghost", anchor="dog"), Concept(target="santa", anchor="dog")]
     )
     drawn: list[int] = []
-    predicted = pico.predict_noise
+    predicted = pico.predict
 
     def counting(latents: Tensor, *others: Any) -> Tensor:
         drawn.append(len(latents))
         return predicted(latents, *others)
 
     of = method(contexts=["{}"], images=3)
-    monkeypatch.setattr(pico, "predict_noise", counting)
+    monkeypatch.setattr(pico, "predict", counting)
     given = batch(pico, of, policy)
     assert drawn == [6, 6, 8]  # two guided steps of three pictures, then the teacher
     monkeypatch.undo()
     names = {name for at in range(8) for name in prompts(
-        pico, next(of.batches(Run(student(pico, of), policy, 0), [at]))["embeddings"][:4],
+        pico, next(of.batches(Run(student(pico, of), policy, 0), [at]))["condition"][:4],
         ["ghost", "santa", "dog"],
     )}  # fmt: skip
     assert names == {"ghost", "santa"}
@@ -248,7 +249,7 @@ def test_given_pictures_are_those_of_the_anchor(pico: Model) -> None:
     red = Image.new("RGB", (32, 32), "red")
     of = method(pictures={"dog": [red]}, loss_type="noise-based", prior_weight=0.0)
     given = batch(pico, of, Policy.of(GHOST))
-    share = pico.pipe.scheduler.alphas_cumprod[given["timestep"]].view(-1, 1, 1, 1)
+    share = pico.process.levels[given["timestep"]].view(-1, 1, 1, 1)
     latents = (given["latents"] - (1 - share).sqrt() * given["target"]) / share.sqrt()
     colours = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
     posterior = pico.pipe.vae.encode(colours).latent_dist
@@ -295,7 +296,7 @@ def test_the_programs_teach_with_the_student_and_mask(
     parts = []
     for at in range(8):
         latents, timestep = given["latents"][at : at + 1], given["timestep"][at : at + 1]
-        ours = changed.predict(latents, timestep, given["embeddings"][at : at + 1])
+        ours = changed.predict(latents, timestep, given["condition"][at : at + 1])
         target = given["regressed"][at : at + 1]
         if at < 4 and loss_type == "model-based":
             target = changed.predict(latents, timestep, given["anchor"][at : at + 1])
@@ -318,14 +319,14 @@ def test_a_masked_mean_counts_each_channel() -> None:
 def test_sepmes_program_holds_the_anchor_ten_times(pico: Model) -> None:
     of = method(fidelity="original", variant="sepme")
     given = batch(pico, of, Policy.of(GHOST))
-    assert torch.equal(given["embeddings"], pico.encode([f"ghost {PAINTING}"]))
-    assert torch.equal(given["anchor"], pico.encode([PAINTING]))
+    assert torch.equal(given["condition"].rows, pico.encode([f"ghost {PAINTING}"]))
+    assert torch.equal(given["anchor"].rows, pico.encode([PAINTING]))
     changed = student(pico, of, 0.1)
     latents, timestep = given["latents"], given["timestep"]
-    target = pico.predict_noise(latents, timestep, given["anchor"])
+    target = pico.predict(latents, timestep, given["anchor"])
     first, second = (
         mse_loss(changed.predict(latents, timestep, given[key]), target)
-        for key in ("embeddings", "anchor")
+        for key in ("condition", "anchor")
     )
     wanted = first + 10 * second
     assert of.loss(changed, given)["loss"].item() == pytest.approx(wanted.item(), rel=1e-4)
@@ -405,7 +406,7 @@ def test_stopping_anywhere_changes_nothing(
         ),
         ({"fidelity": "original", "variant": "sepme", "memorized": True}, "no such setting"),
         ({"prompts": ["a dog"], "contexts": ["a {}"]}, "give one of the two"),
-        ({"prompts": "nowhere.txt"}, "nowhere.txt: can't read the prompts"),
+        ({"prompts": "nowhere.txt"}, "nowhere.txt: can't read it"),
         ({"prompts": ["a house"]}, "no prompt holds the anchor of 'ghost', 'dog'"),
         ({"fidelity": "original", "prompts": ["a house"]}, "name an anchor, and prompts that hold"),
     ],

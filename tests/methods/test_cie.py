@@ -15,6 +15,7 @@ from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.sepme.cie import FIRST_TEST, CiE, momentum, rows_of, settled
+from expunge.models import Condition
 from expunge.training import loop
 from expunge.training.loop import Trainer
 
@@ -36,18 +37,18 @@ def taken(method: CiE, student: Student, policy: Policy, count: int) -> list[Bat
     return list(islice(method.batches(Run(student, policy, 0), range(count)), count))
 
 
-def trained(student: Student, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+def trained(student: Student, latents: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
     """The student's prediction for one row, apart from ``predict``: its weights written down."""
     names = student.names
-    student.model.write({name: student.value(name).detach() for name in names})
+    student.model.weights.write({name: student.value(name).detach() for name in names})
     try:
         with torch.no_grad():
-            return student.model.predict_noise(latents, timestep, embeddings)
+            return student.model.predict(latents, timestep, condition)
     finally:
-        student.model.write(dict.fromkeys(names))
+        student.model.weights.write(dict.fromkeys(names))
 
 
-def rows(batch: Batch) -> Iterator[dict[str, Tensor]]:
+def rows(batch: Batch) -> Iterator[dict[str, Any]]:
     for at in range(len(batch["latents"])):
         yield {key: v[at : at + 1] for key, v in batch.items() if key not in ("turn", "held")}
 
@@ -56,9 +57,9 @@ def test_the_original_loss_is_that_of_the_paper(pico: Model) -> None:
     method = CiE(fidelity="original", reg_beta=3e-4)
     student = moved(pico, method.parameters(pico))
     latents, timestep = torch.randn(1, 4, 8, 8), torch.tensor([421])
-    e_c, e_0 = pico.encode(["ghost"]), pico.encode([""])
+    e_c, e_0 = pico.condition(["ghost"]), pico.condition([""])
     batch = rows_of(student, latents, timestep, e_c, e_0)._asdict() | {"turn": torch.tensor(0.0)}
-    r = pico.predict_noise(latents, timestep, e_c) - pico.predict_noise(latents, timestep, e_0)
+    r = pico.predict(latents, timestep, e_c) - pico.predict(latents, timestep, e_0)
     r_student = trained(student, latents, timestep, e_c) - trained(student, latents, timestep, e_0)
     d = sum(float(a) * float(b) for a, b in zip(r.flatten(), r_student.flatten(), strict=True))
     norms = [float(change.abs().sum()) for change in student.changes().values()]
@@ -67,7 +68,7 @@ def test_the_original_loss_is_that_of_the_paper(pico: Model) -> None:
     assert ours["weights"].item() == pytest.approx(sum(norms) / len(norms), rel=1e-5)
     expected = d / r.numel() + 3e-4 * sum(norms) / len(norms)
     assert ours["loss"].item() == pytest.approx(expected, rel=1e-4)
-    assert set(student.names) == {n for n, _ in pico.unet.named_parameters() if ".attn2." in n}
+    assert set(student.names) == {n for n, _ in pico.denoiser.named_parameters() if ".attn2." in n}
 
 
 @pytest.mark.parametrize("pictures", [False, True])
@@ -85,8 +86,8 @@ def test_the_corrected_loss_is_the_mean_of_each_latents_share(pico: Model, pictu
         batch["representation"][0] *= -1  # so that one row has gone beyond nothing
         for row in rows(batch):
             at = row["latents"], row["timestep"]
-            a = pico.predict_noise(*at, row["empty"])
-            r = (pico.predict_noise(*at, row["concept"]) - a) * (1 if shares else -1)
+            a = pico.predict(*at, row["empty"])
+            r = (pico.predict(*at, row["concept"]) - a) * (1 if shares else -1)
             assert torch.allclose(r, row["representation"], atol=2e-5)
             left = trained(student, *at, row["concept"]) - a
             shares.append(float((left * r).sum() / (r * r).sum()))
@@ -127,7 +128,7 @@ def test_concepts_take_turns_in_their_own_prompts(pico: Model) -> None:
     assert [round(batch["turn"].item()) for batch in batches] == [0, 0, 1, 1, 0, 0, 1, 1]
     for batch in batches:
         own = known[round(batch["turn"].item())].values()
-        for c, a in zip(batch["concept"], batch["empty"], strict=True):
+        for c, a in zip(batch["concept"].rows, batch["empty"].rows, strict=True):
             assert any(torch.equal(c, one) and torch.equal(a, other) for one, other in own)
     again = next(method.batches(Run(student, TWO, 0), [5]))
     assert all(torch.equal(again[key], batches[5][key]) for key in again)
@@ -230,7 +231,7 @@ def test_the_original_takes_pictures_that_the_model_draws(pico: Model) -> None:
     assert len({float(batch["latents"].sum()) for batch in batches}) == 18
     alone = next(method.batches(Run(student, Policy.of("ghost"), 0), [17]))
     assert torch.equal(alone["latents"], batches[17]["latents"])
-    assert torch.equal(alone["empty"], pico.encode([""]))
+    assert torch.equal(alone["empty"].rows, pico.encode([""]))
 
 
 def test_training_takes_the_direction_away(pico: Model) -> None:
@@ -272,11 +273,11 @@ def test_what_is_held_is_kept_and_compared_with_but_not_erased(pico: Model) -> N
 
 @pytest.mark.parametrize("train_method", ["x", "x-strict"])
 def test_only_the_chosen_parameters_change(pico: Model, train_method: str) -> None:
-    before = {name: weight.clone() for name, weight in pico.unet.named_parameters()}
+    before = {name: weight.clone() for name, weight in pico.denoiser.named_parameters()}
     edit = erase(pico, ["ghost", "santa claus"], "cie", train_method=train_method, **SHORT)
     role = "cross_attention" if train_method == "x" else "cross_attention.kv"
     assert set(edit.names) == set(pico.select(role))
-    assert all(torch.equal(w, before[n]) for n, w in pico.unet.named_parameters())
+    assert all(torch.equal(w, before[n]) for n, w in pico.denoiser.named_parameters())
 
 
 def test_own_pictures_from_folders(pico: Model, tmp_path: Path) -> None:

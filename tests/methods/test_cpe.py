@@ -14,7 +14,8 @@ from expunge.doctor.costs import cost, measure
 from expunge.edits.applied import Applied
 from expunge.edits.residual_gates import ResidualGates
 from expunge.method.run import Run
-from expunge.methods import configured, cpe
+from expunge.methods import configured
+from expunge.methods.cpe import method as cpe
 from expunge.methods.cpe.bank import Bank, mentions, mixed, nearest_names
 from expunge.methods.cpe.losses import Prompts, Surface, attacking, erasing, kappa
 from expunge.methods.cpe.method import CPE
@@ -128,7 +129,7 @@ def test_kappa_bounds_what_a_change_of_keys_and_values_can_do(pico: Model) -> No
     names = pico.select("cross_attention.kv")
     tokens = pico.encode([""]).shape[1]
     for name, found in zip(names, kappa(pico, names).tolist(), strict=True):
-        layer = pico.unet.get_submodule(name.removesuffix(".weight").rpartition(".")[0])
+        layer = pico.denoiser.get_submodule(name.removesuffix(".weight").rpartition(".")[0])
         out = layer.to_out[0].weight.double()
         exact = torch.linalg.svdvals(out)[0]
         if name.endswith("to_k.weight"):
@@ -164,14 +165,14 @@ def test_each_concept_is_a_part_of_its_own(pico: Model) -> None:
     assert edit.gated
     assert edit.provenance[0].steps == CPE(**SHORT).iterations == 4 + 2 + 3
     first = Edit(edit.components[:1])
-    conditions, latents = pico.encode(["ghost"]), random(1, *pico.latent_shape)
+    condition, latents = pico.condition(["ghost"]), random(1, *pico.latent_shape)
     with torch.no_grad():
-        before = pico.predict_noise(latents, 3, conditions)
+        before = pico.predict(latents, 3, condition)
         with edit.applied(pico):
-            assert not torch.equal(pico.predict_noise(latents, 3, conditions), before)
+            assert not torch.equal(pico.predict(latents, 3, condition), before)
         with (edit - first).applied(pico):
             pass
-        assert torch.equal(pico.predict_noise(latents, 3, conditions), before)
+        assert torch.equal(pico.predict(latents, 3, condition), before)
 
 
 def test_a_concepts_losses_do_not_depend_on_the_others(pico: Model) -> None:
@@ -376,13 +377,13 @@ def test_the_released_program_draws_from_a_bank_for_each_concept(pico: Model) ->
 
 
 def test_a_monitor_sees_the_gates_and_may_end_it(pico: Model, tmp_path: Path) -> None:
-    conditions, latents = pico.encode(["ghost"]), random(1, *pico.latent_shape)
+    condition, latents = pico.condition(["ghost"]), random(1, *pico.latent_shape)
     with torch.no_grad():
-        plain = pico.predict_noise(latents, 3, conditions)
+        plain = pico.predict(latents, 3, condition)
 
     def score(model: Model) -> dict[str, float]:
         with torch.no_grad():
-            return {"moved": float((model.predict_noise(latents, 3, conditions) - plain).norm())}
+            return {"moved": float((model.predict(latents, 3, condition) - plain).norm())}
 
     monitor = Monitor(every=3, score=score, stop=lambda scores: scores["moved"] > 0)
     result = train(
@@ -415,12 +416,12 @@ def test_shifts_are_squared_once_for_a_stage(pico: Model) -> None:
     ("values", "message"),
     [
         ({"iterations": 7}, "iterations: 7, but the stages have 5400 steps; set rounds"),
-        ({"rank": 2}, "rank: not a setting of cpe, gates have gate_rank"),
-        ({"precision": "bf16"}, "precision: not a setting of cpe"),
-        ({"lr_schedule": "constant"}, "lr_schedule: not a setting of cpe"),
+        ({"rank": 2}, "cpe: rank: Extra inputs are not permitted (settings: "),
+        ({"precision": "bf16"}, "cpe: precision: Extra inputs"),
+        ({"lr_schedule": "constant"}, "cpe: lr_schedule: Extra inputs"),
         ({"rounds": 0}, "rounds: Input should be greater"),
         ({"rounds": "many"}, "rounds: Input should be a valid integer"),
-        ({"fidelity": "original", "noise": 0.1}, "noise: the released program always takes 0.001"),
+        ({"fidelity": "original", "noise": 0.1}, "always takes the same; leave it at 0.001"),
         ({"fidelity": "original", "tied": False}, "tied: the released program has one map"),
         ({"contexts": ["no place"]}, "must hold {} once"),
     ],

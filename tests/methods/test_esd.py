@@ -11,6 +11,7 @@ from expunge.formats import lora
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.esd.method import ESD
+from expunge.models import Condition
 from expunge.training.loop import fit
 
 SHORT = {"iterations": 2, "trajectories": 2, "num_inference_steps": 4}
@@ -18,15 +19,15 @@ SHORT = {"iterations": 2, "trajectories": 2, "num_inference_steps": 4}
 
 @pytest.mark.parametrize("role", ["x", "x-strict", "u", "selfattn", "full"])
 def test_only_the_chosen_role_changes(pico: Model, role: str) -> None:
-    before = {name: weight.clone() for name, weight in pico.unet.named_parameters()}
+    before = {name: weight.clone() for name, weight in pico.denoiser.named_parameters()}
     edit = erase(pico, "noto style", "esd", train_method=role, **SHORT)
     assert set(edit.names) == set(ESD(train_method=role).parameters(pico))
-    assert all(torch.equal(w, before[n]) for n, w in pico.unet.named_parameters())
+    assert all(torch.equal(w, before[n]) for n, w in pico.denoiser.named_parameters())
     changes = edit.components[0].payload.tensors()
     assert sum(bool(change.abs().max() > 0) for change in changes.values()) > 0.8 * len(changes)
 
 
-@pytest.mark.parametrize("variant", ["compvis", "alt", "diffusers-sd"])
+@pytest.mark.parametrize("variant", ["compvis", "alt", "diffusers-sd", "trainer-2026"])
 def test_the_released_programs_run_from_end_to_end(pico: Model, variant: str) -> None:
     edit = erase(
         pico, "ghost", "esd", fidelity="original", variant=variant, iterations=2,
@@ -53,23 +54,24 @@ def test_targets_follow_the_equation(pico: Model) -> None:
     kept = 0
     for row in range(8):
         at = slice(row, row + 1)
-        embedding = batch["embeddings"][at]
-        erased = pico.predict_noise(latents[at], timestep[at], embedding)
-        prompt = min(known, key=lambda p: float((known[p] - embedding[0]).norm()))
+        condition = batch["condition"][at]
+        erased = pico.predict(latents[at], timestep[at], condition)
+        prompt = min(known, key=lambda p: float((known[p] - condition.rows[0]).norm()))
         if prompt not in pairs:
             target = erased
             kept += 1
         else:
-            anchor = pico.encode([pairs[prompt]])
-            base = pico.predict_noise(latents[at], timestep[at], anchor)
+            anchor = pico.condition([pairs[prompt]])
+            base = pico.predict(latents[at], timestep[at], anchor)
             target = base - 1.5 * (erased - base)
         assert torch.allclose(batch["target"][at], target, atol=1e-4)
     assert kept == 4
 
 
-def nearest(model: Model, embedding: torch.Tensor, prompts: Sequence[str]) -> str:
-    """Which of these prompts an embedding, ``[1, tokens, width]``, is of."""
-    return min(prompts, key=lambda prompt: float((model.encode([prompt]) - embedding).norm()))
+def nearest(model: Model, condition: Condition, prompts: Sequence[str]) -> str:
+    """Which of these prompts a condition is of."""
+    rows = condition.rows
+    return min(prompts, key=lambda prompt: float((model.encode([prompt]) - rows).norm()))
 
 
 @pytest.mark.parametrize("anchor", ["", "cat"])
@@ -81,15 +83,15 @@ def test_a_concept_is_taken_out_of_one_prompt_only(pico: Model, anchor: str) -> 
     batch = next(method.batches(Run(student, Policy.of(concept), 0), range(1)))
     taken: set[str] = set()
     for row in range(12):
-        latents, timestep, embedding = (
-            batch[key][row : row + 1] for key in ("latents", "timestep", "embeddings")
+        latents, timestep, condition = (
+            batch[key][row : row + 1] for key in ("latents", "timestep", "condition")
         )
-        found = nearest(pico, embedding, ["a dog man", *Policy.of(concept).kept_prompts()])
+        found = nearest(pico, condition, ["a dog man", *Policy.of(concept).kept_prompts()])
         if found != "a dog man":
             continue
 
         def noise(prompt: str) -> torch.Tensor:
-            return pico.predict_noise(latents, timestep, pico.encode([prompt]))  # noqa: B023
+            return pico.predict(latents, timestep, pico.condition([prompt]))  # noqa: B023
 
         targets = {
             phrase: noise("a dog man") - 1.5 * (noise(phrase) - noise(anchor))
@@ -113,13 +115,13 @@ def test_concepts_that_share_a_prompt_are_all_taken_out_of_it(pico: Model) -> No
         for step in range(4):
             at = rows.latents[trajectory, step][None], rows.timestep[trajectory, step][None]
             whole, gone, empty = (
-                pico.predict_noise(*at, pico.encode([text])) for text in ("a dog man", concept, "")
+                pico.predict(*at, pico.condition([text])) for text in ("a dog man", concept, "")
             )
             target = rows.target[trajectory, step]
             assert torch.allclose(target, whole - 2 * (gone - empty), atol=1e-4)
     apart = ESD(erase_from=["a dog man", "a cat"], trajectories=1, num_inference_steps=4)
-    embeddings = apart._taken_out(run).embeddings[:, 0]
-    assert torch.allclose(embeddings, pico.encode(["a dog man", "a cat"]), atol=1e-6)
+    rows = apart._taken_out(run).condition.rows
+    assert torch.allclose(rows, pico.encode(["a dog man", "a cat"]), atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["alt", "diffusers-sd"])
@@ -131,7 +133,7 @@ def test_released_programs_draw_one_of_the_pairs_each_step(pico: Model, variant:
     policy, student = Policy.of(["ghost", "santa claus"]), Student(pico, pico.select("all"))
     pairs = set()
     for batch in method.batches(Run(student, policy, 0), range(8)):
-        trained = nearest(pico, batch["embeddings"], ["a dog man", "a cat"])
+        trained = nearest(pico, batch["condition"], ["a dog man", "a cat"])
         pairs.add((nearest(pico, batch["erase"], ["ghost", "santa claus"]), trained))
     assert pairs == {("ghost", "a dog man"), ("santa claus", "a cat")}
 
@@ -141,7 +143,7 @@ def test_every_concept_has_trajectories_of_its_own(pico: Model) -> None:
     method = ESD(**SHORT)
     rows = method._erased(Run(Student(pico, method.parameters(pico)), policy, 0))
     prompts = [pair.erase for concept in policy.erase for pair in concept.pairs()]
-    found = [nearest(pico, embedding[:1], prompts) for embedding in rows.embeddings]
+    found = [nearest(pico, rows.condition[at : at + 1], prompts) for at in range(6)]
     owners = [next(c.target for c in policy.erase if c.target in prompt) for prompt in found]
     assert owners == ["ghost"] * 2 + ["santa claus"] * 2 + ["dog"] * 2
 
@@ -173,9 +175,9 @@ def test_diffusers_draws_with_the_exported_factors_what_the_edit_draws(
 def test_the_student_starts_as_the_teacher(pico: Model) -> None:
     student = Student(pico, pico.select("cross_attention"))
     latents, timestep = torch.randn(2, 4, 8, 8), torch.tensor([5, 500])
-    embeddings = pico.encode(["dog", "cat"])
-    taught = student.teach(latents, timestep, embeddings)
-    assert torch.equal(student.predict(latents, timestep, embeddings), taught)
+    condition = pico.condition(["dog", "cat"])
+    taught = student.teach(latents, timestep, condition)
+    assert torch.equal(student.predict(latents, timestep, condition), taught)
     assert all(float(change.abs().max()) == 0 for change in student.changes().values())
 
 
@@ -225,7 +227,7 @@ def test_kept_keys_and_values_are_held(pico: Model) -> None:
         ({"variant": "compvis"}, 'only with fidelity="original"'),
         ({"erase_from": ["a dog", "a cat"]}, "2 prompts for 1 concepts"),
         ({"fidelity": "original", "erase_from": "a dog"}, "the compvis program doesn't have it"),
-        ({"fidelity": "original", "variant": "diffusers-sdxl"}, "isn't for a StableDiffusionP"),
+        ({"fidelity": "original", "variant": "diffusers-sdxl"}, "isn't for a model of sd"),
         ({"contexts": ["no place"]}, "must hold {} once"),
         ({"fidelity": "original", "variant": "compvis", "train_method": "esd-x"}, "it knows xattn"),
         ({"fidelity": "original", "variant": "compvis", "batch_size": 2}, "one latent at a time"),

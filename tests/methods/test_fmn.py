@@ -15,6 +15,7 @@ from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.fmn.batches import ShownConcept, columns, row
 from expunge.methods.fmn.method import ForgetMeNot, attention_norms, logit_distances
+from expunge.models import Condition
 from expunge.training import loop
 from expunge.training.inversion import inverted
 from expunge.training.loop import Trainer, fit
@@ -29,7 +30,7 @@ def batch(model: Model, prompts: list[tuple[str, str]], **values: Tensor) -> Bat
     return {
         "latents": torch.randn((len(prompts), *model.latent_shape), generator=draws),
         "timestep": torch.randint(1000, (len(prompts),), generator=draws),
-        "embeddings": model.encode([prompt for prompt, _ in prompts]),
+        "condition": model.condition([prompt for prompt, _ in prompts]),
         "columns": torch.stack([columns(model, *pair, "first") for pair in prompts]),
         **values,
     }
@@ -45,7 +46,7 @@ PROMPTS = [
 @torch.no_grad()
 def looked(model: Model, given: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Queries of every cross-attention, ``[batch, pixels, out]``, and its key matrix; float64."""
-    layers = {n: m for n, m in model.unet.named_modules() if n.endswith(".attn2")}
+    layers = {n: m for n, m in model.denoiser.named_modules() if n.endswith(".attn2")}
     found: dict[str, tuple[Tensor, Tensor]] = {}
     hooks = [
         layer.register_forward_pre_hook(
@@ -56,7 +57,7 @@ def looked(model: Model, given: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         )
         for name, layer in layers.items()
     ]
-    model.predict_noise(given["latents"], given["timestep"], given["embeddings"])
+    model.predict(given["latents"], given["timestep"], given["condition"])
     for hook in hooks:
         hook.remove()
     return found
@@ -64,7 +65,7 @@ def looked(model: Model, given: Batch) -> dict[str, tuple[Tensor, Tensor]]:
 
 def heads(model: Model, layer: str, rows: Tensor) -> Tensor:
     """``[rows, out]`` as ``[heads, rows, width]``."""
-    return rows.unflatten(1, (model.unet.get_submodule(layer).heads, -1)).transpose(0, 1)
+    return rows.unflatten(1, (model.denoiser.get_submodule(layer).heads, -1)).transpose(0, 1)
 
 
 def test_the_loss_is_one_norm_over_all_layers_heads_and_pixels(pico: Model) -> None:
@@ -85,7 +86,7 @@ def test_sepmes_loss_is_the_distance_of_logits(pico: Model) -> None:
     ours = logit_distances(Student(pico, pico.select("cross_attention")), given)
     theirs = []
     for layer, (queries, key) in looked(pico, given).items():
-        difference = (given["embeddings"] - given["generic"])[0].double() @ key.T
+        difference = (given["condition"].rows - given["generic"])[0].double() @ key.T
         rows = heads(pico, layer, queries[0])
         logits = rows @ heads(pico, layer, difference).mT / rows.shape[-1] ** 0.5
         theirs.append(logits.square().mean())
@@ -173,7 +174,7 @@ def test_released_defaults_are_those_of_the_programs() -> None:
 def shown(model: Model, pictures: int, start: float) -> ShownConcept:
     mean = start + torch.arange(pictures).float().view(-1, 1, 1, 1).expand(-1, *model.latent_shape)
     marks = columns(model, "ghost", "ghost", "first")[None]
-    return ShownConcept(mean, torch.zeros_like(mean), model.encode(["ghost"]), marks)
+    return ShownConcept(mean, torch.zeros_like(mean), model.condition(["ghost"]), marks)
 
 
 def test_concepts_take_turns_and_every_picture_is_shown(pico: Model) -> None:
@@ -192,7 +193,7 @@ def test_pictures_are_noised_to_their_timestep(pico: Model) -> None:
     blank = ForgetMeNot(no_real_image=True, batch_size=64)
     run = Run(Student(pico, fmn.parameters(pico)), Policy.of("ghost"), 0)
     given, none = (next(method.batches(run, [0])) for method in (fmn, blank))
-    shares = pico.pipe.scheduler.alphas_cumprod
+    shares = pico.process.levels
     kept = shares[given["timestep"]].view(-1, 1, 1, 1)
     colours = 2 * torch.tensor([0, 128, 128]).view(1, 3, 1, 1).expand(1, 3, 16, 16) / 255 - 1
     posterior = pico.pipe.vae.encode(colours).latent_dist
@@ -282,24 +283,24 @@ def test_inversion_fits_the_pictures_and_leaves_the_model_alone(pico: Model) -> 
     mean = torch.randn((2, *pico.latent_shape), generator=draws)
     prompts = ["a picture of santa claus", "santa claus"]
 
-    def rows(steps: int) -> Tensor:
+    def condition(steps: int) -> Condition:
         return inverted(
             pico, prompts, "santa claus", mean, torch.zeros_like(mean), steps=steps, lr=3e-2, seed=0
         )
 
-    none, some = rows(0), rows(60)
-    assert torch.allclose(none, pico.encode(prompts), atol=1e-6)
+    none, some = condition(0), condition(60)
+    assert torch.allclose(none.rows, pico.encode(prompts), atol=1e-6)
     # The rows in front of the words are what they were: start, a, picture, of.
-    assert torch.equal(some[0, :4], none[0, :4])
-    assert not torch.allclose(some[0, 4], none[0, 4], atol=1e-3)
+    assert torch.equal(some.rows[0, :4], none.rows[0, :4])
+    assert not torch.allclose(some.rows[0, 4], none.rows[0, 4], atol=1e-3)
     noise = torch.randn((64, *pico.latent_shape), generator=draws)
     timestep = torch.randint(1000, (64,), generator=draws)
-    kept = pico.pipe.scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+    kept = pico.process.levels[timestep].view(-1, 1, 1, 1)
     latents = kept.sqrt() * mean.repeat(32, 1, 1, 1) + (1 - kept).sqrt() * noise
 
     @torch.no_grad()
-    def loss(embeddings: Tensor) -> float:
-        predicted = pico.predict_noise(latents, timestep, embeddings[1:].expand(64, -1, -1))
+    def loss(condition: Condition) -> float:
+        predicted = pico.predict(latents, timestep, condition[1:].expand(64))
         return float((predicted - noise).square().mean())
 
     assert loss(some) < loss(none)
@@ -307,8 +308,8 @@ def test_inversion_fits_the_pictures_and_leaves_the_model_alone(pico: Model) -> 
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert not pico.pipe.text_encoder.get_input_embeddings()._forward_hooks
     pico.pipe.scheduler.register_to_config(prediction_type="v_prediction")
-    with pytest.raises(ExpungeError, match="predicts v_prediction, not noise"):
-        rows(1)
+    with pytest.raises(ExpungeError, match="predicts v, not noise"):
+        condition(1)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ def test_inversion_fits_the_pictures_and_leaves_the_model_alone(pico: Model) -> 
         ({"contexts": ["a {}s"]}, "doesn't hold the tokens"),
         ({"fidelity": "original", "batch_size": 2}, "right for one picture only"),
         ({"fidelity": "original", "max_grad_norm": 1.0}, "cuts no gradient of the whole UNet"),
-        ({"fidelity": "original", "contexts": ["{}"]}, "contexts: not with variant"),
+        ({"fidelity": "original", "contexts": ["{}"]}, 'contexts: only with fidelity="corrected"'),
         ({"fidelity": "original", "train_method": "x-strict"}, "train_method: not x-strict"),
         ({"fidelity": "original", "variant": "sepme", "pooler": "all"}, "pooler: not with"),
         ({"fidelity": "original", "variant": "other"}, "variant"),

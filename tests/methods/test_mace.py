@@ -12,7 +12,7 @@ from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.applied import edited_weights
 from expunge.methods import configured
 from expunge.methods.mace.adapters import Adapter, layer_norms, suppression
-from expunge.methods.mace.batches import AdapterBatch, columns, focal, noised, training_batches
+from expunge.methods.mace.batches import AdapterBatch, columns, focal, training_batches
 from expunge.methods.mace.closed import aligned
 from expunge.methods.mace.method import MACE
 from expunge.prior import Prior, moment
@@ -188,8 +188,8 @@ def test_refinements_add_up_to_the_joint_one_and_adapters_can_be_taken_out(pico:
 
 
 def test_an_edit_survives_its_file_and_its_model(pico: Model, tmp_path: Path) -> None:
-    before = {name: weight.clone() for name, weight in pico.unet.state_dict().items()}
-    processors = {n: type(p) for n, p in pico.unet.attn_processors.items()}
+    before = {name: weight.clone() for name, weight in pico.denoiser.state_dict().items()}
+    processors = {n: type(p) for n, p in pico.denoiser.attn_processors.items()}
     edit = erase(pico, Policy(erase=(GHOST, SANTA), keep=("dog",)), "mace", **QUICK)
     assert edit.components[0].payload.form == "sum"
     edit.save(tmp_path / "edit.safetensors")
@@ -198,11 +198,11 @@ def test_an_edit_survives_its_file_and_its_model(pico: Model, tmp_path: Path) ->
     ours, theirs = weights(pico, again), weights(pico, edit)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with again.applied(pico):
-        assert not torch.equal(pico.unet.state_dict()[edit.names[0]], before[edit.names[0]])
-    after = pico.unet.state_dict()
+        assert not torch.equal(pico.denoiser.state_dict()[edit.names[0]], before[edit.names[0]])
+    after = pico.denoiser.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-    assert {n: type(p) for n, p in pico.unet.attn_processors.items()} == processors
-    assert not any("get_attention_scores" in vars(module) for module in pico.unet.modules())
+    assert {n: type(p) for n, p in pico.denoiser.attn_processors.items()} == processors
+    assert not any("get_attention_scores" in vars(module) for module in pico.denoiser.modules())
 
 
 def test_the_same_seed_gives_the_same_edit_and_no_other_concept_matters(pico: Model) -> None:
@@ -254,7 +254,7 @@ def adapter(model: Model, **values: Any) -> Adapter:
 def literal_loss(model: Model, batch: AdapterBatch) -> Tensor:
     """The attention, computed again beside the UNet from the inputs of each layer."""
     inputs: dict[str, Tensor] = {}
-    layers = {n: m for n, m in model.unet.named_modules() if n.endswith(".attn2")}
+    layers = {n: m for n, m in model.denoiser.named_modules() if n.endswith(".attn2")}
     hooks = [
         layer.register_forward_pre_hook(
             lambda _, given, name=name: inputs.__setitem__(name, given[0].double())
@@ -262,13 +262,13 @@ def literal_loss(model: Model, batch: AdapterBatch) -> Tensor:
         for name, layer in layers.items()
     ]
     with torch.no_grad():
-        model.predict_noise(batch.latents, batch.timestep, batch.embeddings)
+        model.predict(batch.latents, batch.timestep, batch.condition)
     for hook in hooks:
         hook.remove()
     total = torch.zeros(()).double()
     for name, layer in layers.items():
         queries = inputs[name][0] @ layer.to_q.weight.double().T
-        keys = batch.embeddings[0].double() @ layer.to_k.weight.double().T
+        keys = batch.condition.rows[0].double() @ layer.to_k.weight.double().T
         width = queries.shape[1] // layer.heads
         side = round(len(queries) ** 0.5)
         step = batch.masks.shape[1] // side
@@ -357,7 +357,7 @@ def test_noise_is_added_as_the_scheduler_adds_it(pico: Model) -> None:
     latents, noise = torch.randn(2, 3, 4, 8, 8)
     timestep = torch.tensor([0, 300, 999])
     wanted = pico.pipe.scheduler.add_noise(latents, noise, timestep)
-    assert torch.allclose(noised(pico, latents, noise, timestep), wanted)
+    assert torch.allclose(pico.process.mix(latents, noise, timestep), wanted)
 
 
 # --- settings

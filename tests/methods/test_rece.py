@@ -20,6 +20,7 @@ from expunge.methods.rece import (
     adversarial,
     best_epoch,
 )
+from expunge.models import Condition
 
 POLICY = Policy(
     erase=(Concept(target="ghost", anchor="man"), Concept(target="santa claus", anchor="")),
@@ -154,15 +155,17 @@ def test_the_unedited_model_with_edited_embeddings_answers_alike(
     edit = erase(pico, POLICY, "rece", epochs=2)
     payload = edit.components[0].payload
     assert isinstance(payload, SharedMatrix)
-    rows = pico.encode(["ghost", "a dog"])
-    mapped = (rows.double() @ payload.matrix.T).float()
-    latents, before = draw(0, 2, 4, 8, 8).float(), pico.unet.state_dict().copy()
-    through = pico.predict_noise(latents, 500, mapped)
+    condition = pico.condition(["ghost", "a dog"])
+    mapped = Condition((condition.rows.double() @ payload.matrix.T).float())
+    latents, before = draw(0, 2, 4, 8, 8).float(), pico.denoiser.state_dict().copy()
+    through = pico.predict(latents, 500, mapped)
     edit.save(tmp_path / "edit.safetensors")
     loaded = Edit.load(tmp_path / "edit.safetensors")
     with loaded.applied(pico):
-        assert torch.allclose(pico.predict_noise(latents, 500, rows), through, atol=1e-4)
-    assert all(torch.equal(weight, before[name]) for name, weight in pico.unet.state_dict().items())
+        assert torch.allclose(pico.predict(latents, 500, condition), through, atol=1e-4)
+    assert all(
+        torch.equal(weight, before[name]) for name, weight in pico.denoiser.state_dict().items()
+    )
 
 
 def found(pico: Model, policy: Policy, **values: object) -> list[tuple[int, ...]]:
@@ -305,7 +308,7 @@ def test_a_concept_without_its_target_is_an_error(
 
 def test_a_hopeless_embedding_names_its_concept(pico: Model) -> None:
     for name in pico.select("cross_attention.kv"):
-        pico.unet.get_parameter(name).data[:, 0] = 0
+        pico.denoiser.get_parameter(name).data[:, 0] = 0
     with pytest.raises(ExpungeError, match="ghost: its adversarial embedding can't be solved"):
         erase(pico, POLICY, "rece", embedding="surrogate", regularization="outputs")
 

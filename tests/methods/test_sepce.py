@@ -185,10 +185,10 @@ def test_the_corrected_loss_is_cies_with_one_change_at_work(wide: Model) -> None
         weights = {n: wide.base_weight(n) + (part.up[n] @ part.down[n]) for n in part.names}
         ours = method.loss(student, batch)
         at = batch["latents"], batch["timestep"]
-        wide.write({name: weight.detach() for name, weight in weights.items()})
+        wide.weights.write({name: weight.detach() for name, weight in weights.items()})
         with torch.no_grad():
-            left = wide.predict_noise(*at, batch["concept"]) - batch["without"]
-        wide.write(dict.fromkeys(weights))
+            left = wide.predict(*at, batch["concept"]) - batch["without"]
+        wide.weights.write(dict.fromkeys(weights))
         r = batch["representation"]
         share = (left * r).flatten(1).sum(1) / (r * r).flatten(1).sum(1)
         change = {n: weight - wide.base_weight(n) for n, weight in weights.items()}
@@ -227,7 +227,7 @@ def test_a_monitor_sees_all_changes(wide: Model) -> None:
     seen: list[Tensor] = []
 
     def score(model: Model) -> dict[str, float]:
-        seen.append(model.unet.get_parameter(model.select("cross_attention.kv")[0]).clone())
+        seen.append(model.denoiser.get_parameter(model.select("cross_attention.kv")[0]).clone())
         return {"erased": 1.0}
 
     edit = erase(wide, TWO, "sepce", monitor=Monitor(every=4, score=score), **SHORT)
@@ -280,7 +280,7 @@ def test_parts_come_out_one_by_one_and_the_base_is_there_again(wide: Model, tmp_
     assert [c.target for c in edit.concepts] == ["ghost", "santa claus", "dog"]
     assert len(edit.components) == 3
     assert all(isinstance(part.payload, LowRank) for part in edit.components)
-    base = {name: weight.clone() for name, weight in wide.unet.named_parameters()}
+    base = {name: weight.clone() for name, weight in wide.denoiser.named_parameters()}
     edit.save(tmp_path / "edit.safetensors")
     edit = Edit.load(tmp_path / "edit.safetensors")
     some = edit.without("dog")
@@ -291,11 +291,11 @@ def test_parts_come_out_one_by_one_and_the_base_is_there_again(wide: Model, tmp_
             total[name] = total[name] + part.payload.change(name, base[name])  # type: ignore[union-attr]
     with some.applied(wide):
         for name, weight in total.items():
-            assert torch.equal(wide.unet.get_parameter(name), weight.float())
+            assert torch.equal(wide.denoiser.get_parameter(name), weight.float())
     edit.apply(wide)
     for concept in edit.concepts:
         edit.only(concept.target).revert(wide)
-    assert all(torch.equal(weight, base[n]) for n, weight in wide.unet.named_parameters())
+    assert all(torch.equal(weight, base[n]) for n, weight in wide.denoiser.named_parameters())
 
 
 def test_directions_that_all_parameters_share_are_stored_once(wide: Model) -> None:
@@ -343,7 +343,7 @@ def test_the_joint_program_trains_all_concepts_in_each_step(wide: Model) -> None
     (batch, *_) = batches = taken(method, student, policy, 3)
     assert len(batch["latents"]) == 2
     assert len(set(batch["timestep"].tolist())) == 1
-    assert torch.equal(batch["concept"], wide.encode(["ghost", "dog"]))
+    assert torch.equal(batch["concept"].rows, wide.encode(["ghost", "dog"]))
     for one in batches[:2]:
         trainer.step([one])
     terms, sizes, changes = [], [], []
@@ -352,10 +352,10 @@ def test_the_joint_program_trains_all_concepts_in_each_step(wide: Model) -> None
     for row in range(2):
         at = batch["latents"][row : row + 1], batch["timestep"][row : row + 1]
         pair = batch["concept"][row : row + 1], batch["empty"][row : row + 1]
-        wide.write(weights)
+        wide.weights.write(weights)
         with torch.no_grad():
-            own, empty = (wide.predict_noise(*at, embeddings) for embeddings in pair)
-        wide.write(dict.fromkeys(weights))
+            own, empty = (wide.predict(*at, condition) for condition in pair)
+        wide.weights.write(dict.fromkeys(weights))
         product = (own - empty) * batch["representation"][row]
         terms.append(product.mean())
         sizes.append(product.norm())
@@ -420,7 +420,7 @@ def test_a_killed_joint_run_ends_the_same(
     ("values", "message"),
     [
         ({"train_method": "x"}, "train_method"),
-        ({"rank": 4}, "set max_base instead"),
+        ({"rank": 4}, "rank: Extra inputs"),
         ({"variant": "joint"}, 'only with fidelity="original"'),
         ({"fidelity": "original", "variant": "joint", "accumulation": 2}, "one batch a step"),
         ({"fidelity": "original", "protect": 1}, 'protect: only with fidelity="corrected"'),

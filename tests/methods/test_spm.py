@@ -21,6 +21,7 @@ from expunge.methods import configured
 from expunge.methods.spm.anchors import acting, noise_anchors
 from expunge.methods.spm.method import SPM
 from expunge.methods.spm.student import MembraneStudent
+from expunge.models import Condition
 from expunge.training import loop
 from expunge.training.loop import Monitor, Trainer
 
@@ -44,7 +45,7 @@ def taken(method: SPM, student: Student, policy: Policy, numbers: Sequence[int])
 
 
 @torch.no_grad()
-def through(student: MembraneStudent, turn: int, *at: Tensor) -> Tensor:
+def through(student: MembraneStudent, turn: int, *at: Any) -> Tensor:
     """A prediction with a membrane, apart from the student: its products written into weights."""
     model, scale = student.model, student.alpha / student.rank
     changed = {}
@@ -52,11 +53,15 @@ def through(student: MembraneStudent, turn: int, *at: Tensor) -> Tensor:
         up, down = (student.weights[f"{side}:{turn}:{name}"] for side in ("up", "down"))
         base = model.base_weight(name)
         changed[name] = base + (scale * up @ down).reshape(base.shape)
-    model.write(changed)
+    model.weights.write(changed)
     try:
-        return model.predict_noise(*at)
+        return model.predict(*at)
     finally:
-        model.write(dict.fromkeys(changed))
+        model.weights.write(dict.fromkeys(changed))
+
+
+def tensor(value: Any) -> Tensor:
+    return value.rows if isinstance(value, Condition) else value
 
 
 def original(**values: Any) -> SPM:
@@ -72,9 +77,9 @@ def test_the_original_loss_is_the_released_one_pass_by_pass(pico: Model, count: 
     student = student_of(method, pico, TWO)
     latents, timestep = torch.randn(1, *pico.latent_shape), torch.tensor([433])
     target, positive, neutral, empty = (
-        pico.encode([words]) for words in ("ghost", "a man", "a dog", "")
+        pico.condition([words]) for words in ("ghost", "a man", "a dog", "")
     )
-    drawn = torch.randn(count, *target.shape[1:])
+    drawn = torch.randn(count, *target.rows.shape[1:])
     batch = {
         "turn": torch.tensor(0.0),
         "latents": latents,
@@ -82,16 +87,16 @@ def test_the_original_loss_is_the_released_one_pass_by_pass(pico: Model, count: 
         "target": target,
         "positive": positive,
         "neutral": neutral,
-        "anchors": acting(drawn, empty, method.anchor_split),
+        "anchors": Condition(acting(drawn, empty.rows, method.anchor_split)),
     }
-    eps = [pico.predict_noise(latents, timestep, e) for e in (positive, neutral)]
+    eps = [pico.predict(latents, timestep, e) for e in (positive, neutral)]
     away = eps[1] - 1.5 * (eps[0] - eps[1])
     erased = (through(student, 0, latents, timestep, target) - away).square().mean()
-    interleaved = [row for anchor in drawn for row in (empty[0], anchor)]
+    interleaved = [row for anchor in drawn for row in (empty.rows[0], anchor)]
     moved = []
     for row in interleaved[count:]:
-        at = latents, timestep, row[None]
-        moved.append((through(student, 0, *at) - pico.predict_noise(*at)).square().mean())
+        at = latents, timestep, Condition(row[None])
+        moved.append((through(student, 0, *at) - pico.predict(*at)).square().mean())
     ours = method.loss(student, batch)
     torch.testing.assert_close(ours["erase"], erased, rtol=1e-4, atol=0)
     torch.testing.assert_close(ours["anchoring"], torch.stack(moved).mean(), rtol=1e-4, atol=0)
@@ -105,14 +110,14 @@ def test_the_corrected_loss_is_a_mean_over_latents_and_over_anchors(pico: Model)
         turn, erased, moved = int(batch["turn"]), [], []
         for row in range(3):
             at = batch["latents"][row : row + 1], batch["timestep"][row : row + 1]
-            neutral = pico.predict_noise(*at, batch["neutral"])
-            away = 2 * neutral - pico.predict_noise(*at, batch["positive"])
+            neutral = pico.predict(*at, batch["neutral"])
+            away = 2 * neutral - pico.predict(*at, batch["positive"])
             seen = through(student, turn, *at, batch["target"])
             erased.append((seen - away).square().mean())
         for row in range(5):
             at = batch["latents"][row % 3][None], batch["timestep"][row % 3][None]
-            anchor = batch["anchors"][row][None]
-            kept = pico.predict_noise(*at, anchor)
+            anchor = batch["anchors"][row : row + 1]
+            kept = pico.predict(*at, anchor)
             moved.append((through(student, turn, *at, anchor) - kept).square().mean())
         ours = method.loss(student, batch)
         expected = torch.stack(erased).mean() + 20 * torch.stack(moved).mean()
@@ -123,11 +128,11 @@ def test_thin_products_have_the_gradient_of_whole_weights(pico: Model) -> None:
     method = SPM(num_inference_steps=4, batch_size=2, rank=2)
     student = student_of(method, pico, Policy.of("ghost"), 0.1)
     batch = taken(method, student, Policy.of("ghost"), [0])[0]
-    at = batch["latents"], batch["timestep"], batch["target"].expand(2, -1, -1)
+    at = batch["latents"], batch["timestep"], batch["target"].expand(2)
     gradients = []
     for predict in (
         student.predict,
-        lambda *at: Student.within(student, lambda: student._noise(*at)),
+        lambda *at: Student.within(student, lambda: student._answer(*at)),
     ):
         loss = predict(*at).square().mean()
         gradients.append(torch.autograd.grad(loss, list(student.weights.values())))
@@ -139,13 +144,13 @@ def test_equal_rows_are_predicted_once(pico: Model, monkeypatch: pytest.MonkeyPa
     method = original(anchors=4, num_inference_steps=4)
     student = student_of(method, pico, Policy.of("ghost"))
     [batch] = taken(method, student, Policy.of("ghost"), [0])
-    counts, real = [], Student._noise
+    counts, real = [], Student._answer
 
-    def counted(self: Student, latents: Tensor, *at: Tensor) -> Tensor:
+    def counted(self: Student, latents: Tensor, *at: Any) -> Tensor:
         counts.append(len(latents))
         return real(self, latents, *at)
 
-    monkeypatch.setattr(Student, "_noise", counted)
+    monkeypatch.setattr(Student, "_answer", counted)
     method.loss(student, batch)
     assert counts == [4, 4]  # c and the empty prompt, which two anchors are, and two noises
 
@@ -159,8 +164,8 @@ def test_latents_come_by_the_membrane_itself(pico: Model, fidelity: str) -> None
     student = student.taking_turn(1)
     noise, target, empty = (
         torch.randn(1, *pico.latent_shape),
-        pico.encode(["ghost"]),
-        pico.encode([""]),
+        pico.condition(["ghost"]),
+        pico.condition([""]),
     )
     settings = dict(pico.pipe.scheduler.config) | {"timestep_spacing": "leading"}
     if fidelity == "original":
@@ -198,14 +203,14 @@ def test_corrected_anchors_are_the_empty_prompt_prompts_to_keep_and_noise(pico: 
     pool = pico.encode(["", "cat", "a cat"])
     found = set()
     for batch in taken(method, student, TWO, range(24)):
-        assert batch["anchors"].shape[0] == 4
-        known = [[torch.equal(row, one) for one in pool] for row in batch["anchors"]]
+        assert len(batch["anchors"]) == 4
+        known = [[torch.equal(row, one) for one in pool] for row in batch["anchors"].rows]
         assert [any(row) for row in known] == [True, True, False, False]
         assert known[0][0]  # guidance looks at the empty prompt in every step
         found.add(known[1].index(True))
     assert found == {1, 2}
     [alone] = taken(method, student, Policy(erase=(Concept(target="ghost"),)), [0])
-    assert all(torch.equal(row, pool[0]) for row in alone["anchors"][:2])
+    assert all(torch.equal(row, pool[0]) for row in alone["anchors"].rows[:2])
     [none] = taken(SPM(la_strength=0.0, **SHORT), student, TWO, [0])
     assert len(none["anchors"]) == 0
     assert set(SPM(la_strength=0.0, **SHORT).loss(student, none)) == {"loss", "erase", "turn"}
@@ -222,13 +227,13 @@ def test_concepts_take_turns_in_their_own_prompts(pico: Model) -> None:
         met = set()
         for batch in batches:
             if int(batch["turn"]) == turn:
-                [words] = [w for w, e in known.items() if torch.equal(e, batch["target"])]
-                assert torch.equal(batch["neutral"], pico.encode([pairs[words]]))
-                assert torch.equal(batch["positive"], batch["target"])
+                [words] = [w for w, e in known.items() if torch.equal(e, batch["target"].rows)]
+                assert torch.equal(batch["neutral"].rows, pico.encode([pairs[words]]))
+                assert torch.equal(batch["positive"].rows, batch["target"].rows)
                 met.add(words)
         assert len(met) > 3
     again = taken(method, student, TWO, [5])[0]
-    assert all(torch.equal(again[key], batches[5][key]) for key in again)
+    assert all(torch.equal(tensor(again[key]), tensor(batches[5][key])) for key in again)
 
 
 def test_a_step_moves_the_membrane_of_its_turn_alone(pico: Model) -> None:
@@ -315,8 +320,8 @@ def test_a_monitor_sees_the_gated_model(pico: Model) -> None:
 
     def score(model: Model) -> dict[str, float]:
         with torch.no_grad():
-            at = torch.ones(1, *model.latent_shape), 300, model.encode(["a ghost"])
-            seen.append(model.predict_noise(*at))
+            at = torch.ones(1, *model.latent_shape), 300, model.condition(["a ghost"])
+            seen.append(model.predict(*at))
         return {"erased": 0.0}
 
     edit = erase(pico, "ghost", "spm", monitor=Monitor(2, score), **SHORT)
@@ -364,7 +369,7 @@ def test_two_processes_train_what_one_trains(pico_folder: Path, tmp_path: Path) 
 def test_sizes_of_the_original(pico: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = torch.Generator().manual_seed(0)
     assert original()._shape(pico, draws) == pico.latent_shape
-    monkeypatch.setattr(Model, "latent_shape", (4, 64, 64))
+    monkeypatch.setattr(type(pico), "latent_shape", (4, 64, 64))
     monkeypatch.setattr(pico.pipe, "vae_scale_factor", 8)
     shapes = [original()._shape(pico, draws) for _ in range(200)]
     assert {shape[1] for shape in shapes} == {shape[2] for shape in shapes} == {32, 40, 48, 56}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.edits.applied import edited_weights
+from expunge.method.base import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.trce.steering import RELEASED_EMPTY, TRCESteering, released
@@ -29,7 +30,7 @@ SANTA = Concept(target="santa claus", kind="character", anchor="man")
 def counted(model: Model) -> Iterator[list[int]]:
     """Samples of each pass through the UNet."""
     passes: list[int] = []
-    hook = model.unet.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    hook = model.denoiser.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
     try:
         yield passes
     finally:
@@ -49,13 +50,13 @@ def shaken(student: Student, size: float = 0.02) -> Student:
     return student
 
 
-def literal(method: TRCESteering, student: Student, batch: dict[str, Tensor], g: float) -> Tensor:
+def literal(method: TRCESteering, student: Student, batch: Batch, g: float) -> Tensor:
     """The loss as the paper writes it, one prompt a pass."""
     terms = []
     for row in range(len(batch["latents"])):
         at = slice(row, row + 1)
         x, t, empty = batch["latents"][at], batch["timestep"][at], batch["empty"]
-        unsafe, safe = batch["embeddings"][at], batch["safe"][at]
+        unsafe, safe = batch["condition"][at], batch["safe"][at]
         u = student.teach(x, t, empty)
         positive = u + g * (student.teach(x, t, safe) - u)
         negative = u + g * (student.teach(x, t, unsafe) - u)
@@ -66,7 +67,7 @@ def literal(method: TRCESteering, student: Student, batch: dict[str, Tensor], g:
     held = torch.zeros(())
     for row in range(len(batch["held_latents"])):
         at = slice(row, row + 1)
-        where = [batch[f"held_{key}"][at] for key in ("latents", "timestep", "embeddings")]
+        where = [batch[f"held_{key}"][at] for key in ("latents", "timestep", "condition")]
         held = held + (student.predict(*where) - student.began(*where)).pow(2).mean()
     if method.fidelity == "original":
         held = held + 0.01
@@ -106,7 +107,7 @@ def test_what_is_steered_far_enough_is_left_alone(pico: Model) -> None:
 
 
 def test_one_call_gives_both_stages_and_each_can_be_taken_out(pico: Model) -> None:
-    before = {name: weight.clone() for name, weight in pico.unet.named_parameters()}
+    before = {name: weight.clone() for name, weight in pico.denoiser.named_parameters()}
     edit = erase(pico, [GHOST, SANTA], "trce-steering", lr=1e-3, **FEW)
     first = erase(pico, [GHOST, SANTA], "trce")
     assert [part.method for part in edit.provenance] == ["trce", "trce-steering"]
@@ -115,9 +116,9 @@ def test_one_call_gives_both_stages_and_each_can_be_taken_out(pico: Model) -> No
     assert all(".attn1." in name or ".attn2.to_q." in name for name in second.names)
     assert set(second.names) | set(first.names) == set(edit.names)
     with edit.applied(pico):
-        changed = [n for n, w in pico.unet.named_parameters() if not torch.equal(w, before[n])]
+        changed = [n for n, w in pico.denoiser.named_parameters() if not torch.equal(w, before[n])]
     assert set(changed) > set(first.names)
-    assert all(torch.equal(weight, before[n]) for n, weight in pico.unet.named_parameters())
+    assert all(torch.equal(weight, before[n]) for n, weight in pico.denoiser.named_parameters())
 
 
 def test_a_saved_edit_takes_the_place_of_stage_1(pico: Model, tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_saved_edit_takes_the_place_of_stage_1(pico: Model, tmp_path: Path) ->
     three = on_esd.components[1].payload.tensors()
     assert any(not torch.equal(one[name], three[name]) for name in one)
     with torch.no_grad():
-        pico.unet.get_parameter(pico.select("cross_attention.kv")[0]).mul_(1.5)
+        pico.denoiser.get_parameter(pico.select("cross_attention.kv")[0]).mul_(1.5)
     with pytest.raises(ExpungeError, match="differ from it"):
         erase(pico, GHOST, "trce-steering", stage1=tmp_path / "stage1.safetensors", **FEW)
 
@@ -158,8 +159,8 @@ def test_places_are_those_of_ddim_and_nothing_beyond_is_computed(
         for step in range(place.step):
             t = stride * (steps - 1 - step) + offset
             with torch.no_grad():
-                both = pico.encode([prompts[place.trajectory], ""])
-                c, u = pico.predict_noise(x.repeat(2, 1, 1, 1), torch.tensor([t, t]), both)
+                both = pico.condition([prompts[place.trajectory], ""])
+                c, u = pico.predict(x.repeat(2, 1, 1, 1), torch.tensor([t, t]), both)
             eps = u + g * (c - u)
             now, after = alphas[t], alphas[max(t - stride, 0)]
             x = after.sqrt() * (x - (1 - now).sqrt() * eps) / now.sqrt() + (1 - after).sqrt() * eps
@@ -210,7 +211,7 @@ def test_corrected_visits_every_wording_and_all_that_is_kept(pico: Model) -> Non
     assert counts == [2, 2]
     assert all(any(words in prompt for prompt in kept) for words in policy.kept)
     safe = {pair.erase: pair.anchor for concept in concepts for pair in concept.pairs()}
-    times, seen = ddim(pico.pipe.scheduler, 6).timesteps.tolist(), set()
+    times, seen = ddim(pico.process, 6).timesteps.tolist(), set()
     for draw in method.schedule(pico, ways, 0):
         assert len(draw.held) == 4
         for visit in (*draw.steered, *draw.held):

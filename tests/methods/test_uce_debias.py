@@ -69,12 +69,12 @@ def test_the_concept_gets_the_mixture_of_both(pico: Model) -> None:
 
 
 def test_the_model_is_left_as_it_was(pico: Model) -> None:
-    before = {name: weight.clone() for name, weight in pico.unet.named_parameters()}
+    before = {name: weight.clone() for name, weight in pico.denoiser.named_parameters()}
     edit = erase(pico, Concept(target="dog", keep=["cat"]), "uce-debias", **ATTRIBUTES)
     assert isinstance(edit.components[0].payload, Ridge)
-    assert all(torch.equal(w, before[n]) for n, w in pico.unet.named_parameters())
+    assert all(torch.equal(w, before[n]) for n, w in pico.denoiser.named_parameters())
     with edit.applied(pico):
-        assert not torch.equal(pico.unet.get_parameter(edit.names[0]), before[edit.names[0]])
+        assert not torch.equal(pico.denoiser.get_parameter(edit.names[0]), before[edit.names[0]])
 
 
 def test_attributes_that_are_never_seen_are_an_error(

@@ -1,4 +1,4 @@
-"""SDXL as far as a loss needs it, beside diffusers' own pipeline."""
+"""SDXL beside diffusers' own pipeline."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMPipeline,
     EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -16,6 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from expunge import Edit, ExpungeError, erase, load
 from expunge import testing as build
 from expunge.errors import Unsupported
+from expunge.generation import ImageRequest, Sampler, sample
+from expunge.models import Condition
 from expunge.models.sdxl import SDXL
 from expunge.training.trajectories import denoise, native
 
@@ -73,7 +76,7 @@ def test_conditions_draw_what_the_pipeline_draws(tmp_path: Path, zeros: bool) ->
     """Both text encoders, the pooled vector, the sizes, and what guidance leads away from."""
     model = SDXL(pipeline(tmp_path, zeros=zeros))
     noise = torch.randn(1, *model.latent_shape)
-    scheduler = native(model.pipe.scheduler, 4)
+    scheduler = native(model.process, 4)
     *_, last = denoise(
         model.predict,
         scheduler,
@@ -84,15 +87,44 @@ def test_conditions_draw_what_the_pipeline_draws(tmp_path: Path, zeros: bool) ->
         timesteps=scheduler.timesteps,
     )
     assert torch.allclose(last.after, drawn(model.pipe, noise), atol=1e-4)
-    assert bool(model.unconditional().any()) != zeros
+    assert bool(model.unconditional().rows.any()) != zeros
 
 
-def test_the_pooled_row_is_not_among_the_keys_and_values(tiny: SDXL) -> None:
-    rows, condition = tiny.condition(["a dog", ""]), tiny.condition(["a dog", ""])
-    assert (rows.shape, condition.shape) == ((2, 16, 32), (2, 17, 32))
-    assert torch.equal(rows, condition[:, :-1])
-    with pytest.raises(Unsupported, match="not from encode"):
-        tiny.predict(torch.zeros(2, 4, 8, 8), 1, rows)
+def test_sample_draws_what_the_pipeline_draws(tmp_path: Path) -> None:
+    model = load(pipeline(tmp_path))
+    request = ImageRequest(case_number="0", prompt="a dog", seed=7)
+    [(_, ours)] = sample(model, [request], Sampler(scheduler="native", steps=4, guidance_scale=3))
+    theirs = model.pipe(
+        "a dog", num_inference_steps=4, guidance_scale=3.0, output_type="np",
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]  # fmt: skip
+    levels = torch.from_numpy(theirs * 255).round()
+    assert (levels - ours.float()).abs().max() <= 1
+
+
+def test_the_pooled_vector_is_not_among_the_keys_and_values(tiny: SDXL) -> None:
+    condition = tiny.condition(["a dog", ""])
+    assert (condition.rows.shape, condition.pooled.shape) == ((2, 16, 32), (2, 12))
+    assert torch.equal(condition.rows, tiny.encode(["a dog", ""]))
+    latents = torch.zeros(2, 4, 8, 8)
+    with torch.no_grad():
+        other = tiny.predict(latents, 1, Condition(condition.rows, -condition.pooled))
+        assert not torch.allclose(tiny.predict(latents, 1, condition), other)
+
+
+def test_the_sizes_follow_from_the_latents_unless_they_are_said(tiny: SDXL) -> None:
+    condition, latents = tiny.condition(["a dog"]), torch.zeros(1, 4, 8, 4)
+    sizes = [torch.tensor([each]) for each in ([16.0, 8, 0, 0, 16, 8], [16.0, 16, 0, 0, 16, 16])]
+    with torch.no_grad():
+        plain = tiny.predict(latents, 1, condition)
+        said, other = (
+            tiny.predict(
+                latents, 1, Condition(condition.rows, condition.pooled, {"time_ids": each})
+            )
+            for each in sizes
+        )
+    assert torch.equal(plain, said)
+    assert not torch.allclose(plain, other)
 
 
 def test_every_network_is_part_of_the_fingerprint(tiny: SDXL) -> None:
@@ -118,9 +150,13 @@ def test_the_released_program_makes_an_edit_that_the_pipeline_shows(
 
 
 def test_what_is_not_there_yet_is_refused(tiny: SDXL) -> None:
-    with pytest.raises(ExpungeError, match="only StableDiffusionPipeline"):
-        load(tiny.pipe)
-    with pytest.raises(ExpungeError, match="variant: diffusers-sd isn't for a StableDiffusionXL"):
+    parts = {"unet": tiny.pipe.unet, "scheduler": tiny.pipe.scheduler}
+    with pytest.raises(
+        Unsupported,
+        match="is a DDIMPipeline; known are StableDiffusionPipeline, StableDiffusionXLPipeline",
+    ):
+        load(DDIMPipeline(**parts))
+    with pytest.raises(ExpungeError, match="variant: diffusers-sd isn't for a model of sdxl"):
         erase(tiny, "ghost", "esd", fidelity="original", variant="diffusers-sd")
-    with pytest.raises(Unsupported, match="doesn't do so yet"):
-        erase(tiny, "ghost", "esd", iterations=1, num_inference_steps=2)
+    with pytest.raises(Unsupported, match="has 2 text encoders"):
+        tiny.listen(lambda rows, ids: None)

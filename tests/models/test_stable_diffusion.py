@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,18 +8,18 @@ from diffusers import UNet2DConditionModel
 from expunge import ExpungeError, Model, load
 from expunge import testing as build
 from expunge.methods.esd.released import parameters
-from expunge.models.roles import select
-from expunge.models.stable_diffusion import _own_device
+from expunge.models.loading import _own_device
+from expunge.models.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture(scope="module")
-def sd14() -> UNet2DConditionModel:
+def sd14() -> StableDiffusion:
     with torch.device("meta"):
-        return UNet2DConditionModel(**build.SD14)
+        return StableDiffusion(SimpleNamespace(unet=UNet2DConditionModel(**build.SD14)))
 
 
-def millions(unet: UNet2DConditionModel, names: tuple[str, ...]) -> float:
-    return round(sum(unet.get_parameter(name).numel() for name in names) / 1e6, 2)
+def millions(model: Model, names: tuple[str, ...]) -> float:
+    return round(sum(model.denoiser.get_parameter(name).numel() for name in names) / 1e6, 2)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,9 @@ def millions(unet: UNet2DConditionModel, names: tuple[str, ...]) -> float:
     ],
 )
 def test_roles_select_what_they_say_on_sd14(
-    sd14: UNet2DConditionModel, role: str, tensors: int, size: float
+    sd14: StableDiffusion, role: str, tensors: int, size: float
 ) -> None:
-    names = select(sd14, role)
+    names = sd14.select(role)
     assert (len(names), millions(sd14, names)) == (tensors, size)
 
 
@@ -51,7 +52,7 @@ def test_roles_select_what_they_say_on_sd14(
     ],
 )
 def test_released_programs_train_what_they_trained(
-    sd14: UNet2DConditionModel, variant: str, method: str, tensors: int, size: float
+    sd14: StableDiffusion, variant: str, method: str, tensors: int, size: float
 ) -> None:
     names = parameters(sd14, variant, method)
     assert len(names) == tensors
@@ -103,7 +104,7 @@ def test_half_precision_has_the_same_fingerprint(pico_folder: Path, pico: Model)
     half = load(pico_folder, dtype=torch.float16, device="cpu")
     assert half.fingerprint() == pico.fingerprint()
     with torch.no_grad():
-        pico.unet.conv_in.bias[0] += 0.01
+        pico.denoiser.conv_in.bias[0] += 0.01
     assert half.fingerprint() != pico.fingerprint()
 
 

@@ -74,7 +74,8 @@ def erase(
     preset:
         Settings to start from, by a name that "expunge methods METHOD" lists.
     setting:
-        A setting of the method as name=value, over the preset's; repeat it for more.
+        A setting of the method as name=value; repeat it for more. It takes precedence over
+        the preset's.
     seed:
         Decides every random draw.
     checkpoints:

@@ -9,15 +9,8 @@ from typing import NamedTuple
 from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.evaluation.evaluate import (
-    Base,
-    Question,
-    check_size,
-    images,
-    measured,
-    question,
-    requests,
-)
+from expunge.evaluation.drawing import check_size, images, requests
+from expunge.evaluation.evaluate import Base, Question, measured, question
 from expunge.evaluation.limits import check, verdicts
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import NO_OPTIONS, Options
@@ -126,7 +119,7 @@ def outlook(
         drawn, seconds = _drawn(model, asked.sampler, place), _timed(model, asked, wanted[0])
     return Outlook(
         groups=tuple(
-            (plan.label, group.name, sum(shot.group == group.name for shot in plan.shots()))
+            (plan.label, group.name, sum(shot.group == group.name for shot in plan.shots))
             for plan in asked.plans
             for group in plan.groups
         ),

@@ -5,37 +5,28 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from expunge.concepts import Concept
-from expunge.detectors.base import Identity
-from expunge.detectors.frechet import FEW, Reference, SetDistance, frechet, kid
-from expunge.detectors.packaged import Pixels
 from expunge.detectors.perceptual import PerceptualDistance, perceptual
-from expunge.edits.applied import Applied, check_unedited
+from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.counting import counted
+from expunge.evaluation.distances import distances, unrelated
+from expunge.evaluation.drawing import check_size, draw
 from expunge.evaluation.judging import (
     Files,
     Judged,
     Judgements,
-    Watch,
     compare,
-    feature_drift,
-    levels,
-    pixel_drift,
 )
-from expunge.evaluation.panel import Panel
 from expunge.evaluation.protocol import Protocol
 from expunge.evaluation.records import Evaluation, PicturePair, Report, Source
 from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
-    Unrelated,
     curve,
     drawn_instead,
     examples,
@@ -43,15 +34,13 @@ from expunge.evaluation.scoring import (
     most_changed,
 )
 from expunge.evaluation.suite import NO_OPTIONS, SUITES, Judge, Options, Plan, Shot, Suite
-from expunge.files import digest, write_text
-from expunge.generation import ImageRecord, ImageRequest, Sampler, generate
+from expunge.files import write_text
+from expunge.generation import Sampler
 from expunge.models import Model
-from expunge.statistics.rates import mean
 from expunge.versions import versions
 
 LPIPS_SIDE = 64
 """Pixels of a side at which ESD and RECE print LPIPS."""
-TO_BASE: Reference = "the base model's pictures"
 
 
 @dataclass(frozen=True)
@@ -64,9 +53,9 @@ class Question:
     distance: PerceptualDistance | None = None
     """Of each picture from the base model's."""
 
-    @property
-    def shots(self) -> list[Shot]:
-        return [shot for plan in self.plans for shot in plan.shots()]
+    @cached_property
+    def shots(self) -> tuple[Shot, ...]:
+        return tuple(shot for plan in self.plans for shot in plan.shots)
 
 
 def question(
@@ -168,6 +157,44 @@ def measured(
     check_unedited(model, "the base is measured too")
     check_size(asked.judge, model, asked.plans[0].suite)
     judgements = Judgements(asked.judge, place)
+    fingerprint = model.fingerprint()
+    before, after = _drawn(asked, model, fingerprint, judgements, place, edit, base)
+    taken_out = reversal(model, edit) if edit else None
+    found = []
+    for plan in asked.plans:
+        judged_before = judgements.judged(plan.shots, before) if before else None
+        judged_after = judgements.judged(plan.shots, after)
+        pairs = compare(plan.shots, judged_before, judged_after, asked.distance)
+        name = f"{edit.id if edit else after.folder.name}-{_words(plan, asked.plans)}"
+        _write_lines(place / f"pairs-{name}.jsonl", pairs)
+        found.append(
+            Evaluation(
+                concept=plan.concept.target.lower(),
+                kind=plan.concept.kind,
+                edit=edit.id if edit else "",
+                base=base.source if base else None,
+                summary=edit.summary() if edit else f"{model.name}, as it is",
+                provenance=tuple(
+                    part.model_dump(mode="json") for part in (edit.provenance if edit else ())
+                ),
+                protocol=_protocol(model, fingerprint, plan, asked),
+                reversal=taken_out,
+                **_scored(asked, plan, pairs, judged_before, judged_after),
+            )
+        )
+    return tuple(found)
+
+
+def _drawn(
+    asked: Question,
+    model: Model,
+    fingerprint: str,
+    judgements: Judgements,
+    place: Path,
+    edit: Edit | None,
+    base: Base | None,
+) -> tuple[Files | None, Files]:
+    """The pictures of the base, where there is one, and of the model, judged as they are drawn."""
     before = None
     with judgements.beside_drawing() as watch:
         if base:
@@ -179,47 +206,31 @@ def measured(
                     "compared one by one"
                 )
             base.source = Source(name=other.name, fingerprint=other.fingerprint())
-            before = draw(other, asked.shots, asked.sampler, place, watch)
+            known = base.source.fingerprint
+            before = draw(other, asked.shots, asked.sampler, place, watch, fingerprint=known)
             del other
         applied: AbstractContextManager[Any] = edit.applied(model) if edit else nullcontext()
         with applied:  # first, as an edit of another base is refused here
-            after = draw(model, asked.shots, asked.sampler, place, watch)
+            after = draw(model, asked.shots, asked.sampler, place, watch, fingerprint=fingerprint)
         if edit:
-            before = draw(model, asked.shots, asked.sampler, place, watch)
-    taken_out = reversal(model, edit) if edit else None
-    found = []
-    for plan in asked.plans:
-        shots = plan.shots()
-        judged_before = judgements.judged(shots, before) if before else None
-        judged_after = judgements.judged(shots, after)
-        pairs = compare(shots, judged_before, judged_after, asked.distance)
-        name = f"{edit.id if edit else after.folder.name}-{_words(plan, asked.plans)}"
-        _write_lines(place / f"pairs-{name}.jsonl", pairs)
-        unrelated = _unrelated(plan, judged_before) if judged_before else None
-        found.append(
-            Evaluation(
-                concept=plan.concept.target.lower(),
-                kind=plan.concept.kind,
-                edit=edit.id if edit else "",
-                base=base.source if base else None,
-                summary=edit.summary() if edit else f"{model.name}, as it is",
-                provenance=tuple(
-                    part.model_dump(mode="json") for part in (edit.provenance if edit else ())
-                ),
-                protocol=_protocol(model, plan, asked.sampler, asked.judge),
-                measurements=measure(
-                    plan, pairs, unrelated, asked.distance.name if asked.distance else ""
-                ),
-                drawn_instead=drawn_instead(plan, pairs),
-                examples=examples(plan, pairs),
-                most_changed=most_changed(plan, pairs),
-                curve=curve(plan, pairs),
-                counted=counted(asked.judge, plan, pairs),
-                reversal=taken_out,
-                distances=_distances(asked.judge, plan, judged_before, judged_after),
-            )
-        )
-    return tuple(found)
+            before = draw(model, asked.shots, asked.sampler, place, watch, fingerprint=fingerprint)
+    return before, after
+
+
+def _scored(
+    asked: Question, plan: Plan, pairs: Sequence[PicturePair], before: Judged | None, after: Judged
+) -> dict[str, Any]:
+    """The fields of an ``Evaluation`` that are computed from judged pictures."""
+    name = asked.distance.name if asked.distance else ""
+    return {
+        "measurements": measure(plan, pairs, unrelated(plan, before) if before else None, name),
+        "drawn_instead": drawn_instead(plan, pairs),
+        "examples": examples(plan, pairs),
+        "most_changed": most_changed(plan, pairs),
+        "curve": curve(plan, pairs),
+        "counted": counted(asked.judge, plan, pairs),
+        "distances": distances(asked.judge, plan, before, after),
+    }
 
 
 def _words(plan: Plan, plans: Sequence[Plan]) -> str:
@@ -228,127 +239,20 @@ def _words(plan: Plan, plans: Sequence[Plan]) -> str:
     return re.sub(r"[^\w.-]+", "-", plan.concept.target.lower() if shared else plan.label)
 
 
-def check_size(judge: Judge, model: Model, suite: str) -> None:
-    """Raise where a judge looks at pictures of another size than the model draws."""
-    if judge.size and judge.size != model.image_size:
-        raise ExpungeError(
-            f"the {suite} suite judges {judge.size[0]}×{judge.size[1]} pictures, and "
-            f"{model.name!r} draws {model.image_size[0]}×{model.image_size[1]}; choose "
-            "another suite"
-        )
-
-
-def draw(
-    model: Model,
-    shots: Iterable[Shot],
-    sampler: Sampler,
-    place: Path,
-    watch: Watch | None = None,
-) -> Files:
-    """Draw every shot that isn't drawn yet; their files by number.
-
-    The name of the folder says which model drew them.
-    """
-    folder = images(model, sampler, place)
-
-    def seen(record: ImageRecord) -> None:
-        if watch:
-            watch(record, folder)
-
-    manifest = generate(model, requests(shots), folder, sampler, seen=seen)
-    return Files(folder, {image.request.case_number: image for image in manifest.images})
-
-
-def images(model: Model, sampler: Sampler, place: Path) -> Path:
-    """The folder of a model's pictures."""
-    parts = [part.id for part in Applied.to(model).components]
-    key = digest([model.fingerprint(), parts, sampler.model_dump(mode="json")])[:12]
-    return place / "images" / f"{'edited' if parts else 'base'}-{key}"
-
-
-def requests(shots: Iterable[Shot]) -> list[ImageRequest]:
-    """One for each different shot.
-
-    Raises:
-        ExpungeError: one prompt and seed are asked for with two guidance scales or sizes.
-    """
-    wanted: dict[str, ImageRequest] = {}
-    for shot in shots:
-        request = ImageRequest(
-            case_number=shot.number,
-            prompt=shot.prompt.text,
-            seed=shot.seed,
-            guidance_scale=shot.prompt.guidance_scale,
-            height=shot.prompt.height,
-            width=shot.prompt.width,
-        )
-        if wanted.setdefault(shot.number, request) != request:
-            raise ExpungeError(
-                f"{shot.prompt.text!r} with seed {shot.seed} is asked for twice, with different "
-                "guidance or size; keep one of the rows"
-            )
-    return list(wanted.values())
-
-
-def _protocol(model: Model, plan: Plan, sampler: Sampler, judge: Judge) -> Protocol:
+def _protocol(model: Model, fingerprint: str, plan: Plan, asked: Question) -> Protocol:
     return Protocol(
         plan=plan,
         model=model.name,
-        fingerprint=model.fingerprint(),
-        sampler=sampler.model_dump(mode="json"),
+        fingerprint=fingerprint,
+        sampler=asked.sampler.model_dump(mode="json"),
         image_size=model.image_size,
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
-        judge=judge.name,
-        judge_sha256=judge.sha256,
-        decision=judge.decision,
+        judge=asked.judge.name,
+        judge_sha256=asked.judge.sha256,
+        decision=asked.judge.decision,
         versions=versions(),
     )
-
-
-def _kept(plan: Plan) -> list[int]:
-    return [index for index, shot in enumerate(plan.shots()) if plan.keeps(shot.group)]
-
-
-def _unrelated(plan: Plan, base: Judged) -> Unrelated:
-    """Drift between each kept base picture and the one half the list away."""
-    kept = _kept(plan)
-    other = np.roll(kept, len(kept) // 2)
-    files = [picture.file for picture in base.pictures]
-    return Unrelated(
-        mean(feature_drift(base.features[kept], base.features[other])),
-        mean(
-            [
-                pixel_drift(*_of_one_size(levels(files[one]), levels(files[two])))
-                for one, two in zip(kept, other, strict=True)
-            ]
-        ),
-    )
-
-
-def _of_one_size(one: Pixels, other: Pixels) -> tuple[Pixels, Pixels]:
-    """Rows of a list may ask for pictures of different sizes; the second is shrunk or grown."""
-    height, width = one.shape[:2]
-    return one, np.asarray(Image.fromarray(other).resize((width, height)))
-
-
-def _distances(
-    judge: Judge, plan: Plan, base: Judged | None, after: Judged
-) -> tuple[SetDistance, ...]:
-    """Of kept pictures to the base's, as far as there are enough of them."""
-    kept = _kept(plan)
-    if base is None or len(kept) < FEW:
-        return ()
-    network = judge.extractor.identity if isinstance(judge, Panel) else _identity(judge)
-    rows, reference = after.features[kept], base.features[kept]
-    found = [kid(rows, reference, network=network, to=TO_BASE)]
-    if len(kept) > rows.shape[1]:
-        found.append(frechet(rows, reference, network=network, to=TO_BASE))
-    return tuple(found)
-
-
-def _identity(judge: Judge) -> Identity:
-    return Identity(name=judge.name, version="", sha256=judge.sha256)
 
 
 def _write_lines(path: Path, pairs: Iterable[PicturePair]) -> None:

@@ -132,7 +132,7 @@ def most_changed(plan: Plan, pairs: Iterable[PicturePair]) -> tuple[PicturePair,
 
 
 def _check_complete(plan: Plan, pairs: Iterable[PicturePair]) -> None:
-    asked = {(shot.group, shot.prompt.text, shot.seed) for shot in plan.shots()}
+    asked = {(shot.group, shot.prompt.text, shot.seed) for shot in plan.shots}
     if missing := asked - {(pair.group, pair.prompt.text, pair.seed) for pair in pairs}:
         group, text, seed = min(missing)
         raise ExpungeError(

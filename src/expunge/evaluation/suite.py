@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, Protocol
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from expunge.concepts import Concept
 from expunge.detectors.base import Detection
@@ -99,18 +101,25 @@ class Plan(Record):
             raise ValueError("the plan has no retention group; what is kept must be measured too")
         return self
 
-    def shots(self) -> list[Shot]:
+    @cached_property
+    def shots(self) -> tuple[Shot, ...]:
         """Every picture to draw, group by group, prompt by prompt, seed by seed.
 
         Each prompt has noise of its own: pictures from one noise resemble each other, and
         intervals would be too narrow.
         """
-        return [
+        return tuple(
             Shot(group.name, prompt, seed)
             for group in self.groups
             for prompt in group.prompts
             for seed in self._seeds(prompt)
-        ]
+        )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Without the shots of the original, as the copy may have other groups or seeds."""
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("shots", None)
+        return copied
 
     def _seeds(self, prompt: Prompt) -> list[int]:
         if prompt.seed is not None:

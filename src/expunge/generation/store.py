@@ -104,6 +104,7 @@ def generate(
     *,
     samples: int = 1,
     seen: Callable[[ImageRecord], None] | None = None,
+    fingerprint: str | None = None,
 ) -> Manifest:
     """Draw the pictures that ``folder`` doesn't hold yet.
 
@@ -114,6 +115,7 @@ def generate(
         sampler: how they are drawn.
         samples: pictures per row of a prompt set, from different noise.
         seen: called with each picture as soon as it is drawn; it should return quickly.
+        fingerprint: the model's, where it is known already; computing it reads all weights.
 
     Raises:
         ExpungeError: the folder's pictures were drawn with other settings, two requests share a
@@ -127,7 +129,9 @@ def generate(
     sampler.build(model.process)
     for request in wanted.values():
         latent_size(model, request)
-    known = _open(place, _settings(model, sampler), prompt_set, wanted)
+    known = _open(
+        place, _settings(model, sampler, fingerprint or model.fingerprint()), prompt_set, wanted
+    )
     missing = [
         request
         for file, request in wanted.items()
@@ -158,10 +162,10 @@ def _by_file(requests: Iterable[ImageRequest]) -> dict[str, ImageRequest]:
     return wanted
 
 
-def _settings(model: Model, sampler: Sampler) -> Settings:
+def _settings(model: Model, sampler: Sampler, fingerprint: str) -> Settings:
     return Settings(
         sampler=sampler,
-        model=model.fingerprint(),
+        model=fingerprint,
         edits=tuple(component.id for component in Applied.to(model).components),
         dtype=str(model.dtype).removeprefix("torch."),
         device=model.device.type,

@@ -17,7 +17,7 @@ def names(asked, role=None):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("concept", [SANTA, INK])
 def test_every_picture_is_asked_for_once(size, concept):
-    shots = plan(concept, size=size).shots()
+    shots = plan(concept, size=size).shots
     assert len({shot.number for shot in shots}) == len(shots)
     assert len({(shot.prompt.text, shot.seed) for shot in shots}) == len(shots)
 
@@ -47,13 +47,13 @@ def test_the_full_suite_covers_the_whole_vocabulary():
 
 
 def test_base_pictures_are_shared_between_concepts():
-    first, second = ({shot.number for shot in plan(one).shots()} for one in (SANTA, INK))
+    first, second = ({shot.number for shot in plan(one).shots} for one in (SANTA, INK))
     (kept,) = plan(INK).of_role("retention")
     assert len(first & second) >= len(kept.prompts) - 3  # Santa Claus and his two neighbours
 
 
 def test_prompts_differ_in_their_noise():
-    shots = plan(SANTA).shots()
+    shots = plan(SANTA).shots
     assert len({shot.seed for shot in shots}) == len(shots)
 
 

@@ -51,7 +51,15 @@ def test_objects_asks_by_name_by_synonym_and_for_what_stays():
     assert all("chapel" in text for text in texts(plan, "synonyms"))
     assert expected(plan, "explicit") == expected(plan, "synonyms") == {"church"}
     assert expected(plan, CAPTIONS) == {None}
-    assert len(plan.shots()) == sum(len(group.prompts) for group in plan.groups) * 2
+    assert len(plan.shots) == sum(len(group.prompts) for group in plan.groups) * 2
+
+
+def test_a_copy_of_a_plan_with_other_seeds_has_other_shots():
+    plan = objects.plan(CHURCH, erased=(CHURCH,), size="quick")
+    assert {shot.seed for shot in plan.shots} == {shot.seed for shot in plan.model_copy().shots}
+    other = plan.model_copy(update={"seeds": (7,)})
+    assert len(other.shots) * len(plan.seeds) == len(plan.shots)
+    assert plan.model_copy() == plan
 
 
 def test_what_the_policy_keeps_comes_first_and_nothing_erased_is_kept():
@@ -103,7 +111,7 @@ def test_a_list_decides_its_own_seeds_guidance_and_size_and_a_row_is_one_picture
     head = "prompt,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height"
     given = csv(tmp_path, "a tower,7,3.5,24,16", "a tower,8,,,", head=head)
     plan = objects.plan(CHURCH, size="full", options=Options(prompts=given))
-    first, second = [shot for shot in plan.shots() if shot.group == "listed"]
+    first, second = [shot for shot in plan.shots if shot.group == "listed"]
     assert (first.seed, second.seed) == (7, 8)
     own = first.prompt
     assert (own.guidance_scale, own.width, own.height) == (3.5, 24, 16)

@@ -15,7 +15,8 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.bench import presets
 from expunge.evaluation.bench.plan import Bench, Cell
 from expunge.evaluation.bench.table import COLUMNS, KEPT, Row, pooled
-from expunge.evaluation.evaluate import Question, draw, measured, question
+from expunge.evaluation.drawing import draw
+from expunge.evaluation.evaluate import Question, measured, question
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import FEATURES
 from expunge.files import digest, write_json

@@ -17,8 +17,8 @@ keys and values back, and ``L_adv`` is ``L_erase`` of the shifted targets::
 
     L_attack = mean_l kappa_l |W (t + P) + D(t + P) - W t|^2
 
-How the losses are computed without any key or value is in ``cpe_losses.py``, what is trained on
-in ``cpe_bank.py``. All concepts are trained side by side, each for itself.
+How the losses are computed without any key or value is in ``losses.py``, what is trained on
+in ``bank.py``. All concepts are trained side by side, each for itself.
 """
 
 from bisect import bisect_right

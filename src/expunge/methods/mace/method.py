@@ -7,12 +7,12 @@ while the rows of ordinary captions (second moment ``C``) stay::
     W' = W (lam I + sum e f^T + mu C) (lam I + sum f f^T + mu C)^-1
 
 so that no other row of the prompt tells of the concept any more. An *adapter* ``B_i D_i`` for
-each concept then takes the attention off the concept's own rows (``mace_lora.py``). The *fusion*
+each concept then takes the attention off the concept's own rows (``adapters.py``). The *fusion*
 asks that on a concept's prompts (second moment ``C_i``) the projections do what its adapter does::
 
     W* = (lam W' + sum_i (W' + B_i D_i) C_i + s W C) (lam I + sum_i C_i + s C)^-1
 
-Both closed forms (``mace_closed.py``) invert one matrix for all layers.
+Both closed forms (``closed.py``) invert one matrix for all layers.
 """
 
 from collections.abc import Iterator, Mapping

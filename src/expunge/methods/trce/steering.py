@@ -1,6 +1,6 @@
 """TRCE: Towards Reliable Malicious Concept Erasure (Chen et al., ICCV 2025), both stages.
 
-Stage 1 (``trce.py``) changes what prompts say. What shows through all the same, in wordings that
+Stage 1 (``closed.py``) changes what prompts say. What shows through all the same, in wordings that
 it doesn't know, stage 2 steers aside early in the denoising, where a picture's content is decided.
 It trains the self-attention and the queries of the cross-attention. On the way x that the base
 model f0 takes from the erased prompt p-, the student f is drawn to where guidance would lead from
