@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-nudenet reference check clean
+.PHONY: demo test test-nudenet reference check docs clean
 
 demo: $(READY)
 	$(BIN)/expunge demo --output runs/demo
@@ -32,6 +32,11 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The stubs in docs/api are made anew, so that none is left of a module that has moved.
+docs: $(READY)
+	rm -rf docs/api
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): a few minutes the first time"
 	$(PYTHON) -m venv $(VENV)
@@ -40,4 +45,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build docs/api

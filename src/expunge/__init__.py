@@ -4,13 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.concepts import Concept, Policy
-    from expunge.edits.edit import Edit
-    from expunge.errors import ExpungeError
-    from expunge.evaluation.evaluate import evaluate
-    from expunge.generation.store import generate
-    from expunge.methods import erase
-    from expunge.models import Model, load
+    from expunge.concepts import Concept as Concept
+    from expunge.concepts import Policy as Policy
+    from expunge.edits.edit import Edit as Edit
+    from expunge.errors import ExpungeError as ExpungeError
+    from expunge.evaluation.evaluate import evaluate as evaluate
+    from expunge.generation.store import generate as generate
+    from expunge.methods import erase as erase
+    from expunge.models import Model as Model
+    from expunge.models import load as load
 
 __version__ = "0.1.0"
 
@@ -25,19 +27,9 @@ _PUBLIC = {
     "generate": "expunge.generation.store",
     "load": "expunge.models",
 }
+"""Where each public name comes from; type checkers read the same from the imports above."""
 
-__all__ = [
-    "Concept",
-    "Edit",
-    "ExpungeError",
-    "Model",
-    "Policy",
-    "__version__",
-    "erase",
-    "evaluate",
-    "generate",
-    "load",
-]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
@@ -45,3 +37,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'expunge' has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

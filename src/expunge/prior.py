@@ -1,7 +1,7 @@
 """What a text encoder says on average: the second moment of the embeddings of many prompts.
 
 Methods that hold everything but the erased words still (MACE, TRCE) ask that the keys and values
-of ordinary captions stay. All they need to know of the captions is one matrix,
+of ordinary captions stay. All they need to know of the captions is one matrix::
 
     C = sum over prompts and positions of e e^T
 

@@ -1,11 +1,11 @@
 """One ridge system for a whole UNet.
 
-Every closed-form method asks, for each key and value projection ``W`` of the cross-attention,
+Every closed-form method asks, for each key and value projection ``W`` of the cross-attention::
 
     min_W'  sum_i w_i |W' s_i - W t_i|^2  +  |W' P^T - W P^T|^2  +  lam |W' - W|^2
 
 with source rows ``s_i`` to move, the target rows ``t_i`` whose outputs they get, and rows ``P`` to
-keep. The solution is ``W' = W M`` with the same ``M`` for every ``W``:
+keep. The solution is ``W' = W M`` with the same ``M`` for every ``W``::
 
     A = lam I + sum_i w_i s_i s_i^T + P^T P         M = I + (sum_i w_i (t_i - s_i) s_i^T) A^-1
 

@@ -1,7 +1,7 @@
 """Residual attention gates: what CPE adds to keys and values, as far as a token is of a concept.
 
 Concept n looks at the prompt's embedding X ``[tokens, width]`` with one small attention of its own
-and opens a gate for each token; every layer l then has two thin factors (Lee et al., ICLR 2025):
+and opens a gate for each token; every layer l then has two thin factors (Lee et al., ICLR 2025)::
 
     P_n = X Q_n     A_n = softmax(P_n P_n^T)     E_n = A_n X     g_n = sigmoid(E_n s_n)
 

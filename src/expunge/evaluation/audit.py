@@ -49,7 +49,7 @@ def audit(
     """Measure what a model draws when asked for the policy's concepts, and all that must stay.
 
     Args:
-        model: the checkpoint, erased by whomever or not at all; unchanged afterwards.
+        model: the checkpoint, erased by any program or not at all; unchanged afterwards.
         policy: what is to be gone, what is to stay, and the limits that decide.
         edit: applied to the model while it is measured; the model without it is then the base.
         base: gives another model to compare with, e.g. the one before erasing.

@@ -1,7 +1,7 @@
 """Weights that do for some prompts nearly what gates do, and by how much they miss it.
 
 Gates open for some prompts and stay shut for others; weights can't. The nearest to it are, for
-every key and value projection l, by least squares over the rows x of some prompts,
+every key and value projection l, by least squares over the rows x of some prompts::
 
     min_N  sum w |N x - a_l(x)|^2  +  lam |N|^2        N = (sum w a_l x^T) (sum w x x^T + lam I)^-1
 

@@ -1,4 +1,6 @@
-"""Residual attention gates in the layout that CPE is published in: a safetensors file a concept.
+"""Residual attention gates in CPE's published layout: one safetensors file per concept.
+
+Its tensors are::
 
     attention_gate.encoder_layer.slf_attn.attention_module1.w_qs.weight   [1, width, gate rank]
     attention_gate.encoder_layer.slf_attn.attention_module1.w_ks.weight   the same, never used

@@ -1,6 +1,6 @@
 """An edit as LoRA files, which other programs add to the unedited model.
 
-Every changed matrix (a convolution counts as the matrix ``[out, in * height * width]``) gets
+Every changed matrix (a convolution counts as the matrix ``[out, in * height * width]``) gets::
 
     W' = W + up @ down          up [out, rank], down [rank, in]
 

@@ -1,7 +1,7 @@
 """Negative prompts: guidance away from the concept (Liu et al., ECCV 2022, eq. 13).
 
 Classifier-free guidance moves from the prediction without a prompt to the one with it. With the
-erased words ``s`` instead of no prompt, it moves away from them:
+erased words ``s`` instead of no prompt, it moves away from them::
 
     e(x, t, s) + g (e(x, t, p) - e(x, t, s))
 

@@ -1,6 +1,6 @@
 """How latents and noise mix over time, and what the denoiser is asked for.
 
-Of clean latents ``x`` and noise ``e``, a *diffusion* with noise levels ``a_t`` makes
+Of clean latents ``x`` and noise ``e``, a *diffusion* with noise levels ``a_t`` makes::
 
     x_t = sqrt(a_t) x + sqrt(1 - a_t) e
 

@@ -1,6 +1,6 @@
 """Roles of parameters: ``cross_attention.kv`` instead of 32 names that differ by model.
 
-A *selection* joins roles, and patterns such as ``*.to_q.*``, from left to right:
+A *selection* joins roles, and patterns such as ``*.to_q.*``, from left to right::
 
     self_attention | cross_attention.q       of either
     layers - cross_attention                 of the first, without the second

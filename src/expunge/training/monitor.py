@@ -1,5 +1,7 @@
 """A monitor from a text such as ``erased<=0.05``: it draws, looks, and ends a training.
 
+It knows two scores::
+
     erased   share of the pictures asked for by the erased words that still show the concept
     kept     share of the pictures asked for by the kept words that show what was asked for
 

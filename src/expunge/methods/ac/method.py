@@ -1,7 +1,7 @@
 """Ablating Concepts in Text-to-Image Diffusion Models (Kumari et al., ICCV 2023).
 
 On noised pictures ``x_t`` of an anchor c (``cat``), the UNet learns to predict for the target c*
-(``grumpy cat``) what it predicts for the anchor:
+(``grumpy cat``) what it predicts for the anchor::
 
     model-based    |eps(x_t, c*, t) - eps*(x_t, c, t)|^2
     noise-based    |eps(x_t, c*, t) - e|^2                  with the noise e that made x_t

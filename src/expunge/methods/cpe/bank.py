@@ -1,6 +1,6 @@
 """What CPE trains on: prompts to erase, each with its replacement, and anchors that stay.
 
-An anchor is a mixture of two prompts' embeddings, both with added noise:
+An anchor is a mixture of two prompts' embeddings, both with added noise::
 
     a = m (e_1 + v_1) + (1 - m) (e_2 + v_2)      v = noise |e| N(0, I)      m uniform in [0, 1]
 

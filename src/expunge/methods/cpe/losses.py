@@ -1,6 +1,6 @@
 """CPE's losses without keys and values: a few small products of all layers are enough.
 
-In every layer l of L, the gates' additions are to equal given residual rows ``p``:
+In every layer l of L, the gates' additions are to equal given residual rows ``p``::
 
     mean over l and entries of kappa_l |W_l p - Z_l U_l|^2
         = p G p^T  -  2 sum_l w_l Z_l (U_l W_l p^T)  +  sum_l w_l Z_l (U_l U_l^T) Z_l^T

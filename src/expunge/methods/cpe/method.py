@@ -1,19 +1,19 @@
 """CPE: Concept Pinpoint Eraser (Lee et al., ICLR 2025), residual attention gates.
 
 All weights stay. Each concept gets a small gate that sees only the prompt's embedding, and thin
-factors for every key and value of the cross-attention (``edits/residual_gates.py``):
+factors for every key and value of the cross-attention (``edits/residual_gates.py``)::
 
     out_l(X) = W_l X + D_l(X)        D_l(X) = g(X) E(X) D_l U_l
 
 Training needs no UNet. Each step moves a target prompt t to its replacement n, and beyond it by g,
-and leaves anchors a alone:
+and leaves anchors a alone::
 
     L_erase  = mean_l kappa_l |W n - (W t + D(t)) + g (W n - W t)|^2
     L_anchor = mean_l kappa_l |D(a)|^2
     L        = L_erase + L_adv + pal L_anchor
 
 Between these stages, an attacker searches for shifts P of the target's embedding that bring the old
-keys and values back. ``L_adv`` is ``L_erase`` of the shifted targets:
+keys and values back. ``L_adv`` is ``L_erase`` of the shifted targets::
 
     L_attack = mean_l kappa_l |W (t + P) + D(t + P) - W t|^2
 

@@ -1,11 +1,11 @@
 """ESD: Erasing Concepts from Diffusion Models (Gandikota et al., ICCV 2023).
 
-For the erased prompt c, the UNet learns to predict the frozen model's noise, pushed away from c:
+For the erased prompt c, the UNet learns to predict the frozen model's noise, pushed away from c::
 
     eps(x, t, c)  ->  eps*(x, t, a) - eta (eps*(x, t, c) - eps*(x, t, a))
 
 Here a is the anchor (the empty prompt in the paper) and x are latents on denoising trajectories.
-With ``erase_from``, the concept is removed from another prompt f, and training uses only f:
+With ``erase_from``, the concept is removed from another prompt f, and training uses only f::
 
     eps(x, t, f)  ->  eps*(x, t, f) - eta (eps*(x, t, c) - eps*(x, t, a))
 

@@ -2,7 +2,7 @@
 
 On pictures of the concept, noised to a timestep, the UNet learns not to look at the concept's
 words. ``A_l`` is the attention of a cross-attention layer ``l`` (softmax over the prompt's tokens),
-for every head and pixel. ``S`` are the columns of the words and of the end of the text:
+for every head and pixel. ``S`` are the columns of the words and of the end of the text::
 
     L = | concat_l A_l[..., S] |_F
 
@@ -12,7 +12,7 @@ The noise prediction itself isn't used.
 what is to be kept. ``original`` is the released program (``variant="released"``), quirks included,
 or the one that SepME's repository calls Forget-Me-Not (``variant="sepme"``). The latter has no
 softmax. With the same queries ``Q``, it minimises the distance of the logits of ``a painting of C``
-from those of ``a painting of``:
+from those of ``a painting of``::
 
     L = sum_l mean((s Q_l (K_l(c) - K_l(g))^T)^2)
 """

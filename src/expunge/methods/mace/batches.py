@@ -1,7 +1,7 @@
 """What MACE's adapters train on: pictures of the concept, timesteps, and rows of the prompts.
 
 Early denoising steps decide what is drawn, late ones its details. Concept-focal importance sampling
-prefers the timesteps between:
+prefers the timesteps between::
 
     P(t) ~ sigma(gamma (t - t1)) - sigma(gamma (t - t2))
 """

@@ -2,13 +2,13 @@
 
 MACE has three stages. The *refinement* changes each key and value projection ``W`` of the
 cross-attention. It maps the rows ``f`` around a concept's words to the rows ``e`` of the same
-sentence with other words, and keeps the rows of ordinary captions (second moment ``C``):
+sentence with other words, and keeps the rows of ordinary captions (second moment ``C``)::
 
     W' = W (lam I + sum e f^T + mu C) (lam I + sum f f^T + mu C)^-1
 
 Then no other row of the prompt carries the concept. An *adapter* ``B_i D_i`` for each concept turns
 the attention away from the concept's own rows (``adapters.py``). The *fusion* makes the projections
-do on a concept's prompts (second moment ``C_i``) what its adapter does:
+do on a concept's prompts (second moment ``C_i``) what its adapter does::
 
     W* = (lam W' + sum_i (W' + B_i D_i) C_i + s W C) (lam I + sum_i C_i + s C)^-1
 

@@ -1,11 +1,11 @@
 """CiE: the concept-irrelevant erasure of SepME (Zhao et al., arXiv 2402.05947, 2024).
 
-What a model knows of a concept ``c`` at the latents ``x`` is the difference that its words make:
+What a model knows of a concept ``c`` at the latents ``x`` is the difference that its words make::
 
     r(x, t) = f0(x, t, c) - f0(x, t, a)        frozen model, a the empty prompt
     r'(x, t) = f(x, t, c) - f(x, t, a)         trained model
 
-Training removes the part of ``r'`` along ``r``, with little change of the weights ``W_j``:
+Training removes the part of ``r'`` along ``r``, with little change of the weights ``W_j``::
 
     L = D + beta R,    D = mean(r' r),    R = mean over j of |W_j - W0_j|_1
 

@@ -3,7 +3,7 @@
 The keys and values of the cross-attention see only the rows ``e`` of a prompt's embedding. So a
 change ``dW_k`` that erases the concept ``k`` leaves a prompt exactly as it is if ``dW_k e = 0`` for
 all its rows. Stack the rows of the empty prompt, of all *other* concepts and of the prompts to
-keep, and let ``S_k`` be a basis of everything orthogonal to them:
+keep, and let ``S_k`` be a basis of everything orthogonal to them::
 
     dW_k = C_k S_k        C_k is trained with CiE's loss, S_k is fixed
 

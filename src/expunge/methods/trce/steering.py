@@ -4,7 +4,7 @@ Stage 1 (``closed.py``) changes what prompts say. Some wordings that it doesn't 
 concept. Stage 2 steers these aside early in the denoising, where a picture's content is decided.
 It trains the self-attention and the queries of the cross-attention. At latents x on the base model
 f0's trajectory for the erased prompt p-, it pulls the student f towards guidance to the safe prompt
-p+ and pushes it away from guidance to p-, both for p- and without a prompt:
+p+ and pushes it away from guidance to p-, both for p- and without a prompt::
 
     f+ = u + g (f0(x, p+) - u)      f- = u + g (f0(x, p-) - u)      u = f0(x, "")
 

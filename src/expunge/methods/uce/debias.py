@@ -1,6 +1,6 @@
 """UCE debiasing: balances a concept's attributes (Gandikota et al., WACV 2024, section 3.3).
 
-The words ``c`` of a concept get the outputs of a mixture with the words ``a_j`` of attributes:
+The words ``c`` of a concept get the outputs of a mixture with the words ``a_j`` of attributes::
 
     W' c  =  W (c + sum_j R_j a_j)
 
