@@ -12,31 +12,50 @@ PICO = ("--model", "pico")
 RUNS: dict[str, list[tuple[str, ...]]] = {
     "closed_form": [(*PICO, "--runs", "1")],
     "embedding_probe": [
-        (*PICO, *"--steps 1 --seeds 1 --pictures 1 --drawn 1 --methods rece cpe".split())
+        (
+            *PICO,
+            *[
+                "--steps",
+                "1",
+                "--seeds",
+                "1",
+                "--pictures",
+                "1",
+                "--drawn",
+                "1",
+                "--methods",
+                "rece",
+                "cpe",
+            ],
+        )
     ],
     "gated": [
-        ("training", *"--sizes small --concepts 2 --shifts 1 --anchors 1".split()),
-        ("gates", *"--sizes small --concepts 2".split()),
-        ("sampling", *PICO, *"--gates 2 --steps 1 --rounds 1".split()),
-        ("passes", *PICO, *"--gates 2 --rounds 1".split()),
-        ("many", *PICO, *"--concepts 1 --things 2".split()),
+        ("training", *["--sizes", "small", "--concepts", "2", "--shifts", "1", "--anchors", "1"]),
+        ("gates", *["--sizes", "small", "--concepts", "2"]),
+        ("sampling", *PICO, *["--gates", "2", "--steps", "1", "--rounds", "1"]),
+        ("passes", *PICO, *["--gates", "2", "--rounds", "1"]),
+        ("many", *PICO, *["--concepts", "1", "--things", "2"]),
     ],
-    "membranes": [(*PICO, *"--counts 1 2 --runs 1 --steps 1 --batch 1".split())],
-    "relearning": [(*PICO, *"--methods uce --steps 0 1 --each 1 --output".split(), "{folder}")],
-    "restoring": [(*PICO, *"--method uce --styles 1 --output".split(), "{folder}/restoring.json")],
+    "membranes": [(*PICO, *["--counts", "1", "2", "--runs", "1", "--steps", "1", "--batch", "1"])],
+    "relearning": [
+        (*PICO, *["--methods", "uce", "--steps", "0", "1", "--each", "1", "--output"], "{folder}")
+    ],
+    "restoring": [
+        (*PICO, *["--method", "uce", "--styles", "1", "--output"], "{folder}/restoring.json")
+    ],
     "sd14_edit": [(*PICO, "--runs", "1")],
-    "separable": [tuple("--sizes small --concepts 2 --runs 1".split())],
+    "separable": [tuple(["--sizes", "small", "--concepts", "2", "--runs", "1"])],
     "throughput": [
-        (*PICO, *"--pictures 1 --steps 1 --device cpu --only".split(), kind)
+        (*PICO, *["--pictures", "1", "--steps", "1", "--device", "cpu", "--only"], kind)
         for kind in ("loop", "sample", "generate", "evaluate")
     ],
     "trained": [
         ("steps", *PICO),
         ("ours-memory", *PICO),
         ("theirs-memory", *PICO),
-        ("esd", *PICO, *"--things 1 --limit 0".split()),
+        ("esd", *PICO, *["--things", "1", "--limit", "0"]),
     ],
-    "trce_steering": [tuple("--words 1 --iterations 1".split())],
+    "trce_steering": [tuple(["--words", "1", "--iterations", "1"])],
 }
 LINUX = ("closed_form",)
 """Those that ask its C library how much memory work needs."""
