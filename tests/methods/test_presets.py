@@ -127,7 +127,7 @@ HEAD = "one: {kind: any, model: emoji, fidelity: %s, source: here, settings: {%s
         ("one: {kind: any}", "one: model: Field required"),
         (HEAD % ("both", "lambda: 1"), "one: lambda: uce has no such setting"),
         (HEAD % ("both", "lamb: -1"), "one: lamb: Input should be greater than 0"),
-        (HEAD % ("both", "lamb: 1e-5"), "one: lamb: '1e-5' would be read as 1e-05; write it with"),
+        (HEAD % ("both", "lamb: 1e-5"), "one: lamb: '1e-5' would be read as 1e-05; write a"),
         (HEAD % ("both", "variant: 2023"), "one: variant: Input should be '2023' or '2025'"),
         (HEAD % ("both", "fidelity: original"), "settings: fidelity doesn't belong there"),
         (HEAD % ("both", "preset: two"), "settings: preset doesn't belong there"),

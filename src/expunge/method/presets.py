@@ -153,5 +153,6 @@ def _check(method: type[Named], settings: Mapping[str, Any]) -> None:
             raise ExpungeError(f"{name}: {explain(error)}") from None
         if read != value:  # YAML takes 1e-5 for text: it wants 1.0e-5
             raise ExpungeError(
-                f"{name}: {value!r} would be read as {read!r}; write it so (1.0e-5, not 1e-5)"
+                f"{name}: {value!r} would be read as {read!r}; write a value of that type, "
+                "e.g. 1.0e-5 for 1e-5"
             )

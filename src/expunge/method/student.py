@@ -1,4 +1,4 @@
-"""Teacher and student in one UNet: its own weights make the teacher, trained ones the student."""
+"""Teacher and student in one UNet: the same module, with its own weights or with trained ones."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -61,7 +61,7 @@ class AblatingConcepts(TrainedWeights):
     iterations: int = Field(100, ge=1)
     """Optimiser steps."""
     lr: float = Field(1.6e-5, gt=0)
-    """Learning rate of a step; no batch size multiplies it."""
+    """Learning rate, used as it is: batch sizes don't scale it."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients with a larger norm are scaled down to this norm."""
     batch_size: int = Field(4, ge=1)

@@ -89,9 +89,9 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     weight_decay: float = Field(0.01, ge=0)
     """Decay of the factors."""
     lr_schedule: str = "cosine_with_restarts"
-    """Name of a schedule of ``diffusers.optimization``, e.g. constant."""
+    """Name of a schedule in ``diffusers.optimization``, e.g. constant."""
     lr_cycles: int = Field(3, ge=1)
-    """Cycles of a schedule that restarts."""
+    """Number of cycles, for schedules that restart."""
     rank: int = Field(1, ge=1)
     """Rank of a membrane in each layer."""
     alpha: float = Field(1.0, gt=0)
