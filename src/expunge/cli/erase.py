@@ -103,7 +103,7 @@ def erase(
     refuse_for_training(chosen, **for_training)
     watch = monitor_of(stop_when, look_every, judge, wanted, chosen, seed)
     if tracker:
-        from expunge.training.loop import check_tracker
+        from expunge.training.tracking import check_tracker
 
         check_tracker(tracker, checkpoints)
     first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch

@@ -37,7 +37,8 @@ from expunge.algebra.ridge import (
     solve,
 )
 from expunge.concepts import Concept, Context, Kind, Policy
-from expunge.edits.payloads import Change, Dense, LowRank, Ridge, SharedMatrix
+from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
+from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Need
 from expunge.method.presets import preset

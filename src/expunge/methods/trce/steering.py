@@ -45,7 +45,8 @@ from expunge.models import Condition, Model, Process
 from expunge.prior import PriorFile
 from expunge.seeding import derive, generator, integer
 from expunge.settings import or_file
-from expunge.training.trajectories import Place, Timetable, ddim, visited
+from expunge.training.latents import TrajectoryPoint, latents_at
+from expunge.training.trajectories import Timetable, ddim
 
 RELEASED: Mapping[str, Any] = {
     "gradients": "cumulative",
@@ -95,7 +96,7 @@ class Visit(NamedTuple):
     """A place on a trajectory of some sort, and with what timestep and prompts it's looked at."""
 
     sort: str
-    place: Place
+    place: TrajectoryPoint
     timestep: int
     prompt: str
     safe: str = ""
@@ -301,7 +302,7 @@ class TRCESteering(TrainedWeights):
         for row in range(self.batch_size):
             at = (number * self.batch_size + row) % len(erased.prompts)
             step = integer(draws, 0, self.max_early_timestep + 1)
-            place = Place(at, step + late)
+            place = TrajectoryPoint(at, step + late)
             steered.append(
                 Visit("erased", place, times[step], erased.prompts[at], erased.others[at])
             )
@@ -317,7 +318,7 @@ class TRCESteering(TrainedWeights):
             offset = integer(draws, 0, 1000 // len(times)) if original else 0
             # guidance also asks what is drawn there without a prompt
             prompt = (way.prompts, way.others)[integer(draws, 0, 2)][at]
-            held.append(Visit(sort, Place(at, step + late), times[step] + offset, prompt))
+            held.append(Visit(sort, TrajectoryPoint(at, step + late), times[step] + offset, prompt))
         return BatchVisits(steered, held)
 
     def ways(self, policy: Policy, seed: int) -> dict[str, Ways]:
@@ -364,12 +365,12 @@ class TRCESteering(TrainedWeights):
 
     def _table(self, run: Run, ways: Mapping[str, Ways], visits: Sequence[Visit]) -> "VisitTable":
         """The latents of all visits, and the conditions of their prompts."""
-        latents: dict[tuple[str, Place], Tensor] = {}
+        latents: dict[tuple[str, TrajectoryPoint], Tensor] = {}
         for sort, (prompts, _, scale) in ways.items():
             places = sorted({visit.place for visit in visits if visit.sort == sort})
             if not places:
                 continue
-            found = visited(
+            found = latents_at(
                 run,
                 sort,
                 prompts,
@@ -392,7 +393,7 @@ class TRCESteering(TrainedWeights):
 class VisitTable(NamedTuple):
     """What the visits of a training need."""
 
-    latents: Mapping[tuple[str, Place], Tensor]
+    latents: Mapping[tuple[str, TrajectoryPoint], Tensor]
     texts: Mapping[str, int]
     """Where each prompt's condition is."""
     conditions: Condition
