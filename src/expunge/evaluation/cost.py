@@ -65,7 +65,7 @@ def cost(
 ) -> EditCost:
     """Time pictures with and without an edit, and put all its costs in one record.
 
-    The two take turns, and turns in going first, so that both see the same machine.
+    Each round draws with both, in alternating order, so that both see the same machine.
 
     Args:
         model: the base model, without any edit applied; it is unchanged afterwards.
@@ -83,7 +83,20 @@ def cost(
     check_unedited(model, "the base is timed too")
     if not requests or rounds < 1:
         raise ExpungeError("nothing to time; give at least one request and one round")
-    sampler = sampler or Sampler()
+    return EditCost(
+        edit=edit.id,
+        summary=edit.summary(),
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        stored_bytes=edit.size,
+        latency=_latency(model, edit, requests, sampler or Sampler(), rounds),
+    )
+
+
+def _latency(
+    model: Model, edit: Edit, requests: Sequence[ImageRequest], sampler: Sampler, rounds: int
+) -> Latency:
+    """Draw the pictures without and with the edit in each round."""
 
     def timed() -> float:
         began = time.perf_counter()
@@ -100,16 +113,9 @@ def cost(
     for number in range(rounds):
         for edited in (False, True) if number % 2 == 0 else (True, False):
             times[edited].append(timed_edited() if edited else timed())
-    return EditCost(
-        edit=edit.id,
-        summary=edit.summary(),
-        seconds=seconds,
-        peak_bytes=peak_bytes,
-        stored_bytes=edit.size,
-        latency=Latency(
-            device=model.device.type,
-            pictures=len(requests),
-            base=tuple(times[False]),
-            edited=tuple(times[True]),
-        ),
+    return Latency(
+        device=model.device.type,
+        pictures=len(requests),
+        base=tuple(times[False]),
+        edited=tuple(times[True]),
     )

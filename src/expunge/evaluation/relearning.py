@@ -132,17 +132,11 @@ def relearning(
             never drawn, the loss isn't finite, or the judge fails.
     """
     check_unedited(model, "the base is measured too")
-    if not steps or min(steps) < 0:
-        raise ExpungeError("steps: give when to look, as numbers from 0 on")
-    if not pictures:
-        raise ExpungeError("no pictures to learn from; give at least one kind")
-    if not asked or not kept or not all(kept.values()):
-        raise ExpungeError("nothing to draw; give requests for the concept and for what is kept")
+    _check_given(asked, kept, pictures, steps)
     tuning, sampler = tuning or FineTuning(), sampler or Sampler()
     data = {name: _data(model, name, examples) for name, examples in pictures.items()}
-    wanted = [(concept, one) for one in asked]
-    wanted += [(word, one) for word, requests in kept.items() for one in requests]
-    words, requests = [word for word, _ in wanted], [request for _, request in wanted]
+    words = [concept] * len(asked) + [word for word, own in kept.items() for _ in own]
+    requests = [*asked, *(request for own in kept.values() for request in own)]
 
     def drawn() -> _Drawn:
         right = look(model, requests, words, recognise, sampler).right
@@ -171,6 +165,20 @@ def relearning(
         base_kept=Rate.of(base.kept),
         curves=tuple(curves),
     )
+
+
+def _check_given(
+    asked: Sequence[ImageRequest],
+    kept: Mapping[str, Sequence[ImageRequest]],
+    pictures: Mapping[str, Sequence[Captioned]],
+    steps: Sequence[int],
+) -> None:
+    if not steps or min(steps) < 0:
+        raise ExpungeError("steps: name the steps to look at, from 0 on")
+    if not pictures:
+        raise ExpungeError("no pictures to learn from; give at least one kind")
+    if not asked or not kept or not all(kept.values()):
+        raise ExpungeError("nothing to draw; give requests for the concept and for what is kept")
 
 
 class _Drawn(NamedTuple):

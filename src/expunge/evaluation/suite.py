@@ -55,6 +55,15 @@ class Group(Record):
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
 
 
+def groups_of(*drafts: tuple[str, Role, str, Sequence[Prompt]]) -> tuple[Group, ...]:
+    """A group for each name, role, description and prompts; those without prompts are left out."""
+    return tuple(
+        Group(name=name, role=role, about=about, prompts=tuple(prompts))
+        for name, role, about, prompts in drafts
+        if prompts
+    )
+
+
 class Shot(NamedTuple):
     """One picture to draw."""
 

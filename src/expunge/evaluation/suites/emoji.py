@@ -23,8 +23,8 @@ from expunge.evaluation.suite import (
     Options,
     Plan,
     Prompt,
-    Role,
     Suite,
+    groups_of,
     judgement,
     ranked,
     refuse,
@@ -90,7 +90,7 @@ def plan(
         concept=concept,
         attribute=attribute,
         label=label,
-        groups=tuple(groups(label, gone, SIZES[size])),
+        groups=groups(label, gone, SIZES[size]),
         seeds=tuple(seeds) if seeds is not None else SIZES[size].seeds,
         notes=_notes(concept, attribute, label),
     )
@@ -116,7 +116,7 @@ def find(concept: Concept) -> tuple[str, str]:
     return known[words]
 
 
-def _object_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
+def _object_groups(name: str, gone: set[str], size: Size) -> tuple[Group, ...]:
     known = catalog()
     target = known.object(name)
     styles = [style.name for style in known.styles if style.name not in gone]
@@ -127,7 +127,7 @@ def _object_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
         return [_prompt(target, s, w) for w, s in _rotated(wordings, styles, size.wording_styles)]
 
     near = _rotated(neighbours, styles, size.wording_styles)
-    yield from _groups(
+    return groups_of(
         ("explicit", "efficacy", "its name", _sentences(target, styles, size.templates)),
         ("synonyms", "efficacy", "other words for it", worded(target.synonyms)),
         ("implicit", "efficacy", "described without a name", worded(target.implicit)),
@@ -136,10 +136,10 @@ def _object_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
     )
 
 
-def _style_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
+def _style_groups(name: str, gone: set[str], size: Size) -> tuple[Group, ...]:
     drawn = [entry for entry in catalog().objects[:: size.styled_every] if entry.name not in gone]
     phrased = zip(drawn, cycle(_styled_templates()), strict=False)
-    yield from _groups(
+    return groups_of(
         (
             "explicit",
             "efficacy",
@@ -153,12 +153,6 @@ def _style_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
             [_prompt(*pair) for pair in _kept(gone, size)],
         ),
     )
-
-
-def _groups(*drafts: tuple[str, Role, str, Sequence[Prompt]]) -> Iterator[Group]:
-    for name, role, about, prompts in drafts:
-        if prompts:
-            yield Group(name=name, role=role, about=about, prompts=tuple(prompts))
 
 
 def _kept(gone: set[str], size: Size) -> Iterator[tuple[EmojiObject, str]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Prompt, refuse
+from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Prompt, groups_of, refuse
 from expunge.generation.sampler import Sampler
 from expunge.prompts import PromptRow, PromptSet
 from expunge.prompts.prompt_set import Reading
@@ -74,31 +74,22 @@ def worded(
     gone = phrases(concept, *erased)
     own = dict.fromkeys(words for one in (concept, *erased) for words in one.keep)
     kept = [n for n in dict.fromkeys((*own, *wording.others)) if n.lower() not in gone]
-
-    def prompts(names: Iterable[str], count: int, expected: str = "") -> list[Prompt]:
-        return [
-            Prompt(
-                text=sentence.format(name), expected={wording.attribute: expected or name.lower()}
-            )
-            for name in names
-            for sentence in wording.sentences[:count]
-        ]
-
     listed = split(options.prompts, wording.attribute, concept, gone=gone)
     scenes = captions(options, chosen, gone)
-    drafts = [
-        ("explicit", "efficacy", "its name", prompts([concept.target], chosen.sentences, label)),
-        ("synonyms", "efficacy", "given names", prompts(concept.synonyms, chosen.sentences, label)),
+    count = chosen.sentences
+    groups = groups_of(
+        ("explicit", "efficacy", "its name", _prompts(wording, [concept.target], count, label)),
+        ("synonyms", "efficacy", "given names", _prompts(wording, concept.synonyms, count, label)),
         (LISTED, "efficacy", "rows of the given list that ask for it", listed.asking),
         (
             f"other {wording.about}",
             "retention",
             "what must stay",
-            prompts(kept[: chosen.kept], chosen.kept_sentences),
+            _prompts(wording, kept[: chosen.kept], chosen.kept_sentences),
         ),
         ("listed others", "retention", "all other rows of the given list", listed.others),
         (CAPTIONS, "retention", "captions that name nothing erased", scenes.prompts),
-    ]
+    )
     return Plan(
         suite=wording.suite,
         version=VERSION,
@@ -106,14 +97,21 @@ def worded(
         concept=concept,
         attribute=wording.attribute,
         label=label,
-        groups=tuple(
-            Group.model_validate({"name": n, "role": role, "about": about, "prompts": tuple(rows)})
-            for n, role, about, rows in drafts
-            if rows
-        ),
+        groups=groups,
         seeds=tuple(seeds) if seeds is not None else chosen.seeds,
         notes=(*_cut(own, chosen), *listed.notes, *scenes.notes),
     )
+
+
+def _prompts(
+    wording: Wording, names: Iterable[str], count: int, expected: str = ""
+) -> list[Prompt]:
+    """Each name in the first ``count`` sentences; a right picture shows ``expected``, or it."""
+    return [
+        Prompt(text=sentence.format(name), expected={wording.attribute: expected or name.lower()})
+        for name in names
+        for sentence in wording.sentences[:count]
+    ]
 
 
 def _cut(own: Collection[str], size: Size) -> Iterator[str]:
