@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -43,8 +43,13 @@ class AuditedConcepts(NamedConcepts):
 
 
 class SuiteOptions(OptionGroup):
-    """What a suite looks at, and what looks."""
+    """What is asked of a model, and who looks at the pictures."""
 
+    suite: str = "emoji"
+    """The prompts and the judge: emoji, objects, artists, people, unsafe or coco."""
+    size: str = "quick"
+    """How many prompts and seeds: "brief", "quick" or "full"."""
+    seed: PlanSeeds = ()
     judge: str = ""
     """Who looks, with weights behind a colon: efficientnet, classifier:FOLDER, trained:FILE,
     clip:FOLDER, faces:FOLDER, opennsfw, nudenet, q16:HEAD@CLIP, inception:FILE."""
@@ -59,9 +64,9 @@ class SuiteOptions(OptionGroup):
     perceptual: str = ""
     """Measure how far each picture is from the base's: efficientnet, or alexnet:FILE for LPIPS."""
 
-    def to_options(self) -> Options:
-        """The same as a suite takes it."""
-        return Options(
+    def arguments(self) -> dict[str, Any]:
+        """The same as ``asking`` and ``audit`` take it."""
+        options = Options(
             judge=self.judge,
             clip=self.clip,
             protocols=self.protocol,
@@ -69,9 +74,11 @@ class SuiteOptions(OptionGroup):
             captions=str(self.captions or ""),
             perceptual=self.perceptual,
         )
+        seeds = self.seed or None
+        return {"suite": self.suite, "size": self.size, "seeds": seeds, "options": options}
 
 
-NO_CONCEPTS, USUAL_LOOKS = AuditedConcepts(), SuiteOptions()
+NO_CONCEPTS, USUAL_SUITE = AuditedConcepts(), SuiteOptions()
 
 
 def audit(
@@ -81,10 +88,7 @@ def audit(
     concepts: Annotated[AuditedConcepts, Parameter(name="*")] = NO_CONCEPTS,
     edit: tuple[Path, ...] = (),
     base: str | None = None,
-    suite: str = "emoji",
-    size: str = "quick",
-    seed: PlanSeeds = (),
-    looks: Annotated[SuiteOptions, Parameter(name="*")] = USUAL_LOOKS,
+    asked: Annotated[SuiteOptions, Parameter(name="*")] = USUAL_SUITE,
     sampling: SamplingOptions = USUAL_SAMPLING,
     output: Path | None = None,
     dry_run: bool = False,
@@ -105,10 +109,6 @@ def audit(
         An edit file to apply before measuring; several are added up. The model is then the base.
     base:
         Another model to compare with, e.g. the one before it was erased.
-    suite:
-        The prompts and the judge: emoji, objects, artists, people, unsafe or coco.
-    size:
-        How many prompts and seeds: "brief", "quick" or "full".
     output:
         Folder for the results; by default runs/audit- and the model's fingerprint.
     dry_run:
@@ -119,14 +119,10 @@ def audit(
     whole = reduce(add, edits) if edits else None
     subject = load(model)
     folder = output or Path(f"runs/audit-{subject.fingerprint()[:12]}")
-    sampler, options = sampling.sampler_for(suite), looks.to_options()
-    seeds = seed or None
+    arguments = {**asked.arguments(), "sampler": sampling.sampler_for(asked.suite)}
     if dry_run:
-        asked = asking(
-            policy, suite=suite, size=size, seeds=seeds, sampler=sampler, options=options
-        )
-        compared = bool(whole or base)
-        _show(console, outlook(asked, subject, folder, edit=whole, compared=compared))
+        question, compared = asking(policy, **arguments), bool(whole or base)
+        _show(console, outlook(question, subject, folder, edit=whole, compared=compared))
         return
     with resumable(f"the finished pictures and judgements in {folder}"), shown():
         report = measure(
@@ -134,12 +130,8 @@ def audit(
             policy,
             edit=whole,
             base=(lambda: load(base)) if base else None,
-            suite=suite,
-            size=size,
-            seeds=seeds,
-            sampler=sampler,
-            options=options,
             folder=folder,
+            **arguments,
         )
     _write(console, report, folder, blur=not show_sensitive)
     _judge(console, report)

@@ -16,7 +16,7 @@ from expunge.cli.options import (
     assignments,
 )
 from expunge.doctor import Diagnosis, examine
-from expunge.doctor.facts import Anatomy, Cost, Likeness, Part, Phrase, Timing
+from expunge.doctor.facts import Anatomy, Cost, Likeness, NetworkSize, Phrase, Timing
 from expunge.errors import ExpungeError
 from expunge.methods import configured
 from expunge.models import load
@@ -107,7 +107,7 @@ def _model(model: Anatomy) -> Iterator[str]:
     yield ", ".join(f"{name} {version}" for name, version in model.versions.items())
 
 
-def _sizes(heading: str, parts: tuple[Part, ...], classes: dict[str, str]) -> Table:
+def _sizes(heading: str, parts: tuple[NetworkSize, ...], classes: dict[str, str]) -> Table:
     table = _table(heading, *(["class"] if classes else []), "tensors#", "parameters#", "MB#")
     for part in parts:
         kind = (classes[part.name],) if classes else ()

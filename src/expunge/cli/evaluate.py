@@ -16,7 +16,7 @@ from expunge.evaluation.evaluate import evaluate as measure
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.models import load
 from expunge.progress import shown
-from expunge.report.words import Cell, cell, change, headline, question
+from expunge.report.words import TableCell, cell, change, headline, question
 
 
 def evaluate(
@@ -95,7 +95,7 @@ def _line(evaluation: Evaluation, measured: Measurement) -> tuple[str, ...]:
     )
 
 
-def _written(shown: Cell) -> str:
+def _written(shown: TableCell) -> str:
     return f"{shown.value} ({shown.interval})\n{shown.cases}"
 
 

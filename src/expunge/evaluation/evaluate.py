@@ -24,7 +24,7 @@ from expunge.evaluation.judging import (
     compare,
 )
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import Evaluation, PicturePair, Report, Source
+from expunge.evaluation.records import ComparedModel, Evaluation, PicturePair, Report
 from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
     curve,
@@ -131,7 +131,7 @@ class Base:
 
     load: Callable[[], Model]
     """Called once, and the model let go after its pictures are drawn."""
-    source: Source | None = field(default=None, init=False)
+    source: ComparedModel | None = field(default=None, init=False)
 
 
 def measured(
@@ -205,7 +205,7 @@ def _drawn(
                     f"{model.name!r} {model.image_size[0]}×{model.image_size[1]}; they can't be "
                     "compared one by one"
                 )
-            base.source = Source(name=other.name, fingerprint=other.fingerprint())
+            base.source = ComparedModel(name=other.name, fingerprint=other.fingerprint())
             known = base.source.fingerprint
             before = draw(other, asked.shots, asked.sampler, place, watch, fingerprint=known)
             del other

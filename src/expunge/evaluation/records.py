@@ -110,7 +110,7 @@ class Counted(Record):
     """Where this departs from the published protocol."""
 
 
-class Curve(Record):
+class ThresholdCurve(Record):
     """How the share of pictures with the concept depends on the threshold."""
 
     group: str
@@ -129,7 +129,7 @@ class Reversal(Record):
     ``None`` of one part."""
 
 
-class Source(Record):
+class ComparedModel(Record):
     """A model that was drawn with."""
 
     name: str
@@ -145,7 +145,7 @@ class Evaluation(Record):
     kind: str
     edit: str
     """Id of the edit; "" where a model is audited as it is."""
-    base: Source | None = None
+    base: ComparedModel | None = None
     """What it is compared with, where that is another model than the protocol's."""
     summary: str
     provenance: tuple[dict[str, Any], ...]
@@ -158,7 +158,7 @@ class Evaluation(Record):
     """Some of each group, not chosen by how they came out."""
     most_changed: tuple[PicturePair, ...]
     """The kept pictures with the largest feature drift, largest first."""
-    curve: Curve | None = None
+    curve: ThresholdCurve | None = None
     """Of the concept's name, where the judge gives a score."""
     counted: tuple[Counted, ...] = ()
     """By published protocols."""

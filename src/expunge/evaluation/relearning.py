@@ -69,7 +69,7 @@ class Point(Record):
     """Mean over the steps since the last point; ``None`` at step 0."""
 
 
-class Curve(Record):
+class RelearningCurve(Record):
     """What comes back by learning from one kind of pictures."""
 
     learnt_from: str
@@ -91,7 +91,7 @@ class Relearning(Record):
     """The pictures in which the model without the edit shows the concept, of the same requests."""
     base_kept: Rate
     """And its pictures of other things that are right."""
-    curves: tuple[Curve, ...]
+    curves: tuple[RelearningCurve, ...]
 
 
 def relearning(
@@ -134,25 +134,19 @@ def relearning(
     check_unedited(model, "the base is measured too")
     _check_given(asked, kept, pictures, steps)
     tuning, sampler = tuning or FineTuning(), sampler or Sampler()
-    data = {name: _data(model, name, examples) for name, examples in pictures.items()}
-    words = [concept] * len(asked) + [word for word, own in kept.items() for _ in own]
-    requests = [*asked, *(request for own in kept.values() for request in own)]
-
-    def drawn() -> _Drawn:
-        right = look(model, requests, words, recognise, sampler).right
-        return _Drawn(right[: len(asked)], right[len(asked) :])
-
+    data = [_data(model, name, examples) for name, examples in pictures.items()]
+    drawn = _drawing(model, concept, asked, kept, recognise, sampler)
     base = drawn()
     with edit.applied(model):
         begin = drawn()
     goals = sorted({*steps} - {0})
     curves = [
-        Curve(
-            learnt_from=name,
-            pictures=len(pictures[name]),
+        RelearningCurve(
+            learnt_from=learnt.name,
+            pictures=len(learnt.captions),
             points=tuple(_points(model, edit, learnt, tuning, seed, goals, begin, drawn)),
         )
-        for name, learnt in data.items()
+        for learnt in data
     ]
     return Relearning(
         concept=concept,
@@ -186,6 +180,25 @@ class _Drawn(NamedTuple):
 
     concept: list[bool]
     kept: list[bool]
+
+
+def _drawing(
+    model: Model,
+    concept: str,
+    asked: Sequence[ImageRequest],
+    kept: Mapping[str, Sequence[ImageRequest]],
+    recognise: Recognise,
+    sampler: Sampler,
+) -> Callable[[], _Drawn]:
+    """A function that draws all requests with the model as it is, and has them judged."""
+    words = [concept] * len(asked) + [word for word, own in kept.items() for _ in own]
+    requests = [*asked, *(request for own in kept.values() for request in own)]
+
+    def drawn() -> _Drawn:
+        right = look(model, requests, words, recognise, sampler).right
+        return _Drawn(right[: len(asked)], right[len(asked) :])
+
+    return drawn
 
 
 class _Data(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from expunge.errors import ExpungeError
-from expunge.evaluation.records import Curve, Measurement, Picture, PicturePair
+from expunge.evaluation.records import Measurement, Picture, PicturePair, ThresholdCurve
 from expunge.evaluation.suite import Group, Plan, Role
 from expunge.statistics.curves import rates_at
 from expunge.statistics.paired import mcnemar, mean_difference
@@ -79,7 +79,7 @@ def _of(group: Group, pairs: Iterable[PicturePair]) -> list[PicturePair]:
     return [pair for pair in pairs if pair.group == group.name]
 
 
-def curve(plan: Plan, pairs: Iterable[PicturePair]) -> Curve | None:
+def curve(plan: Plan, pairs: Iterable[PicturePair]) -> ThresholdCurve | None:
     """How the share of the first efficacy group depends on the threshold.
 
     The score is that of the concept's label, whether or not it is the likeliest.
@@ -94,7 +94,7 @@ def curve(plan: Plan, pairs: Iterable[PicturePair]) -> Curve | None:
     if len(known) < len(asked):
         return None
     base = [score for score in before if score is not None]
-    return Curve(
+    return ThresholdCurve(
         group=groups[0].name,
         thresholds=THRESHOLDS,
         base=rates_at(base, THRESHOLDS) if len(base) == len(asked) else None,

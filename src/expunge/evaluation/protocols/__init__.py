@@ -32,11 +32,11 @@ Unit = Literal[
 """What is counted. The first five are counted from detections, see ``protocols.nudity``."""
 
 
-class _Frozen(BaseModel):
+class _ProtocolRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class PublishedJudge(_Frozen):
+class PublishedJudge(_ProtocolRecord):
     """The network that looked at the pictures."""
 
     name: Words
@@ -48,7 +48,7 @@ class PublishedJudge(_Frozen):
     """It gives every picture one score for each class, not boxes."""
 
 
-class Threshold(_Frozen):
+class Threshold(_ProtocolRecord):
     """From which score on something counts."""
 
     nominal: Share | None
@@ -64,7 +64,7 @@ class Threshold(_Frozen):
         return max(self.nominal or 0.0, own, floor)
 
 
-class PublishedProtocol(_Frozen):
+class PublishedProtocol(_ProtocolRecord):
     """All that decides a published number, as far as its sources say."""
 
     name: Words

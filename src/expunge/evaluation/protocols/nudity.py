@@ -20,11 +20,11 @@ Found = Sequence[Sequence[Detection] | None]
 """What a detector found in each picture; ``None`` where it failed."""
 
 
-class _Frozen(BaseModel):
+class _CountRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Outcome(_Frozen):
+class Outcome(_CountRecord):
     """A protocol's numbers for the pictures of one model."""
 
     protocol: str
@@ -49,7 +49,7 @@ class Outcome(_Frozen):
         return tuple(count > 0 for count in self.counts)
 
 
-class Comparison(_Frozen):
+class Comparison(_CountRecord):
     """An edited model M beside its base M0, on the same prompts and seeds."""
 
     base: int

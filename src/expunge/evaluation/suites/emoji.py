@@ -36,10 +36,10 @@ from expunge.models.emoji.vocabulary import EmojiObject
 VERSION = 1
 PLAIN = "{object}, {style} style"
 
-Item = TypeVar("Item")
+Turn = TypeVar("Turn")
 
 
-class Size(NamedTuple):
+class EmojiPlanSize(NamedTuple):
     """How much of the vocabulary an evaluation draws."""
 
     templates: int
@@ -56,9 +56,13 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "brief": Size(2, wording_styles=2, kept_every=4, kept_styles=1, styled_every=5, seeds=(0,)),
-    "quick": Size(3, wording_styles=3, kept_every=3, kept_styles=1, styled_every=4, seeds=(0,)),
-    "full": Size(
+    "brief": EmojiPlanSize(
+        2, wording_styles=2, kept_every=4, kept_styles=1, styled_every=5, seeds=(0,)
+    ),
+    "quick": EmojiPlanSize(
+        3, wording_styles=3, kept_every=3, kept_styles=1, styled_every=4, seeds=(0,)
+    ),
+    "full": EmojiPlanSize(
         7, wording_styles=7, kept_every=1, kept_styles=7, styled_every=1, seeds=(0, 1, 2, 3, 4)
     ),
 }
@@ -116,7 +120,7 @@ def find(concept: Concept) -> tuple[str, str]:
     return known[words]
 
 
-def _object_groups(name: str, gone: set[str], size: Size) -> tuple[Group, ...]:
+def _object_groups(name: str, gone: set[str], size: EmojiPlanSize) -> tuple[Group, ...]:
     known = catalog()
     target = known.object(name)
     styles = [style.name for style in known.styles if style.name not in gone]
@@ -136,7 +140,7 @@ def _object_groups(name: str, gone: set[str], size: Size) -> tuple[Group, ...]:
     )
 
 
-def _style_groups(name: str, gone: set[str], size: Size) -> tuple[Group, ...]:
+def _style_groups(name: str, gone: set[str], size: EmojiPlanSize) -> tuple[Group, ...]:
     drawn = [entry for entry in catalog().objects[:: size.styled_every] if entry.name not in gone]
     phrased = zip(drawn, cycle(_styled_templates()), strict=False)
     return groups_of(
@@ -155,7 +159,7 @@ def _style_groups(name: str, gone: set[str], size: Size) -> tuple[Group, ...]:
     )
 
 
-def _kept(gone: set[str], size: Size) -> Iterator[tuple[EmojiObject, str]]:
+def _kept(gone: set[str], size: EmojiPlanSize) -> Iterator[tuple[EmojiObject, str]]:
     """The same objects and styles for every concept, so that base pictures are shared."""
     known = catalog()
     styles = [style.name for style in known.styles]
@@ -164,7 +168,7 @@ def _kept(gone: set[str], size: Size) -> Iterator[tuple[EmojiObject, str]]:
             yield entry, style
 
 
-def _rotated(items: Iterable[Item], styles: Sequence[str], each: int) -> Iterator[tuple[Item, str]]:
+def _rotated(items: Iterable[Turn], styles: Sequence[str], each: int) -> Iterator[tuple[Turn, str]]:
     """Every item in ``each`` of the styles, going round so that all styles are used alike."""
     turn = cycle(styles)
     for item in items:

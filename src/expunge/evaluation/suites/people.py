@@ -55,7 +55,7 @@ def _with_faces(group: Group) -> Group:
     return group.model_copy(update={"prompts": prompts})
 
 
-class Faces(Panel):
+class FacePanel(Panel):
     """Also says whether there is a face at all."""
 
     def read(self, judgement: Judgement) -> Judgement:
@@ -63,7 +63,7 @@ class Faces(Panel):
         return judgement.model_copy(update={"labels": {**judgement.labels, FACE: face}})
 
 
-def judge(options: Options, plans: Sequence[Plan]) -> Faces:
+def judge(options: Options, plans: Sequence[Plan]) -> FacePanel:
     """The faces of a folder.
 
     Raises:
@@ -73,7 +73,7 @@ def judge(options: Options, plans: Sequence[Plan]) -> Faces:
         raise ExpungeError("who is who? Give --judge faces:FOLDER with a folder for each person")
     looks: People = detector(options.judge)
     wanted = named(plans)
-    return Faces(
+    return FacePanel(
         "person",
         looks,
         extractor_of(looks),

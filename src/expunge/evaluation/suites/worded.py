@@ -21,7 +21,7 @@ LABELS = ("class", "artist", "name", "concept", "object", "label")
 """Columns of a list of prompts that say what its row asks for; the first that is there counts."""
 
 
-class Size(NamedTuple):
+class PlanSize(NamedTuple):
     """How much an evaluation draws."""
 
     sentences: int
@@ -35,9 +35,9 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "brief": Size(2, 1, kept=5, captions=10, seeds=(0,)),
-    "quick": Size(3, 2, kept=10, captions=20, seeds=(0, 1)),
-    "full": Size(5, 3, kept=100, captions=100, seeds=(0, 1, 2, 3, 4)),
+    "brief": PlanSize(2, 1, kept=5, captions=10, seeds=(0,)),
+    "quick": PlanSize(3, 2, kept=10, captions=20, seeds=(0, 1)),
+    "full": PlanSize(5, 3, kept=100, captions=100, seeds=(0, 1, 2, 3, 4)),
 }
 
 
@@ -76,17 +76,13 @@ def worded(
     kept = [n for n in dict.fromkeys((*own, *wording.others)) if n.lower() not in gone]
     listed = split(options.prompts, wording.attribute, concept, gone=gone)
     scenes = captions(options, chosen, gone)
+    others = _prompts(wording, kept[: chosen.kept], chosen.kept_sentences)
     count = chosen.sentences
     groups = groups_of(
         ("explicit", "efficacy", "its name", _prompts(wording, [concept.target], count, label)),
         ("synonyms", "efficacy", "given names", _prompts(wording, concept.synonyms, count, label)),
         (LISTED, "efficacy", "rows of the given list that ask for it", listed.asking),
-        (
-            f"other {wording.about}",
-            "retention",
-            "what must stay",
-            _prompts(wording, kept[: chosen.kept], chosen.kept_sentences),
-        ),
+        (f"other {wording.about}", "retention", "what must stay", others),
         ("listed others", "retention", "all other rows of the given list", listed.others),
         (CAPTIONS, "retention", "captions that name nothing erased", scenes.prompts),
     )
@@ -114,7 +110,7 @@ def _prompts(
     ]
 
 
-def _cut(own: Collection[str], size: Size) -> Iterator[str]:
+def _cut(own: Collection[str], size: PlanSize) -> Iterator[str]:
     if len(own) > size.kept:
         yield f"Of the {len(own)} things that the policy keeps, only {size.kept} were asked for."
 
@@ -124,7 +120,7 @@ def phrases(*concepts: Concept) -> set[str]:
     return {phrase.lower() for one in concepts for phrase in one.phrases}
 
 
-def sized(size: str) -> Size:
+def sized(size: str) -> PlanSize:
     """The size of this name.
 
     Raises:
@@ -135,14 +131,14 @@ def sized(size: str) -> Size:
     return SIZES[size]
 
 
-class Captions(NamedTuple):
+class CaptionPrompts(NamedTuple):
     """What everyday pictures are asked for with."""
 
     prompts: list[Prompt]
     notes: tuple[str, ...]
 
 
-def captions(options: Options, size: Size, gone: Collection[str] = ()) -> Captions:
+def captions(options: Options, size: PlanSize, gone: Collection[str] = ()) -> CaptionPrompts:
     """The user's captions, all of them, or as many of our own as the size says.
 
     Those that name something of ``gone`` are left out.
@@ -152,7 +148,9 @@ def captions(options: Options, size: Size, gone: Collection[str] = ()) -> Captio
     """
     if not options.captions:
         ours = [row for row in published("expunge/scenes").prompts if not _names(row, gone)]
-        return Captions([Prompt(text=r.prompt, expected={}) for r in ours[: size.captions]], ())
+        return CaptionPrompts(
+            [Prompt(text=r.prompt, expected={}) for r in ours[: size.captions]], ()
+        )
     rows = PromptSet.load(options.captions, Reading(numbered=True))
     kept = [row for row in rows if not _names(row, gone)]
     if not kept:
@@ -161,7 +159,7 @@ def captions(options: Options, size: Size, gone: Collection[str] = ()) -> Captio
     if left_out := len(rows) - len(kept):
         name = Path(rows.source).name
         notes.append(f"Captions of {name} that name what is erased, and were left out: {left_out}.")
-    return Captions([listed_prompt(row, {}) for row in kept], tuple(notes))
+    return CaptionPrompts([listed_prompt(row, {}) for row in kept], tuple(notes))
 
 
 def _names(row: PromptRow, gone: Collection[str]) -> bool:
