@@ -6,53 +6,29 @@ the concept, of related things, of unrelated ones. Beside what comes back stands
 model that training broke draws no erased concept either.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Annotated, NamedTuple
-
-import numpy as np
-import torch
-from PIL import Image
-from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
+from typing import NamedTuple
 
 from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change
 from expunge.errors import ExpungeError
+from expunge.evaluation.fine_tuning import (
+    Captioned,
+    FineTuning,
+    LearntPictures,
+    learnt_pictures,
+    training_losses,
+)
 from expunge.evaluation.recognition import Recognise, look
 from expunge.evaluation.suite import Record
 from expunge.generation import ImageRequest, Sampler
 from expunge.method.student import Student
-from expunge.models import Condition, Model
-from expunge.pictures import latents_of
-from expunge.progress import track
-from expunge.prompts.lexicon import refused
-from expunge.seeding import generator
+from expunge.models import Model
 from expunge.statistics.rates import Estimate, Rate, paired_difference
 
 STEPS = (0, 50, 100, 200, 300)
-
-
-class Captioned(NamedTuple):
-    """A picture to learn from, of the model's own size, with its prompt."""
-
-    picture: Image.Image
-    caption: str
-
-
-class FineTuning(Record):
-    """How the edited model is trained: Adam on the plain loss of noise prediction."""
-
-    role: str = "all"
-    """The UNet parameters that learn (see ``models.roles``), e.g. ``cross_attention``."""
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    """Learning rate."""
-    batch: Annotated[int, Field(ge=1)] = 4
-    """Pictures a step, drawn with replacement."""
-    rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of the learnt change of each matrix (LoRA); 0 trains whole parameters."""
 
 
 class Point(Record):
@@ -134,18 +110,14 @@ def relearning(
     check_unedited(model, "the base is measured too")
     _check_given(asked, kept, pictures, steps)
     tuning, sampler = tuning or FineTuning(), sampler or Sampler()
-    data = [_data(model, name, examples) for name, examples in pictures.items()]
+    data = [learnt_pictures(model, name, examples) for name, examples in pictures.items()]
     drawn = _drawing(model, concept, asked, kept, recognise, sampler)
     base = drawn()
     with edit.applied(model):
         begin = drawn()
     goals = sorted({*steps} - {0})
     curves = [
-        RelearningCurve(
-            learnt_from=learnt.name,
-            pictures=len(learnt.captions),
-            points=tuple(_points(model, edit, learnt, tuning, seed, goals, begin, drawn)),
-        )
+        _curve(learnt, _points(model, edit, learnt, tuning, seed, goals, begin, drawn))
         for learnt in data
     ]
     return Relearning(
@@ -201,40 +173,16 @@ def _drawing(
     return drawn
 
 
-class _Data(NamedTuple):
-    """Pictures as a model learns from them."""
-
-    name: str
-    mean: Tensor
-    """Of the VAE's latents, ``[pictures, channels, h, w]``; ``deviation`` alike."""
-    deviation: Tensor
-    captions: list[str]
-
-
-def _data(model: Model, name: str, examples: Sequence[Captioned]) -> _Data:
-    if not examples:
-        raise ExpungeError(f"{name}: no picture to learn from; give at least one")
-    height, width = model.image_size
-    for example in examples:
-        if example.picture.size != (width, height):
-            across, down = example.picture.size
-            raise ExpungeError(
-                f"{name}: a picture of {down}×{across} pixels; {model.name!r} draws "
-                f"{height}×{width}, so resize it"
-            )
-        if refused({"prompt": example.caption}):
-            raise ExpungeError(
-                f"{name}: a caption with a sexual word and a word for minors is never learnt from"
-            )
-    pixels = np.stack([np.asarray(example.picture.convert("RGB")) for example in examples])
-    mean, deviation = latents_of(model, torch.from_numpy(pixels))
-    return _Data(name, mean, deviation, [example.caption for example in examples])
+def _curve(learnt: LearntPictures, points: Iterable[Point]) -> RelearningCurve:
+    return RelearningCurve(
+        learnt_from=learnt.name, pictures=len(learnt.captions), points=tuple(points)
+    )
 
 
 def _points(
     model: Model,
     edit: Edit,
-    data: _Data,
+    data: LearntPictures,
     tuning: FineTuning,
     seed: int,
     goals: Sequence[int],
@@ -247,7 +195,7 @@ def _points(
     with gates.applied(model) if gates else nullcontext():
         names = model.select(tuning.role)
         student = Student(model, names, rank=tuning.rank, seed=seed, start=weights)
-        losses = _trained(student, data, tuning, seed, max(goals, default=0))
+        losses = training_losses(student, data, tuning, seed, max(goals, default=0))
         done = 0
         for goal in goals:
             loss = sum(next(losses) for _ in range(goal - done)) / (goal - done)
@@ -267,38 +215,3 @@ def _apart(edit: Edit) -> tuple[Edit | None, Edit | None]:
     weights = tuple(part for part in edit.components if isinstance(part.payload, Change))
     others = tuple(part for part in edit.components if part not in weights)
     return Edit(others) if others else None, Edit(weights) if weights else None
-
-
-def _trained(
-    student: Student, data: _Data, tuning: FineTuning, seed: int, steps: int
-) -> Iterator[float]:
-    """Take a step for each loss that is asked for."""
-    optimizer = torch.optim.Adam(student.weights.values(), lr=tuning.lr)
-    conditions = student.model.condition(data.captions)  # encoded where gates can hear of it
-    for step in track(range(steps), f"relearning from {data.name}", total=steps):
-        draws = generator(seed, "relearning", data.name, step)
-        loss = _loss(student, data, conditions, tuning.batch, draws)
-        if not bool(loss.isfinite()):
-            raise ExpungeError(f"{data.name}: the loss became {loss.item()}; use a smaller lr")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        yield loss.item()
-
-
-def _loss(
-    student: Student, data: _Data, conditions: Condition, batch: int, draws: torch.Generator
-) -> Tensor:
-    """Mean squared error of what is predicted for noised latents of a few pictures.
-
-    ``conditions`` are those of the captions, one a picture.
-    """
-    model = student.model
-    chosen = torch.randint(len(data.mean), (batch,), generator=draws)
-    timestep = torch.randint(model.process.times, (batch,), generator=draws).to(model.device)
-    draw = torch.randn((2, batch, *data.mean.shape[1:]), generator=draws).to(model.device)
-    latents, noise = data.mean[chosen] + draw[0] * data.deviation[chosen], draw[1]
-    predicted = student.predict(
-        model.process.mix(latents, noise, timestep), timestep, conditions[chosen]
-    )
-    return F.mse_loss(predicted, model.process.target(latents, noise, timestep))
