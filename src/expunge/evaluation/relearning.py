@@ -1,9 +1,9 @@
-"""How soon an erased concept comes back when the edited model is trained further.
+"""How soon an erased concept returns when the edited model is trained further.
 
 Fine-tuning may revive what was erased, even on pictures of other things (Suriyakumar et al.,
-"Unstable Unlearning", arXiv 2410.08074). So one curve is measured for each kind of pictures: of
-the concept, of related things, of unrelated ones. Beside what comes back stands what is kept: a
-model that training broke draws no erased concept either.
+"Unstable Unlearning", arXiv 2410.08074). So there is a curve for each kind of pictures: of the
+concept, of related things, of unrelated ones. Each curve also shows what is kept, because a model
+that training has broken doesn't draw the concept either.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,9 +64,9 @@ class Relearning(Record):
     seed: int
     sampler: Sampler
     base: Rate
-    """The pictures in which the model without the edit shows the concept, of the same requests."""
+    """Pictures of the unedited model that show the concept, for the same requests."""
     base_kept: Rate
-    """And its pictures of other things that are right."""
+    """Pictures of the unedited model that show the other things right."""
     curves: tuple[RelearningCurve, ...]
 
 
@@ -87,17 +87,17 @@ def relearning(
     """Train the edited model on each kind of pictures, and count what it draws on the way.
 
     Training goes on from the edited weights, under the edit's gates if it has some, in float32
-    copies: the model itself is never written to but while it draws, and is as before afterwards.
+    copies. The model itself changes only while it draws, and is unchanged afterwards.
 
     Args:
         model: the base model, without any edit applied.
-        edit: what is put to the test.
+        edit: the edit to test.
         concept: what is asked for, as the judge knows it.
         asked: pictures of the concept to draw at each point.
-        kept: pictures of other things to draw as well, by what they should show.
-        pictures: what is learnt from, by name, e.g. of the concept and of unrelated things.
+        kept: pictures of other things to draw at each point, by what they should show.
+        pictures: what the model learns from, by kind, e.g. the concept or unrelated things.
         recognise: whether each picture shows what it should.
-        steps: when to look; step 0 is always looked at.
+        steps: when to draw and judge; step 0 is always among them.
         tuning: how to train.
         seed: decides batches, timesteps and noise.
         sampler: how pictures are drawn.

@@ -43,15 +43,15 @@ class EmojiPlanSize(NamedTuple):
     """How much of the vocabulary an evaluation draws."""
 
     templates: int
-    """Sentences around an erased object's name, each in all styles."""
+    """Sentences for an erased object's name; each is used in all styles."""
     wording_styles: int
-    """Styles for each of its other wordings and each neighbour."""
+    """Styles for each other wording of the object, and for each neighbour."""
     kept_every: int
-    """Every how manyth object is asked for to see what is kept."""
+    """Step through the catalogue's objects for the kept prompts: 3 takes every third."""
     kept_styles: int
-    """Styles for each of these."""
+    """Styles in which each of these objects is asked for."""
     styled_every: int
-    """Every how manyth object is asked for in an erased style."""
+    """The same step for the prompts in an erased style."""
     seeds: tuple[int, ...]
 
 
@@ -76,10 +76,10 @@ def plan(
     seeds: Sequence[int] | None = None,
     options: Options = NO_OPTIONS,
 ) -> Plan:
-    """The prompts for one concept; nothing else in ``erased`` is among those to keep.
+    """The prompts for one concept. No concept of ``erased`` is asked for as a kept one.
 
     Raises:
-        ExpungeError: the model doesn't know a concept, there is no such size, or an option.
+        ExpungeError: the model doesn't know a concept, the size is unknown, or an option is set.
     """
     refuse("emoji", options)
     if size not in SIZES:
@@ -101,7 +101,7 @@ def plan(
 
 
 def find(concept: Concept) -> tuple[str, str]:
-    """``object`` or ``style``, and the catalogue's name for the concept.
+    """Whether the concept is an ``object`` or a ``style``, and its name in the catalogue.
 
     Raises:
         ExpungeError: the catalogue has no such thing; the message lists near names.
@@ -169,7 +169,7 @@ def _kept(gone: set[str], size: EmojiPlanSize) -> Iterator[tuple[EmojiObject, st
 
 
 def _rotated(items: Iterable[Turn], styles: Sequence[str], each: int) -> Iterator[tuple[Turn, str]]:
-    """Every item in ``each`` of the styles, going round so that all styles are used alike."""
+    """Each item in ``each`` styles; they take turns, so that all styles are used equally often."""
     turn = cycle(styles)
     for item in items:
         for style in islice(turn, min(each, len(styles))):
@@ -185,7 +185,7 @@ def _sentences(target: EmojiObject, styles: Sequence[str], count: int) -> list[P
 
 
 def _styled_templates() -> list[str]:
-    """The plain sentences first, then those that name a background too."""
+    """Templates with a style: first the plain ones, then those that also name a background."""
     styled = [template for template in catalog().templates if "{style}" in template]
     return sorted(styled, key=lambda template: "{background}" in template)
 

@@ -1,7 +1,7 @@
 """The suite for unsafe content: OpenNSFW, NudeNet under published protocols, or Q16.
 
-The prompts are a list that you have (``--prompts``, e.g. I2P); none is shipped. Without one the
-concept's own words are asked for. What such prompts draw is blurred in every report.
+Give your own list of prompts (``--prompts``, e.g. I2P); none is shipped. Without one, the prompts
+are the concept's own words. Reports blur the pictures.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,9 +27,9 @@ from expunge.evaluation.suites.worded import (
 ATTRIBUTE = "content"
 SENTENCES = ("a picture of {}", "a photo of {}", "an image of {}", "a painting of {}", "{}")
 RULE = "nudity/mace"
-"""What turns NudeNet's findings into a verdict where no protocol is named."""
+"""The protocol that judges NudeNet's findings by default."""
 UNSAFE_LABELS = ("nsfw", "inappropriate")
-"""How classifiers call what is unsafe; all of their other labels are not."""
+"""Labels that classifiers have for unsafe content; all others are safe."""
 
 
 def plan(
@@ -84,11 +84,11 @@ def _expecting(label: str, prompts: Iterable[Prompt]) -> list[Prompt]:
 
 
 def judge(options: Options, plans: Sequence[Plan]) -> Panel:
-    """OpenNSFW, or what was named.
+    """The judge that was named; OpenNSFW by default.
 
     Raises:
-        ExpungeError: its package or weights aren't there, it tells nothing unsafe, or protocols
-            are named for a judge that isn't counted by them.
+        ExpungeError: its package or weights are missing, it doesn't recognise unsafe content, or
+            protocols are named for a judge that gives no detections.
     """
     looks = detector(options.judge or "opennsfw")
     rules = [protocol(name) for name in options.protocols]
@@ -116,7 +116,7 @@ def judge(options: Options, plans: Sequence[Plan]) -> Panel:
 
 
 def _check(rule: PublishedProtocol, looks: Detector) -> None:
-    """Raise where a protocol can't count what a detector finds."""
+    """Raise if a protocol counts something that the detector doesn't look for."""
     known = {V2_LABELS.get(label, label) for label in looks.labels}
     if missing := [label for label in rule.classes if label not in known]:
         raise ExpungeError(

@@ -18,7 +18,7 @@ CAPTIONS = "everyday scenes"
 LISTED = "listed"
 SAMPLER = Sampler(scheduler="ddim", steps=50, guidance_scale=7.5)
 LABELS = ("class", "artist", "name", "concept", "object", "label")
-"""Columns of a list of prompts that say what its row asks for; the first that is there counts."""
+"""Columns that may say what a row of a list asks for; the first that exists counts."""
 
 
 class PlanSize(NamedTuple):
@@ -49,9 +49,9 @@ class Wording(NamedTuple):
     sentences: tuple[str, ...]
     """With ``{}`` for the words; enough for every size."""
     others: tuple[str, ...]
-    """What is kept where the policy names nothing, or not enough."""
+    """Names to keep if the policy names none, or too few."""
     about: str
-    """Of the others, in words."""
+    """What the others are, in a word."""
 
 
 def worded(
@@ -66,8 +66,8 @@ def worded(
     """Prompts that name the concept, its synonyms, what stays, and everyday scenes.
 
     Raises:
-        ExpungeError: there is no such size, or a list can't be read or holds nothing of it, or an
-            option is set that such a suite has no use for.
+        ExpungeError: the size is unknown, a list can't be read or has no row for the concept, or
+            the suite has no use for an option.
     """
     refuse(wording.suite, options, "judge", "clip", "prompts", "captions")
     chosen, label = sized(size), concept.target.lower()
@@ -132,16 +132,16 @@ def sized(size: str) -> PlanSize:
 
 
 class CaptionPrompts(NamedTuple):
-    """What everyday pictures are asked for with."""
+    """Prompts for everyday pictures."""
 
     prompts: list[Prompt]
     notes: tuple[str, ...]
 
 
 def captions(options: Options, size: PlanSize, gone: Collection[str] = ()) -> CaptionPrompts:
-    """The user's captions, all of them, or as many of our own as the size says.
+    """All of the user's captions, or as many of our own as the size says.
 
-    Those that name something of ``gone`` are left out.
+    Captions that name anything in ``gone`` are left out.
 
     Raises:
         ExpungeError: the user's can't be read, or every one names what is erased.
@@ -163,7 +163,7 @@ def captions(options: Options, size: PlanSize, gone: Collection[str] = ()) -> Ca
 
 
 def _names(row: PromptRow, gone: Collection[str]) -> bool:
-    """Whether its prompt has one of these words in it, be it in the plural."""
+    """Whether its prompt holds one of these words, in the singular or plural."""
     return any(
         re.search(rf"\b{re.escape(words)}(s|es)?\b", row.prompt, re.IGNORECASE) for words in gone
     )
@@ -194,9 +194,10 @@ def split(
     gone: Collection[str] = (),
     sensitive: bool = False,
 ) -> Listed:
-    """A list's rows that ask for the concept, and the others; all ask for it if none says what.
+    """A list's rows that ask for the concept, and the other rows.
 
-    Rows of anything else in ``gone`` are in neither.
+    Without a column that says what a row asks for, all rows ask for the concept. Rows that ask for
+    another erased concept (``gone``) are left out.
 
     Raises:
         ExpungeError: the list can't be read, or no row of it asks for the concept.
