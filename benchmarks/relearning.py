@@ -19,8 +19,9 @@ from PIL import Image
 
 from expunge import Concept, Model, erase
 from expunge.evaluation.bench import presets
+from expunge.evaluation.fine_tuning import Captioned, FineTuning
 from expunge.evaluation.recognition import recogniser
-from expunge.evaluation.relearning import Captioned, FineTuning, Relearning, relearning
+from expunge.evaluation.relearning import Relearning, relearning
 from expunge.files import digest, write_text
 from expunge.generation import ImageRequest, Sampler, sample
 from expunge.models.emoji import catalog

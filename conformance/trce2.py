@@ -24,8 +24,9 @@ from expunge.methods import configured
 from expunge.methods.trce.schedule import released
 from expunge.methods.trce.steering import TRCESteering
 from expunge.models import Condition, Model
+from expunge.training.latents import latents_along
 from expunge.training.loop import Trainer
-from expunge.training.trajectories import denoise, walked
+from expunge.training.trajectories import denoise
 
 # How closely two single-precision programs agree; three times the difference that the case itself
 # reports to a double evaluation, where that is more.
@@ -102,7 +103,7 @@ def _trajectories(
         yield Difference(float(times[step] != draw["timestep"]), 0.0)
         yield Difference(float(step > method.max_early_timestep), 0.0)
         noise = inputs[f"{start}/initial_noise"]
-        ours = [*walked(model, timetable, noise, [prompt], step + 1, method.start_guidance)]
+        ours = [*latents_along(model, timetable, noise, [prompt], step + 1, method.start_guidance)]
         yield _near(ours[step], inputs[f"{start}/latent_before"], LATENTS)
         yield _near(ours[step + 1], inputs[f"{start}/latent_after"], LATENTS)
         for row, held in enumerate(draw["regularisation"]):

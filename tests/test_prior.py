@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from expunge import Edit, ExpungeError, Model, load, prior
 from expunge.cli import main
 from expunge.models import Condition
-from expunge.prior import Prior, combined
+from expunge.prior import Prior
 
 CAPTIONS = tuple(
     f"a {first} of a {second}"
@@ -138,14 +138,6 @@ def test_another_text_encoder_is_refused(made: Prior, pico_folder: Path, other: 
     made.check(half)
     with pytest.raises(ExpungeError, match="another text encoder"):
         made.check(other)
-    with pytest.raises(ExpungeError, match="different text encoders"):
-        combined(made, Prior.of(other, CAPTIONS), 1.0)
-
-
-def test_two_priors_are_combined(pico: Model) -> None:
-    one, two = Prior.of(pico, CAPTIONS[:5]), Prior.of(pico, CAPTIONS[5:])
-    both = Prior.of(pico, [*CAPTIONS[:5], *CAPTIONS[5:], *CAPTIONS[5:]])
-    assert torch.allclose(combined(one, two, 2.0), both.gram, rtol=1e-5, atol=1e-4)
 
 
 def test_an_old_cache_is_imported(pico: Model, made: Prior, tmp_path: Path) -> None:

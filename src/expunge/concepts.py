@@ -24,7 +24,7 @@ Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 def listed(value: Any) -> Any:
-    """One word where several are allowed: ``keep: dog`` means ``keep: [dog]``."""
+    """A tuple, where one word stands for a list of one: ``keep: dog`` means ``keep: [dog]``."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -49,11 +49,11 @@ TEMPLATES: dict[Kind, tuple[str, ...]] = {
 """Sentences around a concept's words, by kind; ``{}`` is where the words go."""
 
 ANCHORS: dict[Kind, str] = {"object": "", "character": "", "style": "art", "unsafe": ""}
-"""What replaces a concept when nothing else is said; "" is the empty prompt."""
+"""What replaces a concept by default; "" is the empty prompt."""
 
 
 class Pair(NamedTuple):
-    """A prompt that names a concept, and the prompt whose picture takes its place."""
+    """A prompt that names a concept, and the prompt that replaces it."""
 
     erase: str
     anchor: str
@@ -74,11 +74,12 @@ class Concept(BaseModel):
     """Other words for it, erased together with the target."""
     kind: Kind = "object"
     anchor: str | None = None
-    """What is drawn instead; ``None`` takes ``ANCHORS[kind]``, "" is the empty prompt."""
+    """What is drawn instead; ``None`` means ``ANCHORS[kind]``, "" the empty prompt."""
     keep: WordList = ()
-    """Words of its kind, or prompts, whose pictures must stay."""
+    """Words of the same kind, or prompts, whose pictures must stay."""
     contexts: tuple[Context, ...] = ()
-    """Sentences with ``{}`` that name it, and what is kept for it; before those of a method."""
+    """Sentences with ``{}`` for the words, of the concept and of what is kept for it. They take
+    precedence over a method's sentences."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Concept":
@@ -100,9 +101,9 @@ class Concept(BaseModel):
         return ANCHORS[self.kind] if self.anchor is None else self.anchor
 
     def sentences(self, contexts: tuple[Context, ...] = ()) -> tuple[Context, ...]:
-        """Sentences with ``{}`` for the words: its own, or else those given.
+        """Sentences with ``{}`` for the words: the concept's own, or else those given.
 
-        Where there are none, the words alone and the templates of this kind.
+        If there are neither, the words alone and the templates of its kind.
         """
         return self.contexts or contexts or ("{}", *TEMPLATES[self.kind])
 
@@ -111,13 +112,13 @@ class Concept(BaseModel):
         return self.pairs_in(self.sentences(contexts))
 
     def neutral_pairs(self, contexts: tuple[Context, ...] = ()) -> list[tuple[str, str]]:
-        """Each prompt of ``pairs`` beside its anchor, or the empty prompt without a replacement."""
+        """Each prompt of ``pairs`` with its anchor; without a replacement, the empty prompt."""
         return [
             (pair.erase, pair.anchor if self.replacement else "") for pair in self.pairs(contexts)
         ]
 
     def pairs_in(self, sentences: Sequence[Context]) -> "Iterator[Pair]":
-        """The same in just these sentences."""
+        """As ``pairs``, in these sentences only."""
         for phrase in self.phrases:
             for sentence in sentences:
                 before = sentence.partition("{}")[0]
@@ -130,20 +131,21 @@ class Concept(BaseModel):
 
 
 class Limit(BaseModel):
-    """What a measurement of the model must meet for an audit to pass."""
+    """A bound on one measurement; an audit passes if every bound is met."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     group: Words
-    """The prompts that it is about, e.g. ``explicit`` or ``other objects``."""
+    """The group of prompts that is measured, e.g. ``explicit`` or ``other objects``."""
     metric: str = ""
-    """By default whether the concept is drawn, or of kept prompts whether they are right."""
+    """Name of the metric. The default is the share of pictures that show the concept or, for kept
+    prompts, the share that are right."""
     concept: str = ""
-    """The target of the only concept that it is about."""
+    """Target of the one concept that the limit applies to; "" applies it to all."""
     at_most: float | None = None
     at_least: float | None = None
     by: Literal["interval", "value"] = "interval"
-    """Whether all of the 95 % interval must lie within the limit, or only the value."""
+    """What must lie within the limit: the whole 95 % interval, or only the value."""
 
     @model_validator(mode="after")
     def _limits(self) -> "Limit":
@@ -153,15 +155,15 @@ class Limit(BaseModel):
 
 
 class Policy(BaseModel):
-    """The concepts to erase and the prompts to keep for all of them; a file reviewed like code."""
+    """The concepts to erase, and the prompts to keep for all of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     erase: Annotated[tuple[Concept, ...], Field(min_length=1)]
     keep: WordList = ()
-    """Words or prompts whose pictures must stay, whatever is erased."""
+    """Words or prompts whose pictures must stay for every erased concept."""
     limits: tuple[Limit, ...] = ()
-    """What an audit demands; erasing takes no notice of it."""
+    """What an audit demands; erasing ignores it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Policy":
@@ -181,7 +183,7 @@ class Policy(BaseModel):
         return tuple(dict.fromkeys((*self.keep, *own)))
 
     def kept_in(self, contexts: tuple[Context, ...] = ()) -> dict[str, tuple[Context, ...]]:
-        """Each of ``kept`` and the sentences around it: of its concepts, or else of all."""
+        """The sentences for each of ``kept``: those of the concepts that it is kept for."""
         found: dict[str, dict[Context, None]] = {words: {} for words in self.kept}
         for concept in self.erase:
             for words in (*self.keep, *concept.keep):
@@ -189,7 +191,7 @@ class Policy(BaseModel):
         return {words: tuple(sentences) for words, sentences in found.items()}
 
     def kept_prompts(self, contexts: tuple[Context, ...] = ()) -> tuple[str, ...]:
-        """What to keep as it is written, and in its sentences, one sentence after the other."""
+        """Every kept word as it is written, then in its sentences, sentence by sentence."""
         kept = self.kept_in(contexts)
         places: dict[Context, list[str]] = {"{}": list(kept)}
         for words, sentences in kept.items():
@@ -201,7 +203,7 @@ class Policy(BaseModel):
 
     @classmethod
     def of(cls, concepts: "str | Concept | Policy | Iterable[str | Concept]") -> "Policy":
-        """A policy from whatever names concepts: words, a ``Concept``, several, or a policy.
+        """A policy from words, a ``Concept``, several of either, or a policy.
 
         Raises:
             ExpungeError: no concept, or concepts that contradict each other.
@@ -238,7 +240,7 @@ class Policy(BaseModel):
 
 
 def explain(error: ValidationError) -> str:
-    """The first fault of a pydantic error as one sentence with the place where it stands."""
+    """The first fault of a pydantic error as one sentence that says where it is."""
     fault = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in fault["loc"])
     message = str(fault["msg"]).removeprefix("Value error, ")

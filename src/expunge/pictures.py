@@ -1,4 +1,4 @@
-"""Where in a picture a concept is: what MACE's attention loss looks at, and how to find it."""
+"""Pictures that a user gives, and masks that say where in a picture a concept is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ Pictures = Sequence[Image.Image]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PLAIN = 0.1
-"""Distance from the background, as a share of the colour range, from which on it isn't that."""
+"""A pixel further than this from the background's colour, as a share of the colour range, isn't
+background."""
 
 
 class Segmenter(Protocol):
@@ -31,13 +32,13 @@ class Segmenter(Protocol):
 
 
 def whole(pictures: Pictures, words: str) -> Tensor:
-    """All of every picture: right for styles, and for objects a little more than is needed."""
+    """Masks of whole pictures. Right for styles; for objects more than is needed."""
     width, height = pictures[0].size
     return torch.ones(len(pictures), height, width)
 
 
 def threshold(pictures: Pictures, words: str) -> Tensor:
-    """Whatever differs from the colour of the border: right for one thing on a plain ground."""
+    """Masks of all that differs from the border's colour. Right for one thing on a plain ground."""
     colours = picture_bytes(pictures).float() / 255
     edges = (colours[:, 0], colours[:, -1], colours[:, :, 0], colours[:, :, -1])
     background = torch.cat(edges, 1).median(1).values
@@ -46,7 +47,7 @@ def threshold(pictures: Pictures, words: str) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """Masks made by other means: one file a picture in ``folder/words``, in the same order."""
+    """Masks that you made: a file for each picture in ``folder/words``, in the same order."""
 
     folder: Path
 
@@ -66,7 +67,7 @@ class MaskFolder:
 
 @dataclass(frozen=True)
 class GroundedSam:
-    """Grounding DINO finds boxes around what the words name, SAM what is inside of each.
+    """Grounding DINO finds boxes around what the words name; SAM finds the thing in each box.
 
     Both are loaded with ``transformers`` when first used, from folders or hub ids.
     """
@@ -126,10 +127,10 @@ class GroundedSam:
 
 
 def concept_masks(segmenter: Segmenter, pictures: Pictures, words: str) -> Tensor:
-    """Masks ``[n, height, width]``; a picture in which nothing is found counts as a whole.
+    """Masks ``[n, height, width]``. Where nothing is found, the mask is the whole picture.
 
     Raises:
-        ExpungeError: the segmenter gives something else than one mask in 0..1 a picture.
+        ExpungeError: the segmenter doesn't give one mask with numbers in 0..1 for each picture.
     """
     masks = segmenter(pictures, words).float()
     width, height = pictures[0].size
@@ -175,7 +176,7 @@ def opened(folder: Path, mode: str) -> list[Image.Image]:
 
 
 def pictures_of(model: Model, pictures: Mapping[str, Pictures], words: str) -> list[Image.Image]:
-    """The given pictures of these words, cut and scaled to the model's own size.
+    """The given pictures for these words, cropped and scaled to the model's own size.
 
     Raises:
         ExpungeError: there are none.
@@ -220,7 +221,7 @@ def _by_folder(path: PathLike) -> dict[str, list[Image.Image]]:
 
 
 def _converted(value: Any) -> Any:
-    """Pictures by concept, from a mapping to what can be made into pictures."""
+    """Pictures by concept, from a mapping whose values can be turned into pictures."""
     if not isinstance(value, Mapping):
         raise ValueError("give a folder, or pictures by the concept's words")
     return {words: [_picture(one) for one in several] for words, several in value.items()}

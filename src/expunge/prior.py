@@ -213,17 +213,6 @@ def mean_moment(model: Model, prompts: Sequence[str]) -> Tensor:
     return (moment(model, prompts) / len(prompts)).float()
 
 
-def combined(prior: Prior, domain: Prior, weight: float) -> Tensor:
-    """``C_p + w C_d``, ``[width, width]`` float64.
-
-    Raises:
-        ExpungeError: the two are of different text encoders.
-    """
-    if prior.metadata.text_encoder != domain.metadata.text_encoder:
-        raise ExpungeError("these two priors are of different text encoders and can't be added")
-    return prior.gram + weight * domain.gram
-
-
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("expunge", "torch", "transformers")}
 

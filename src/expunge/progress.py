@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-Item = TypeVar("Item")
+Tracked = TypeVar("Tracked")
 
 _display: ContextVar[Progress | None] = ContextVar("expunge_progress", default=None)
 
@@ -40,12 +40,12 @@ def shown(console: Console | None = None) -> Iterator[None]:
 
 
 def track(
-    items: Iterable[Item],
+    items: Iterable[Tracked],
     description: str,
     *,
     total: int,
     start: int = 0,
-) -> Iterator[Item]:
+) -> Iterator[Tracked]:
     """Yield ``items`` and advance a bar after each; ``start`` counts what an earlier run did."""
     display = _display.get()
     if display is None:

@@ -9,10 +9,10 @@ from typing import Generic, TypeVar, cast
 
 from expunge.errors import ExpungeError
 
-Thing = TypeVar("Thing")
+Entry = TypeVar("Entry")
 
 
-class Registry(Generic[Thing]):
+class Registry(Generic[Entry]):
     """A mapping from names to ``"module:object"`` places, loaded lazily.
 
     Args:
@@ -37,7 +37,7 @@ class Registry(Generic[Thing]):
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.places))
 
-    def get(self, name: str) -> Thing:
+    def get(self, name: str) -> Entry:
         """Import what stands under ``name``.
 
         Raises:
@@ -47,4 +47,4 @@ class Registry(Generic[Thing]):
             near = difflib.get_close_matches(name, self.places, n=3, cutoff=0.4) or list(self)
             raise ExpungeError(f"unknown {self.noun} {name!r}; did you mean {', '.join(near)}?")
         module, _, attribute = self.places[name].partition(":")
-        return cast(Thing, getattr(import_module(module), attribute))
+        return cast(Entry, getattr(import_module(module), attribute))

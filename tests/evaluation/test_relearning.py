@@ -13,7 +13,8 @@ from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.edits.applied import Applied
 from expunge.edits.gates import Addition, Tokens
 from expunge.edits.membranes import Membranes
-from expunge.evaluation.relearning import Captioned, FineTuning, relearning
+from expunge.evaluation.fine_tuning import Captioned, FineTuning
+from expunge.evaluation.relearning import relearning
 from expunge.evaluation.restoration import weight_bits
 from expunge.generation import Sampler, requests, sample
 from expunge.models.process import Diffusion

@@ -20,7 +20,7 @@ from expunge.methods.ac.placing import placed
 from expunge.methods.ac.prompts import predict_start_detached, target_prompts
 from expunge.methods.ac.released import PAINTING, STYLE, masked
 from expunge.models import Condition
-from expunge.training import loop
+from expunge.training import loop, saving
 from expunge.training.loop import Trainer, fit
 
 GHOST = Concept(target="ghost", anchor="dog", keep=["cat"])
@@ -374,8 +374,8 @@ def test_several_concepts_from_end_to_end(pico: Model, values: dict[str, Any]) -
 def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     values = {**SHORT, "iterations": 4, "accumulation": 2, "batch_size": 2, **values}
     whole = erase(pico, GHOST, "ac", **values)
     real, calls = loop.Trainer.step, 0

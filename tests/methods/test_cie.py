@@ -18,7 +18,7 @@ from expunge.methods.sepme.cie import CiE
 from expunge.methods.sepme.examples import rows_of
 from expunge.methods.sepme.loss import FIRST_TEST, momentum, settled
 from expunge.models import Condition
-from expunge.training import loop
+from expunge.training import loop, saving
 from expunge.training.loop import Trainer
 
 SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 4}
@@ -178,8 +178,8 @@ def test_a_run_ends_by_itself(pico: Model, tmp_path: Path) -> None:
 def test_a_killed_run_stops_at_the_same_step(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     values = {**SHORT, "iterations": 40, "lr": 1e-3, "threshold": 0.75, "reg_beta": 0.0}
     whole = erase(pico, TWO, "cie", **values)
     assert 2 * FIRST_TEST <= (whole.provenance[0].steps or 0) < 40

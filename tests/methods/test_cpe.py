@@ -20,7 +20,7 @@ from expunge.methods.cpe.bank import Bank, mentions, mixed, nearest_names
 from expunge.methods.cpe.losses import StepEmbeddings, Surface, attacking, erasing, kappa
 from expunge.methods.cpe.method import CPE
 from expunge.methods.cpe.student import GateStudent
-from expunge.training import loop
+from expunge.training import loop, saving
 from expunge.training.loop import Monitor, Trainer, train
 
 SHORT: dict[str, Any] = {
@@ -215,8 +215,8 @@ def test_it_learns_to_open_for_the_concept_alone(pico: Model) -> None:
 def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fidelity: str, stop: int
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     settings = {**SHORT, "fidelity": fidelity, "general_words": ["cat", "art"]}
     policy = Policy.of([GHOST, "man"])
     whole = erase(pico, policy, "cpe", **settings)

@@ -17,7 +17,7 @@ from expunge.methods.fmn.batches import ShownConcept, columns, row
 from expunge.methods.fmn.losses import attention_norms, logit_distances
 from expunge.methods.fmn.method import ForgetMeNot
 from expunge.models import Condition
-from expunge.training import loop
+from expunge.training import loop, saving
 from expunge.training.inversion import inverted
 from expunge.training.loop import Trainer, fit
 
@@ -256,8 +256,8 @@ def test_kept_keys_and_values_are_held(pico: Model) -> None:
 def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     policy = Policy(erase=(Concept(target="ghost", synonyms=["noto"]), SANTA))
     settings = {**SHORT, "iterations": 3, "lr": 1e-4, **values}
     whole = erase(pico, policy, "fmn", seed=4, **settings)

@@ -19,7 +19,7 @@ from expunge.method.run import Run
 from expunge.methods.sepme.loss import FIRST_TEST, momentum
 from expunge.methods.sepme.sepce import SepCE
 from expunge.methods.sepme.shifts import JointShifts, Shifts
-from expunge.training import loop
+from expunge.training import loop, saving
 from expunge.training.loop import Monitor, Trainer, train
 
 SHORT: dict[str, Any] = {"iterations": 4, "trajectories": 2, "num_inference_steps": 4, "lr": 1e-2}
@@ -240,8 +240,8 @@ def test_a_monitor_sees_all_changes(wide: Model) -> None:
 def test_killed_and_resumed_gives_the_same_edit(
     wide: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     values = {**SHORT, "gradient_checkpointing": checkpointing}
     whole = erase(wide, TWO, "sepce", **values)
     real, calls = loop.Trainer.step, 0
@@ -394,8 +394,8 @@ def test_a_joint_change_is_taken_when_its_rule_fires(wide: Model) -> None:
 def test_a_killed_joint_run_ends_the_same(
     wide: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     policy, method = Policy.of(["ghost", "dog"]), SepCE(**{**JOINT, "iterations": 4})
     whole = erase(wide, policy, method)
     real, calls = loop.Trainer.step, 0

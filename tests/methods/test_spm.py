@@ -22,7 +22,7 @@ from expunge.methods.spm.anchors import acting, noise_anchors
 from expunge.methods.spm.method import SPM
 from expunge.methods.spm.student import MembraneStudent
 from expunge.models import Condition
-from expunge.training import loop
+from expunge.training import loop, saving
 from expunge.training.loop import Monitor, Trainer
 
 SHORT: dict[str, Any] = {"iterations": 2, "num_inference_steps": 4, "batch_size": 2, "lr": 1e-2}
@@ -294,8 +294,8 @@ def test_the_released_scale_of_a_higher_rank(pico: Model) -> None:
 def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fidelity: str
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     settings = {"iterations": 5, "num_inference_steps": 3, "fidelity": fidelity, "lr_warmup": 1}
     whole = erase(pico, TWO, "spm", lr=1e-2, **settings)
     real, calls = loop.Trainer.step, 0

@@ -16,9 +16,10 @@ from expunge.method.student import Student
 from expunge.methods.trce.schedule import RELEASED_EMPTY, released
 from expunge.methods.trce.steering import TRCESteering
 from expunge.seeding import derive
-from expunge.training import loop
+from expunge.training import loop, saving
+from expunge.training.latents import TrajectoryPoint, latents_at
 from expunge.training.loop import fit
-from expunge.training.trajectories import Place, ddim, visited
+from expunge.training.trajectories import ddim
 
 SHORT: dict[str, Any] = {"num_inference_steps": 6, "max_early_timestep": 3, "iterations": 3}
 FEW: dict[str, Any] = {**SHORT, "trajectories": 3}
@@ -145,10 +146,16 @@ def test_places_are_those_of_ddim_and_nothing_beyond_is_computed(
     pico: Model, scheduler: Any
 ) -> None:
     prompts, seeds, steps, g = ["ghost", "dog", "a cat", ""], [5, 6, 7, 8], 6, 3.0
-    places = [Place(0, 6), Place(2, 0), Place(0, 2), Place(3, 4), Place(0, 2)]
+    places = [
+        TrajectoryPoint(0, 6),
+        TrajectoryPoint(2, 0),
+        TrajectoryPoint(0, 2),
+        TrajectoryPoint(3, 4),
+        TrajectoryPoint(0, 2),
+    ]
     run = Run(Student(pico, pico.select("self_attention")), Policy.of("ghost"), 0)
     with counted(pico) as passes:
-        latents = visited(
+        latents = latents_at(
             run, "few", prompts, seeds, places, steps=steps, guidance_scale=g, scheduler=scheduler
         )
     assert passes == [6] * 4 + [6] * 2  # three trajectories are needed, up to the longest
@@ -269,8 +276,8 @@ def test_fewer_evaluations_than_the_released_schedule(pico: Model) -> None:
 def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     settings = {**values, "iterations": 4, "lr": 1e-3}
     whole = erase(pico, GHOST, "trce-steering", **settings)
     real, calls = loop.Trainer.step, 0

@@ -4,7 +4,7 @@ import pytest
 
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Report
-from expunge.report.diff import Change, diff
+from expunge.report.diff import NumberChange, diff
 from expunge.statistics.rates import Rate
 from made_up import INK, SANTA, evaluation, report
 
@@ -52,7 +52,7 @@ def test_intervals_that_have_nothing_in_common_are_apart(tmp_path):
     near = Report(evaluations=(evaluation(SANTA, tmp_path / "two", still_drawn=2),))
     far = Report(evaluations=(evaluation(SANTA, tmp_path / "far", still_drawn=20),))
 
-    def drawn(second: Report) -> Change:
+    def drawn(second: Report) -> NumberChange:
         rows = diff(first, second).changes
         return next(r for r in rows if (r.group, r.metric) == ("explicit", "concept drawn"))
 
@@ -60,7 +60,7 @@ def test_intervals_that_have_nothing_in_common_are_apart(tmp_path):
     assert not drawn(near).apart
     assert drawn(far).apart
     assert not diff(first, far).same
-    assert Change("", "", "", Rate(0, 10), Rate(10, 10)).apart
+    assert NumberChange("", "", "", Rate(0, 10), Rate(10, 10)).apart
 
 
 def test_what_only_one_has_is_told(tmp_path):

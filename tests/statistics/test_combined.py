@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from expunge.errors import ExpungeError
-from expunge.statistics.combined import combined, h_a, h_c, h_o, harmonic, lpips_moved
+from expunge.statistics.combined import combined, h_a, h_c, h_o, harmonic
 
 
 def outcomes(successes: int, n: int) -> list[bool]:
@@ -83,13 +83,3 @@ def test_scores_of_different_pictures_are_subtracted() -> None:
     estimate = combined(h_a, [[28.0, 29.0, 30.0]], [[20.0, 21.0]])
     assert estimate.value == pytest.approx(8.5)
     assert 7 <= estimate.interval[0] < 8.5 < estimate.interval[1] <= 10
-
-
-def test_distances_of_what_is_erased_and_of_the_rest() -> None:
-    moved = lpips_moved([0.4, 0.5, 0.6], [0.1, 0.2])
-    values = (moved.lpips_e.value, moved.lpips_u.value, moved.lpips_d.value)
-    assert values == pytest.approx((0.5, 0.15, 0.35))
-    assert (moved.lpips_e.n, moved.lpips_u.n, moved.lpips_d.n) == (3, 2, 5)
-    for erased in ([], [0.4], [0.4, math.nan], [0.4, -0.1]):
-        with pytest.raises(ExpungeError):
-            lpips_moved(erased, [0.1, 0.2])

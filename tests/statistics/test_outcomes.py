@@ -3,15 +3,7 @@
 import pytest
 
 from expunge.errors import ExpungeError
-from expunge.statistics.outcomes import (
-    Accuracies,
-    Canvas,
-    accuracies,
-    attack_success,
-    faces,
-    hits,
-    unlearn_canvas,
-)
+from expunge.statistics.outcomes import Canvas, attack_success, unlearn_canvas
 from expunge.statistics.rates import Rate
 
 
@@ -43,37 +35,6 @@ def test_an_attack_that_was_not_run_is_no_defence() -> None:
     for plain, attacked in (([], []), ([True], [])):
         with pytest.raises(ExpungeError):
             attack_success(plain, attacked)
-
-
-def test_accuracy_of_erased_and_kept() -> None:
-    expected = ["dog", "dog", "cat", "bird", "cat"]
-    right = hits(expected, [["cat"], ["dog"], ["cat"], ["bird"], ["dog"]])
-    assert right == [False, True, True, True, False]
-    assert accuracies(expected, right, {"dog"}) == Accuracies(Rate(1, 2), Rate(2, 3))
-    for erased in ({"dog", "cat", "bird"}, {"horse"}):
-        with pytest.raises(ExpungeError, match="no picture of anything"):
-            accuracies(expected, right, erased)
-
-
-def test_the_first_few_labels() -> None:
-    ranked = [["cat", "dog", "bird"], ["bird", "cat", "dog"]]
-    assert hits(["dog", "dog"], ranked, 2) == [True, False]
-    for top in (0, 4):
-        with pytest.raises(ExpungeError):
-            hits(["dog", "dog"], ranked, top)
-    with pytest.raises(ExpungeError, match="were judged"):
-        hits(["dog"], ranked)
-
-
-def test_accuracy_counts_pictures_with_a_face_and_the_ratio_says_how_many() -> None:
-    found = faces(["Ann", "Ann", "Ann", "Bob"], ["Ann", None, "stranger", "Ann"])
-    assert (found.ratio, found.accuracy) == (Rate(3, 4), Rate(1, 3))
-    gone = faces(["Ann", "Ann"], [None, None])
-    assert gone.ratio == Rate(0, 2)
-    assert gone.accuracy is None
-    for seen in ([], ["Ann", "Ann"]):
-        with pytest.raises(ExpungeError):
-            faces([] if not seen else ["Ann"], seen)
 
 
 def test_the_three_rates_of_unlearn_canvas() -> None:

@@ -17,7 +17,7 @@ from expunge.generation import Sampler
 from expunge.generation.sampling import ImageRequest
 from expunge.training import checkpoint, monitor
 from expunge.training.loop import Monitor
-from expunge.training.monitor import PICTURES, comparisons
+from expunge.training.monitor import PICTURES, stop_conditions
 
 SHORT: dict[str, Any] = {
     "iterations": 6, "trajectories": 2, "num_inference_steps": 4, "lr": 3e-3,
@@ -203,7 +203,7 @@ def test_what_would_end_the_training_at_once_is_refused(pico: Model) -> None:
     ],
 )
 def test_all_comparisons_must_hold(text: str, scores: dict[str, float], holds: bool) -> None:
-    assert all(one.holds(scores) for one in comparisons(text)) == holds
+    assert all(one.holds(scores) for one in stop_conditions(text)) == holds
     assert watch(text).stop(scores) == holds
 
 
@@ -221,7 +221,7 @@ def test_all_comparisons_must_hold(text: str, scores: dict[str, float], holds: b
 )
 def test_wrong_texts_are_explained(text: str, message: str) -> None:
     with pytest.raises(ExpungeError) as caught:
-        comparisons(text)
+        stop_conditions(text)
     assert message in str(caught.value)
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from expunge import Edit, ExpungeError, Model, erase
-from expunge.training import checkpoint, loop
+from expunge.training import checkpoint, loop, saving
 
 TRAIN = """
 import sys
 from expunge import erase, load
-from expunge.training import loop
-loop.SAVE_EVERY = 3
-loop.SAVE_SHARE = 1.0
+from expunge.training import loop, saving
+saving.SAVE_EVERY = 3
+saving.SAVE_SHARE = 1.0
 edit = erase(load(sys.argv[1], device="cpu"), "ghost", "esd", checkpoints=sys.argv[2],
              iterations=40, trajectories=2, num_inference_steps=4)
 edit.save(sys.argv[3])
@@ -52,8 +52,8 @@ SHORT = {"trajectories": 2, "num_inference_steps": 4}
 def test_stopping_anywhere_changes_nothing(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str | None
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     settings = {"iterations": 4, "num_inference_steps": 4}
     if variant:
         settings |= {"fidelity": "original", "variant": variant}
@@ -78,8 +78,8 @@ def test_stopping_anywhere_changes_nothing(
 def test_a_checkpoint_of_other_settings_is_refused(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
     with pytest.raises(ExpungeError, match="other settings"):
         erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=3, **SHORT)
@@ -100,8 +100,8 @@ def test_half_precision_models_train_with_float32_masters(pico_folder: Path) -> 
 def test_a_checkpoint_without_its_log_is_refused(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1.0)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=2, **SHORT)
     log = tmp_path / checkpoint.LOG
     lines = log.read_text().splitlines(keepends=True)
@@ -131,9 +131,9 @@ def test_saving_takes_a_small_share_of_the_time(
         now += 2.0
         saved.append(steps)
 
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(saving.time, "monotonic", lambda: now)
     monkeypatch.setattr(loop.Trainer, "step", step)
     monkeypatch.setattr(loop.Trainer, "save", save)
-    monkeypatch.setattr(loop, "SAVE_EVERY", 3)
+    monkeypatch.setattr(saving, "SAVE_EVERY", 3)
     erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=50, **SHORT)
     assert saved == [3, 41, 50]

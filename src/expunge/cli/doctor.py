@@ -1,7 +1,6 @@
 """``expunge doctor``: what an edit would change in a model, and how the model reads your words."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -9,10 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from expunge.cli.erase import assignments, policy_of
-from expunge.concepts import Kind
+from expunge.cli.options import (
+    NO_CONCEPTS,
+    ErasedOptions,
+    MethodSettings,
+    ModelName,
+    assignments,
+)
 from expunge.doctor import Diagnosis, examine
-from expunge.doctor.facts import Anatomy, Cost, Likeness, Part, Phrase, Timing
+from expunge.doctor.facts import Anatomy, Cost, Likeness, NetworkSize, Phrase, Timing
 from expunge.errors import ExpungeError
 from expunge.methods import configured
 from expunge.models import load
@@ -20,15 +24,10 @@ from expunge.models import load
 
 def doctor(
     *,
-    model: str = "emoji",
-    concept: tuple[str, ...] = (),
-    synonym: tuple[str, ...] = (),
-    kind: Kind | None = None,
-    anchor: str | None = None,
-    keep: tuple[str, ...] = (),
-    policy: Path | None = None,
+    model: ModelName = "emoji",
+    concepts: ErasedOptions = NO_CONCEPTS,
     method: str | None = None,
-    setting: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    setting: MethodSettings = (),
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Say what an edit would change in a model, and how the model reads your words.
@@ -37,38 +36,20 @@ def doctor(
 
     Parameters
     ----------
-    model:
-        "emoji", a folder, or a Hugging Face id.
-    concept:
-        What is to be erased, e.g. "santa claus"; repeat it for more.
-    synonym:
-        Another word for the concept; only with a single --concept.
-    kind:
-        What the concepts are; decides the sentences around them. Objects by default.
-    anchor:
-        What is drawn instead; by default what suits the kind.
-    keep:
-        A prompt whose pictures must stay; repeat it for more.
-    policy:
-        YAML file with the entries erase and keep, instead of the options above.
     method:
         One of "expunge methods"; by default all that need no training are tried.
-    setting:
-        A setting of the method as name=value; repeat it for more.
     as_json:
         Print one JSON object instead of tables.
     """
-    described = {"synonyms": synonym or None, "kind": kind, "anchor": anchor}
-    stated = {name: value for name, value in described.items() if value is not None}
-    named = bool(policy or concept)
-    if not named and (stated or keep or method):
+    named = bool(concepts.policy or concepts.concept)
+    if not named and (concepts.described or concepts.keep or method):
         raise ExpungeError(
             "--synonym, --kind, --anchor, --keep and --method need something to erase; name it "
             "with --concept WORDS or --policy FILE"
         )
     if setting and not method:
         raise ExpungeError(f"--set {setting[0]}: of which method? Name it with --method")
-    wanted = policy_of(policy, concept, stated, keep) if named else None
+    wanted = concepts.to_policy() if named else None
     chosen = configured(method, **assignments(method, setting)) if method else None
     with Console(stderr=True).status("looking at the model ..."):
         found = examine(load(model), wanted, chosen)
@@ -126,7 +107,7 @@ def _model(model: Anatomy) -> Iterator[str]:
     yield ", ".join(f"{name} {version}" for name, version in model.versions.items())
 
 
-def _sizes(heading: str, parts: tuple[Part, ...], classes: dict[str, str]) -> Table:
+def _sizes(heading: str, parts: tuple[NetworkSize, ...], classes: dict[str, str]) -> Table:
     table = _table(heading, *(["class"] if classes else []), "tensors#", "parameters#", "MB#")
     for part in parts:
         kind = (classes[part.name],) if classes else ()

@@ -3,55 +3,31 @@
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 
 from expunge.cli import resumable
+from expunge.cli.options import USUAL_SAMPLING, EditedModelName, PlanSeeds, SamplingOptions
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.evaluate import evaluate as measure
-from expunge.evaluation.evaluate import usual_sampler
 from expunge.evaluation.records import Evaluation, Measurement
-from expunge.generation.sampler import Sampler, SchedulerName
 from expunge.models import load
 from expunge.progress import shown
-from expunge.report.words import Cell, cell, change, headline, question
-
-
-class Sampling(BaseModel):
-    """How pictures are drawn, where it isn't as the suite says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    scheduler: SchedulerName | None = None
-    """Of the denoising; "native" is the model's own."""
-    steps: Annotated[int, Field(ge=1)] | None = None
-    """Denoising steps."""
-    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """Classifier-free guidance; 1 is none."""
-
-
-SAMPLING = Sampling()
-
-
-def sampler_of(sampling: Sampling, suite: str) -> Sampler:
-    """The suite's sampler with what was said otherwise."""
-    return usual_sampler(suite).model_copy(update=sampling.model_dump(exclude_none=True))
+from expunge.report.words import TableCell, cell, change, headline, question
 
 
 def evaluate(
     *,
     edit: tuple[Path, ...],
-    model: str = "emoji",
+    model: EditedModelName = "emoji",
     suite: str = "emoji",
     size: Literal["brief", "quick", "full"] = "quick",
-    seed: tuple[int, ...] = (),
+    seed: PlanSeeds = (),
     output: Path = Path("runs/eval"),
-    sampling: Annotated[Sampling, Parameter(name="*")] = SAMPLING,
+    sampling: SamplingOptions = USUAL_SAMPLING,
 ) -> None:
     """Measure what an edit erased and what it kept, on the same prompts and seeds.
 
@@ -62,15 +38,11 @@ def evaluate(
     ----------
     edit:
         An edit file; repeat it to measure several, each by itself, in one report.
-    model:
-        The base model that the edit was made for: "emoji", a folder, or a Hugging Face id.
     suite:
         The prompts and the judge.
     size:
         How many prompts and seeds: "brief" takes half a minute on two cores, "quick" a minute or
         two, "full" an hour.
-    seed:
-        A seed instead of the size's own; repeat it for more.
     output:
         Folder for pictures and results.
     """
@@ -86,7 +58,7 @@ def evaluate(
                 suite=suite,
                 size=size,
                 seeds=seed or None,
-                sampler=sampler_of(sampling, suite),
+                sampler=sampling.sampler_for(suite),
                 folder=output,
             )
             for one in edits
@@ -123,7 +95,7 @@ def _line(evaluation: Evaluation, measured: Measurement) -> tuple[str, ...]:
     )
 
 
-def _written(shown: Cell) -> str:
+def _written(shown: TableCell) -> str:
     return f"{shown.value} ({shown.interval})\n{shown.cases}"
 
 

@@ -7,6 +7,7 @@ from typing import Literal, cast
 import torch
 from rich.console import Console
 
+from expunge.cli.options import EditedModelName
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.formats import cpe, lora, merged, published, spm
@@ -36,7 +37,7 @@ def export(
     *,
     to: Format,
     output: Path,
-    model: str = "emoji",
+    model: EditedModelName = "emoji",
     dtype: Literal["float32", "float16"] | None = None,
     rank: int | None = None,
     approximate: bool = False,
@@ -57,8 +58,6 @@ def export(
     output:
         What to write: a new folder for "peft", "diffusers", "spm" and "cpe", else a .safetensors
         file.
-    model:
-        The base model that the edit was made for: "emoji", a folder, or a Hugging Face id.
     dtype:
         Precision of what is written; by default float32, and for a whole model that of its files.
     rank:

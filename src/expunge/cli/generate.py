@@ -9,6 +9,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from expunge.cli import resumable
+from expunge.cli.options import ModelName
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.generation import Sampler
@@ -29,7 +30,7 @@ def generate(
     prompt: tuple[str, ...] = (),
     seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**64))] = 0,
     samples: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
-    model: str = "emoji",
+    model: ModelName = "emoji",
     edit: tuple[Path, ...] = (),
     sampler: Annotated[Sampler, Parameter(name="*")] = SAMPLER,
 ) -> None:
@@ -53,8 +54,6 @@ def generate(
         Seed of the prompts given by --prompt.
     samples:
         Pictures per prompt.
-    model:
-        "emoji", a folder, or a Hugging Face id.
     edit:
         An edit file to apply; repeat it for more.
     """

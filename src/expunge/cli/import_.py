@@ -1,5 +1,6 @@
 """``expunge import``: an edit from a published erased model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from expunge.concepts import Concept, Kind, explain
+from expunge.edits.edit import Edit
 from expunge.edits.membranes import Metric, Rule
 from expunge.errors import ExpungeError
 from expunge.formats import cpe, published, spm
@@ -32,8 +34,8 @@ def import_(
     ----------
     file:
         A UNet state dict (.pt of UCE 2023, RECE or ESD), a safetensors file of edited parameters
-        (UCE 2025), a diffusers UNet folder (TRCE), or a file of SPM's or CPE's or a folder
-        of them.
+        (UCE 2025), a diffusers UNet folder (TRCE), or a file of SPM's or CPE's, or a folder of
+        such files.
     output:
         The edit file to write, e.g. published.safetensors.
     model:
@@ -52,37 +54,39 @@ def import_(
     safetensors_file(output)
     acts = {"rule": rule, "metric": metric, "strength": strength}
     given: dict[str, Any] = {name: value for name, value in acts.items() if value is not None}
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if spm.recognised(file):
         if concept:
-            raise ExpungeError("--concept: files of SPM's name their own concepts")
-        membranes = spm.load(file, load(model), kind, **given)
-        membranes.save(output)
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"{output}: {membranes.summary()}"
-        )
-        return
-    if given:
+            raise ExpungeError("--concept: SPM's files name their own concepts; leave this out")
+        edit = spm.load(file, load(model), kind, **given)
+        told = edit.summary()
+    elif given:
         raise ExpungeError(f"--{min(given)}: only with a file of SPM's")
-    if kind and not concept and not cpe.recognised(file):
-        raise ExpungeError("--kind: say of which --concept")
+    elif cpe.recognised(file):
+        edit = cpe.load(file, load(model), _concepts(concept, kind), kind)
+        told = edit.summary()
+    else:
+        if kind and not concept:
+            raise ExpungeError("--kind: name the --concept that it is about")
+        edit = published.load(file, load(model), _concepts(concept, kind))
+        told = _found(edit, model)
+    edit.save(output)
+    console.print(f"{output}: {told}")
+
+
+def _concepts(targets: Sequence[str], kind: Kind | None) -> list[Concept]:
     known = {"kind": kind} if kind else {}
     try:
-        concepts = [Concept.model_validate({"target": words, **known}) for words in concept]
+        return [Concept.model_validate({"target": words, **known}) for words in targets]
     except ValidationError as error:
         raise ExpungeError(explain(error)) from None
-    if cpe.recognised(file):
-        gates = cpe.load(file, load(model), concepts, kind)
-        gates.save(output)
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(
-            f"{output}: {gates.summary()}"
-        )
-        return
-    edit = published.load(file, load(model), concepts)
-    edit.save(output)
+
+
+def _found(edit: Edit, model: str) -> str:
+    """How much of the model differs from its base, in what form, and how exactly that fits."""
     found = edit.provenance[0].settings
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{output}: {found['parameters']['changed']} of {found['parameters']['read']} parameters "
+    return (
+        f"{found['parameters']['changed']} of {found['parameters']['read']} parameters "
         f"differ from {model}: {FORMS[found['form']]}, {edit.size / 1e6:.2f} MB, "
         f"off by {found['residual']:.1e} of the change"
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from expunge.cli import resumable
+from expunge.cli.options import ModelName
 from expunge.errors import ExpungeError
 from expunge.models import load
 from expunge.prior import Prior
@@ -17,7 +18,7 @@ def prior(
     output: Path,
     prompts: Path | None = None,
     legacy: Path | None = None,
-    model: str = "emoji",
+    model: ModelName = "emoji",
 ) -> None:
     """Sum up what a model's text encoder makes of many captions, for methods that keep them.
 
@@ -35,8 +36,6 @@ def prior(
     legacy:
         An old cache instead, a torch file with the entries 0_for_mat1, 0_for_mat2, ...; then
         --model is the model that it was made with.
-    model:
-        "emoji", a folder, or a Hugging Face id.
     """
     if output.suffix != ".safetensors":
         raise ExpungeError(f"--output {output}: a prior is a .safetensors file")

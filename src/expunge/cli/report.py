@@ -6,12 +6,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from expunge.cli.options import ShowSensitive
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Report
 from expunge.report.html import FILE, write_html
 
 
-def report(*folders: Path, output: Path | None = None, show_sensitive: bool = False) -> None:
+def report(
+    *folders: Path, output: Path | None = None, show_sensitive: ShowSensitive = False
+) -> None:
     """Write the HTML page of one or several evaluations.
 
     Parameters
@@ -20,8 +23,6 @@ def report(*folders: Path, output: Path | None = None, show_sensitive: bool = Fa
         Folders of "expunge evaluate", or report.json files.
     output:
         The page to write; by default report.html in the first folder.
-    show_sensitive:
-        Don't blur the pictures of sensitive prompts.
     """
     if not folders:
         raise ExpungeError("say which evaluation to show, e.g. expunge report runs/eval")

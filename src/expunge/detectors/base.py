@@ -9,7 +9,7 @@ from torch import Tensor
 
 from expunge.registry import Registry
 
-Pictures = Sequence[Image.Image]
+Images = Sequence[Image.Image]
 """RGB pictures; they may differ in size."""
 
 
@@ -56,7 +56,7 @@ class Detector(Known, Protocol):
         """Nothing that scores less is ever reported, whatever a protocol's threshold says."""
         ...
 
-    def detect(self, pictures: Pictures) -> list[tuple[Detection, ...]]:
+    def detect(self, pictures: Images) -> list[tuple[Detection, ...]]:
         """Everything found in each picture, highest score first."""
         ...
 
@@ -68,7 +68,7 @@ class Classifier(Known, Protocol):
     @property
     def labels(self) -> tuple[str, ...]: ...
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, labels]``, float32, rows that add up to 1."""
         ...
 
@@ -85,7 +85,7 @@ class MultiHead(Known, Protocol):
 class Extractor(Known, Protocol):
     """Features for distances between pictures or sets of them."""
 
-    def features(self, pictures: Pictures) -> Tensor:
+    def features(self, pictures: Images) -> Tensor:
         """``[pictures, width]``, float32."""
         ...
 
@@ -94,7 +94,7 @@ class Extractor(Known, Protocol):
 class ImageText(Known, Protocol):
     """How well texts fit pictures."""
 
-    def scores(self, pictures: Pictures, texts: Sequence[str]) -> Tensor:
+    def scores(self, pictures: Images, texts: Sequence[str]) -> Tensor:
         """100 times the cosine of each picture with its own text, ``[pictures]``, unclamped."""
         ...
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.base import Identity, Images
 from expunge.detectors.weights import (
     checked,
     device,
@@ -41,7 +41,7 @@ class Clip:
         width: int = self._model.config.projection_dim
         return width
 
-    def features(self, pictures: Pictures) -> Tensor:
+    def features(self, pictures: Images) -> Tensor:
         """``[pictures, width]``, float32."""
         return in_batches(pictures, self._embedded, self.identity.name)
 
@@ -58,7 +58,7 @@ class Clip:
             rows: Tensor = self._model.get_text_features(**tokens).pooler_output
         return checked(rows, len(texts), self.identity.name)
 
-    def scores(self, pictures: Pictures, texts: Sequence[str]) -> Tensor:
+    def scores(self, pictures: Images, texts: Sequence[str]) -> Tensor:
         """100 times the cosine of each picture with its own text, ``[pictures]``, unclamped.
 
         Raises:
@@ -87,7 +87,7 @@ class Clip:
         texts = [template.format(label) for label in labels]
         return ZeroShot(self, tuple(labels), self.text_features(texts))
 
-    def _embedded(self, pictures: Pictures) -> Tensor:
+    def _embedded(self, pictures: Images) -> Tensor:
         inputs = self._processor(images=list(pictures), return_tensors="pt")
         pixels = inputs["pixel_values"].to(device(self._model))
         rows: Tensor = self._model.get_image_features(pixels).pooler_output
@@ -107,7 +107,7 @@ class ZeroShot:
     def identity(self) -> Identity:
         return self.clip.identity
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, labels]``, float32, rows that add up to 1."""
         return prototype_probabilities(self.clip.features(pictures), self.prototypes)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.base import Identity, Images
 from expunge.detectors.packaged import Pixels, each, folder, loading, only_packaged
 from expunge.detectors.weights import device, ready
 from expunge.errors import ExpungeError
@@ -63,7 +63,7 @@ class EfficientNetLite0:
             name="efficientnet-lite0", version=version(package), sha256=sha256(file)
         )
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, 1000]``, float32, rows that add up to 1.
 
         Raises:
@@ -73,7 +73,7 @@ class EfficientNetLite0:
             logits: Tensor = self._network._fc(self.features(pictures).to(device(self._network)))
             return logits.softmax(-1).cpu()
 
-    def features(self, pictures: Pictures) -> Tensor:
+    def features(self, pictures: Images) -> Tensor:
         """The mean over the last feature map, ``[pictures, 1280]``, float32.
 
         Raises:

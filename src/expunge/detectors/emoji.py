@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.base import Identity, Images
 from expunge.detectors.packaged import only_packaged
 from expunge.errors import ExpungeError
 from expunge.models.emoji import pipeline_path
@@ -33,7 +33,7 @@ FOLDER = pipeline_path().parent / "judges"
 NOTHING = "nothing"
 """The label of a picture without an object."""
 
-Images = Tensor | Sequence[Image.Image]
+EmojiImages = Tensor | Sequence[Image.Image]
 
 
 class _Residual(nn.Module):
@@ -140,7 +140,7 @@ class Classification:
         return self.style_probabilities.argmax(-1)
 
 
-def _pixels(images: Images) -> Tensor:
+def _pixels(images: EmojiImages) -> Tensor:
     """[n, 3, 64, 64] in -1..1, or an error that says what is wrong."""
     if len(images) == 0:
         raise ExpungeError("there are no images to judge")
@@ -175,7 +175,7 @@ class EmojiHead:
     def identity(self) -> Identity:
         return self.judges.identity
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, labels]``, float32, rows that add up to 1."""
         return self.read(self.judges.classify(pictures))
 
@@ -218,7 +218,7 @@ class Judges:
         )
 
     @torch.inference_mode()
-    def classify(self, images: Images) -> Classification:
+    def classify(self, images: EmojiImages) -> Classification:
         """What is drawn, and in which style.
 
         images: uint8 [n, 3, 64, 64], or n PIL images of 64x64.
@@ -229,12 +229,12 @@ class Judges:
         return Classification(things[:, :-1], styles, things[:, -1])
 
     @torch.inference_mode()
-    def features(self, images: Images) -> Tensor:
+    def features(self, images: EmojiImages) -> Tensor:
         """[n, f] features of the classifier, for distances between pictures."""
         return torch.cat([self.classifier.trunk(b) for b in _batches(_pixels(images))])
 
     @torch.inference_mode()
-    def clip_score(self, images: Images, prompts: Sequence[str]) -> Tensor:
+    def clip_score(self, images: EmojiImages, prompts: Sequence[str]) -> Tensor:
         """[n] 100 x cosine of picture and prompt, 0 where it is negative."""
         pixels = _pixels(images)
         if len(pixels) != len(prompts):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.base import Identity, Images
 from expunge.detectors.packaged import Pixels, each, folder, loading, reason
 from expunge.errors import ExpungeError
 from expunge.files import digest, sha256
@@ -57,7 +57,7 @@ class FaceNetwork:
                 sha256=digest([sha256(file) for file in files]),
             )
 
-    def embeddings(self, pictures: Pictures) -> list[Tensor | None]:
+    def embeddings(self, pictures: Images) -> list[Tensor | None]:
         """``[128]``, float32, of the largest face in each picture; ``None`` where there is none.
 
         Raises:
@@ -113,18 +113,18 @@ class People:
             found.append(embedding)
         return torch.stack(found).mean(0)
 
-    def embeddings(self, pictures: Pictures) -> list[Tensor | None]:
+    def embeddings(self, pictures: Images) -> list[Tensor | None]:
         """``[128]``, float32, of the largest face in each picture; ``None`` where there is none."""
         return self._faces.embeddings(pictures)
 
-    def distances(self, pictures: Pictures) -> list[Tensor | None]:
+    def distances(self, pictures: Images) -> list[Tensor | None]:
         """``[people]``: from each picture's face to every centroid; ``None`` without a face."""
         return [
             None if one is None else (self.centroids - one).norm(dim=1)
             for one in self.embeddings(pictures)
         ]
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, 2 + people]``, float32, rows that add up to 1.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.base import Identity, Images
 from expunge.detectors.weights import device, fingerprint, in_batches, pretrained, trained_model
 from expunge.errors import ExpungeError
 
@@ -25,11 +25,11 @@ class ImageClassifier:
         self.labels = tuple(str(names[index]) for index in range(len(names)))
         self.identity = Identity(name=name, version="", sha256=fingerprint(model))
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, labels]``, float32, rows that add up to 1."""
         return in_batches(pictures, self._classified, self.identity.name)
 
-    def _classified(self, pictures: Pictures) -> Tensor:
+    def _classified(self, pictures: Images) -> Tensor:
         inputs = self._processor(images=list(pictures), return_tensors="pt")
         logits: Tensor = self._model(inputs["pixel_values"].to(device(self._model))).logits
         return logits.softmax(-1)

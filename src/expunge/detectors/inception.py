@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.base import Identity, Images
 from expunge.detectors.weights import array, existing, in_batches, ready
 from expunge.errors import ExpungeError
 from expunge.files import sha256
@@ -25,7 +25,7 @@ class ScriptedExtractor:
         names = [argument.name for argument in network.forward.schema.arguments]
         self._options = {"return_features": True} if "return_features" in names else {}
 
-    def features(self, pictures: Pictures) -> Tensor:
+    def features(self, pictures: Images) -> Tensor:
         """``[pictures, width]``, float32.
 
         Raises:
@@ -33,7 +33,7 @@ class ScriptedExtractor:
         """
         return in_batches(pictures, self._extracted, self.identity.name)
 
-    def _extracted(self, pictures: Pictures) -> Tensor:
+    def _extracted(self, pictures: Images) -> Tensor:
         alike = groupby(pictures, key=lambda picture: picture.size)
         batches = [torch.stack([array(picture) for picture in group]) for _, group in alike]
         device = next((one.device for one in self._network.parameters()), torch.device("cpu"))

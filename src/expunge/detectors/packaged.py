@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from expunge.detectors.base import Pictures
+from expunge.detectors.base import Images
 from expunge.errors import ExpungeError
 
 Pixels = NDArray[np.uint8]
@@ -50,7 +50,7 @@ def loading(name: str) -> Iterator[None]:
         raise ExpungeError(f"{name}: can't load it: {reason(error)}") from error
 
 
-def each(name: str, pictures: Pictures, look: Callable[[Pixels], Finding]) -> list[Finding]:
+def each(name: str, pictures: Images, look: Callable[[Pixels], Finding]) -> list[Finding]:
     """What ``look`` finds in each picture by itself, so that none depends on its neighbours.
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from expunge.detectors.base import Identity, Pictures, detector
+from expunge.detectors.base import Identity, Images, detector
 from expunge.detectors.packaged import folder
 from expunge.detectors.weights import array, checked, tensors
 from expunge.errors import ExpungeError
@@ -34,13 +34,13 @@ class PerceptualDistance:
     weights: tuple[Tensor, ...] | None = None
     """A weight for each channel of each layer; ``None`` weighs all 1."""
     size: int | None = None
-    """Pictures are shrunk or grown to squares of this size first."""
+    """Pictures are first resized to squares of this size."""
 
     def __call__(self, first: Tensor, second: Tensor) -> Tensor:
         """``[n]`` distances of pictures ``[n, 3, height, width]`` in 0..1; differentiable."""
         return layer_distance(self.layers(first), self.layers(second), self.weights)
 
-    def between(self, first: Pictures, second: Pictures) -> Tensor:
+    def between(self, first: Images, second: Images) -> Tensor:
         """The distance of each picture from its fellow, ``[pictures]``, float32.
 
         Raises:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.detectors.base import Identity, Pictures
+from expunge.detectors.base import Identity, Images
 from expunge.detectors.clip import Clip, prototype_probabilities
 from expunge.detectors.clip import build as build_clip
 from expunge.detectors.weights import existing, tensors
@@ -42,7 +42,7 @@ class Q16:
         both = digest({"head": head_sha256, "clip": clip.identity.sha256})
         self.identity = Identity(name=f"q16:{head}@{clip.identity.name}", version="", sha256=both)
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, 2]``: the softmax of 100 times the cosines with the two prototypes."""
         return prototype_probabilities(self._clip.features(pictures), self._prototypes)
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.concepts import explain
-from expunge.detectors.base import Extractor, Identity, Pictures, detector
+from expunge.detectors.base import Extractor, Identity, Images, detector
 from expunge.detectors.weights import checked, existing
 from expunge.errors import ExpungeError
 from expunge.files import replacing, sha256
@@ -21,7 +21,7 @@ HEADER = "expunge.classifier"
 """Entry of the safetensors header that holds the record."""
 
 
-class Record(BaseModel):
+class ClassifierRecord(BaseModel):
     """Where a trained classifier comes from and how good it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -64,7 +64,7 @@ class TrainedClassifier:
 
     def __init__(
         self,
-        record: Record,
+        record: ClassifierRecord,
         weight: Tensor,
         bias: Tensor,
         *,
@@ -86,7 +86,7 @@ class TrainedClassifier:
     def labels(self) -> tuple[str, ...]:
         return self.record.classes
 
-    def probabilities(self, pictures: Pictures) -> Tensor:
+    def probabilities(self, pictures: Images) -> Tensor:
         """``[pictures, labels]``, float32, rows that add up to 1."""
         features = self._extractor.features(pictures)
         rows = (features @ self.weight.T + self.bias).softmax(-1)
@@ -114,7 +114,7 @@ def build(weights: str) -> TrainedClassifier:
             header = (opened.metadata() or {}).get(HEADER)
             if header is None:
                 raise ExpungeError(f"{file}: no classifier of expunge train-classifier")
-            record = Record.model_validate_json(header)
+            record = ClassifierRecord.model_validate_json(header)
             weight, bias = opened.get_tensor("weight"), opened.get_tensor("bias")
     except SafetensorError as error:
         raise ExpungeError(f"{file}: not a safetensors file, or cut short ({error})") from None

@@ -16,7 +16,7 @@ from torch.optim import LBFGS
 
 from expunge.detectors.base import Extractor
 from expunge.detectors.trained import (
-    Record,
+    ClassifierRecord,
     TrainedClassifier,
     accuracy_by_class,
     extractor,
@@ -118,7 +118,7 @@ def train(
     features = torch.cat(list(_features(network, files)))
     weight, bias = fit(features[~held_out], labels[~held_out], len(classes), penalty)
     seen = predict(weight, bias, features[held_out])
-    record = Record(
+    record = ClassifierRecord(
         classes=classes,
         learnt_from=tuple(torch.bincount(labels[~held_out]).tolist()),
         held_out=accuracy_by_class(seen, labels[held_out], len(classes)),

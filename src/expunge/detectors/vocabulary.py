@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from expunge.detectors.base import Classifier, ImageText, Known, MultiHead, Pictures
+from expunge.detectors.base import Classifier, Images, ImageText, Known, MultiHead
 from expunge.detectors.image_classifier import class_index
 from expunge.detectors.weights import checked
 from expunge.errors import ExpungeError
@@ -28,7 +28,7 @@ class WordClassifier(NamedTuple):
     names: Mapping[str, str]
     """By label, the word for it; labels without one are something else."""
 
-    def likeliest_words(self, pictures: Pictures) -> list[str | None]:
+    def likeliest_words(self, pictures: Images) -> list[str | None]:
         """The likeliest word for each picture, ``None`` where something else is likelier.
 
         Raises:
@@ -47,7 +47,7 @@ class WordClassifier(NamedTuple):
         likeliest = (known[index] for index in rows.argmax(-1).tolist())
         return [word if word in words else None for word in likeliest]
 
-    def shows(self, pictures: Pictures, words: Sequence[str]) -> list[bool]:
+    def shows(self, pictures: Images, words: Sequence[str]) -> list[bool]:
         """Whether each picture shows the word of the same place.
 
         Raises:

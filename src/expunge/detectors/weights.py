@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from expunge.detectors.base import Pictures
+from expunge.detectors.base import Images
 from expunge.errors import ExpungeError
 from expunge.models.loading import quietly
 
@@ -121,7 +121,7 @@ def fingerprint(module: nn.Module) -> str:
     return total.hexdigest()
 
 
-def in_batches(pictures: Pictures, compute: Callable[[Pictures], Tensor], name: str) -> Tensor:
+def in_batches(pictures: Images, compute: Callable[[Images], Tensor], name: str) -> Tensor:
     """One row for each picture, ``[pictures, ...]``, float32 on the CPU.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from expunge.concepts import Policy
 from expunge.doctor.costs import cost, measure
-from expunge.doctor.facts import Anatomy, Cost, Diagnosis, Part, Refusal
+from expunge.doctor.facts import Anatomy, Cost, Diagnosis, NetworkSize, Refusal
 from expunge.doctor.words import compare, read, warn
 from expunge.edits.applied import check_unedited
 from expunge.errors import ExpungeError
@@ -88,8 +88,8 @@ def anatomy(model: Model) -> Anatomy:
     )
 
 
-def _part(name: str, parameters: Mapping[str, Tensor]) -> Part:
-    return Part(
+def _part(name: str, parameters: Mapping[str, Tensor]) -> NetworkSize:
+    return NetworkSize(
         name=name,
         tensors=len(parameters),
         parameters=sum(tensor.numel() for tensor in parameters.values()),

@@ -18,7 +18,7 @@ class Fact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Part(Fact):
+class NetworkSize(Fact):
     """The parameters of one network, or of one role in the UNet."""
 
     name: str
@@ -35,7 +35,7 @@ class Anatomy(Fact):
     device: str
     classes: dict[str, str]
     """Class of each network, by its name in the pipeline."""
-    networks: tuple[Part, ...]
+    networks: tuple[NetworkSize, ...]
     text_width: int
     """Width of one row of a prompt's embedding."""
     positions: int
@@ -44,7 +44,7 @@ class Anatomy(Fact):
     """Channels, height, width."""
     image_size: tuple[int, int]
     """Height and width in pixels."""
-    roles: tuple[Part, ...]
+    roles: tuple[NetworkSize, ...]
     """They overlap: ``cross_attention.kv`` is a part of ``cross_attention``."""
     versions: dict[str, str]
 

@@ -2,7 +2,8 @@
 
 from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
-from expunge.edits.payloads import Dense, LowRank, Payload, Ridge, SharedMatrix, Sum
+from expunge.edits.payloads import Dense, LowRank, Payload, SharedMatrix, Sum
+from expunge.edits.ridge import Ridge
 
 __all__ = [
     "Component",

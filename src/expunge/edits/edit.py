@@ -12,7 +12,8 @@ from expunge.edits.applied import Applied
 from expunge.edits.component import Component, Provenance
 from expunge.edits.gates import Gate, gates_together
 from expunge.edits.guards import Guard
-from expunge.edits.payloads import Change, check_together
+from expunge.edits.payloads import Change
+from expunge.edits.ridge import Ridge, check_joint
 from expunge.errors import ExpungeError
 from expunge.files import digest
 from expunge.models import Model
@@ -230,5 +231,5 @@ def _check_base(component: Component, model: Model) -> None:
 
 def _check_payloads(components: tuple[Component, ...]) -> None:
     payloads = [component.payload for component in components]
-    check_together(payloads)
+    check_joint([payload for payload in payloads if isinstance(payload, Ridge)])
     gates_together(payloads)

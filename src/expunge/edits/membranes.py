@@ -7,13 +7,14 @@ with the erased phrases: "facilitated transport" of SPM (Lyu et al., CVPR 2024, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import conv2d, linear, normalize, pad
+from torch import Tensor
+from torch.nn.functional import normalize, pad
 
+from expunge.edits.factors import PerPromptWeights, are_thin, through
 from expunge.edits.gates import Addition, Tokens
 from expunge.errors import ExpungeError
 
@@ -224,8 +225,8 @@ class Membranes:
         fold = self.rule == "paper" and not once and len(runs) <= MOST_RUNS
         factors = self._factors_for(weights.device, weights.dtype)
         return {
-            name: _Folded(up, down, runs)
-            if fold and not _is_thin(up, down)
+            name: PerPromptWeights(up, down, runs)
+            if fold and not are_thin(up, down)
             else partial(through, factors=self._products(weights, up, down))
             for name, (up, down) in factors.items()
         }
@@ -257,52 +258,6 @@ class Membranes:
     @cached_property
     def _copies(self) -> dict[tuple[torch.device, torch.dtype], _Factors]:
         return {}
-
-
-class _Folded:
-    """Factors that aren't thin any more: for each prompt of a batch a layer's whole weight."""
-
-    def __init__(self, up: Tensor, down: Tensor, runs: Sequence[tuple[int, Tensor]]) -> None:
-        """``runs`` are how many prompts in a row open alike, and how far, ``[rank]``."""
-        self.up, self.down = up, down
-        self.counts = [count for count, _ in runs]
-        self.opened = [row for _, row in runs]
-        self.weights: list[Tensor] = []
-        """Of the layer, one a run."""
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        parts = zip(torch.split(inputs, self.counts), self.opened, strict=True)
-        return torch.cat(
-            [through(part, (self.down.T, row[:, None] * self.up.T)) for part, row in parts]
-        )
-
-    def whole(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        assert isinstance(module, nn.Linear | nn.Conv2d)
-        if not self.weights:
-            base = module.weight
-            changes = (self.up * row @ self.down for row in self.opened)
-            self.weights = [base + change.to(base).reshape(base.shape) for change in changes]
-        layer = linear if isinstance(module, nn.Linear) else conv2d
-        parts = zip(torch.split(inputs, self.counts), self.weights, strict=True)
-        return torch.cat([layer(part, weight, module.bias) for part, weight in parts])
-
-
-def _is_thin(up: Tensor, down: Tensor) -> bool:
-    """Whether two products by the factors cost less than a quarter of one by the weight."""
-    out, into = len(up), down.shape[1]
-    return 4 * len(down) * (out + into) < out * into
-
-
-def through(inputs: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """``inputs`` through factors one after the other, as a layer would.
-
-    ``inputs`` are those of a linear layer, ``[batch, n, in]``, or of a convolution, ``[batch, in,
-    height, width]``; factors are ``[in, rank]`` and ``[rank, out]``, or one for each of the batch.
-    """
-    if inputs.ndim != 4:
-        return reduce(torch.matmul, factors, inputs)
-    added = reduce(torch.matmul, factors, inputs.flatten(2).mT).mT
-    return added.reshape(*added.shape[:2], *inputs.shape[2:])
 
 
 def _stacked(gates: Sequence[Membranes], name: str) -> tuple[Tensor, Tensor]:

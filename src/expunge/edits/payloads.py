@@ -2,22 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from expunge.algebra.ridge import (
-    Moved,
-    Rows,
-    SharedFactors,
-    Statistics,
-    gram,
-    joined,
-    shared_factors,
-)
+from expunge.edits.ridge import Ridge, joint
 from expunge.errors import ExpungeError
 
 
@@ -90,107 +81,6 @@ class SharedMatrix:
         """
         identity = torch.eye(self.left.shape[1], dtype=torch.float64, device=self.left.device)
         return identity + self.left.T @ self.right
-
-
-@dataclass(frozen=True, eq=False)
-class Ridge:
-    """Every matrix ``W`` becomes ``W M``, with ``M`` the solution of a ridge system.
-
-    What is stored is the system, so that rows can be added to it later and taken out again.
-    """
-
-    form: ClassVar[str] = "ridge"
-    names: tuple[str, ...]
-    moved: Moved
-    """The rows of what is erased, and where they go."""
-    kept: Tensor
-    """Rows whose outputs stay, times the root of their weight, ``[kept, width]``."""
-    lamb: float
-    """Weight of staying near the old weights."""
-
-    def change(self, name: str, weight: Tensor) -> Tensor:
-        up, down = self.low_rank(name, weight)
-        return up @ down
-
-    def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = self.factors
-        return weight.double() @ left.T.to(weight.device), right.to(weight.device)
-
-    def tensors(self) -> dict[str, Tensor]:
-        moved = self.moved.tensors()
-        return {**moved, "kept": self.kept, "lamb": torch.tensor(self.lamb, dtype=torch.float64)}
-
-    @classmethod
-    def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "Ridge":
-        moved: Moved
-        if "gram" in tensors:
-            moved = Statistics.of(tensors)
-        else:
-            moved = Rows(tensors["sources"], tensors["targets"], tensors["weights"])
-        return cls(names, moved, tensors["kept"], float(tensors["lamb"]))
-
-    @cached_property
-    def factors(self) -> SharedFactors:
-        """``M = I + left^T right``, float64."""
-        return shared_factors(self.moved, self.kept, self.lamb)
-
-    @property
-    def matrix(self) -> Tensor:
-        """``M``, ``[width, width]`` float64.
-
-        The unedited UNet given ``embeddings @ M.T`` draws what the edited one draws.
-        """
-        left, right = self.factors
-        return torch.eye(left.shape[1], dtype=torch.float64, device=left.device) + left.T @ right
-
-
-def together(payloads: Sequence[Payload]) -> tuple[Change, ...]:
-    """The changes among the payloads, with all ridge systems of the same matrices made one.
-
-    Erasing by one system is what erasing jointly means: the sum of two edits moves the rows of
-    both, as if they had been made in one call.
-    """
-    systems: dict[tuple[str, ...], list[Ridge]] = {}
-    for payload in payloads:
-        if isinstance(payload, Ridge):
-            systems.setdefault(payload.names, []).append(payload)
-    joint = (
-        Ridge(names, joined([part.moved for part in parts]), parts[0].kept, parts[0].lamb)
-        for names, parts in systems.items()
-    )
-    changes = (payload for payload in payloads if isinstance(payload, Change))
-    return (*joint, *(change for change in changes if not isinstance(change, Ridge)))
-
-
-def check_together(payloads: Sequence[Payload]) -> None:
-    """See that all ridge systems that share a matrix can be solved as one.
-
-    Raises:
-        ExpungeError: two of them keep different things, or were made with different settings.
-    """
-    systems = [payload for payload in payloads if isinstance(payload, Ridge)]
-    for number, one in enumerate(systems):
-        for two in systems[:number]:
-            if set(one.names) & set(two.names) and (difference := _difference(one, two)):
-                raise ExpungeError(
-                    f"these edits {difference}: their sum isn't the edit of both; make them with "
-                    "the same settings and the same things to keep, or erase both in one call"
-                )
-
-
-def _difference(one: Ridge, two: Ridge) -> str:
-    if one.names != two.names:
-        return "change different matrices, with some in common"
-    if one.lamb != two.lamb:
-        return f"have lamb {one.lamb:g} and {two.lamb:g}"
-    same = one.kept is two.kept or torch.equal(one.kept, two.kept) or _alike(one.kept, two.kept)
-    return "" if same else "keep different prompts, or keep them at different weights"
-
-
-def _alike(one: Tensor, two: Tensor) -> bool:
-    """Do rows weigh the same but for the rounding of a text encoder on another machine?"""
-    first, second = gram(one), gram(two)
-    return bool((first - second).norm() <= 1e-5 * first.norm())
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,20 +194,27 @@ class Sum:
         return cls(tuple(stored(CHANGES, forms[i], names, own[i]) for i in sorted(forms)))
 
 
+def together(payloads: Sequence[Payload]) -> tuple[Change, ...]:
+    """The changes among the payloads, with all ridge systems of the same matrices made one."""
+    changes = [payload for payload in payloads if isinstance(payload, Change)]
+    systems = [change for change in changes if isinstance(change, Ridge)]
+    return (*joint(systems), *(change for change in changes if not isinstance(change, Ridge)))
+
+
 CHANGES: Mapping[str, type[Change]] = {
     kind.form: kind for kind in (SharedMatrix, Ridge, LowRank, Dense, Sum)
 }
 """What a file may hold, by form."""
 
-Kind = TypeVar("Kind", bound=Payload)
+Stored = TypeVar("Stored", bound=Payload)
 
 
 def stored(
-    kinds: Mapping[str, type[Kind]],
+    kinds: Mapping[str, type[Stored]],
     form: str,
     names: tuple[str, ...],
     tensors: Mapping[str, Tensor],
-) -> Kind:
+) -> Stored:
     """The payload that ``tensors()`` was taken from, one of ``kinds``.
 
     Raises:

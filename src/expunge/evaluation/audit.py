@@ -1,4 +1,4 @@
-"""Any checkpoint against a policy: what will be asked and what that costs, then the answers."""
+"""Audit any checkpoint against a policy: say what will be drawn and how long it takes; measure."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ from expunge.models import Model
 
 
 class Outlook(NamedTuple):
-    """What an audit will do, before it does it."""
+    """What an audit will draw, and how long that takes."""
 
     groups: tuple[tuple[str, str, int], ...]
     """Concept, group and number of pictures of each model."""
     models: int
-    """Drawn with: one, or two where there is a base."""
+    """How many models draw: one, or two if there is a base."""
     pictures: int
-    """Of each model, those that several groups share counted once."""
+    """For each model; pictures that several groups share count once."""
     drawn: int
-    """Of the audited model, by an earlier run."""
+    """How many of the audited model's pictures an earlier run has drawn."""
     seconds_a_picture: float
 
 
@@ -46,23 +46,24 @@ def audit(
     options: Options = NO_OPTIONS,
     folder: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Measure what a model draws when asked for the policy's concepts, and all that must stay.
+    """Measure what a model draws when asked for the policy's concepts and for what must stay.
 
     Args:
-        model: the checkpoint, erased by any program or not at all; unchanged afterwards.
-        policy: what is to be gone, what is to stay, and the limits that decide.
+        model: the checkpoint. It doesn't matter who erased what from it. It is unchanged
+            afterwards.
+        policy: what should be gone, what should stay, and the limits to meet.
         edit: applied to the model while it is measured; the model without it is then the base.
-        base: gives another model to compare with, e.g. the one before erasing.
+        base: loads another model to compare with, e.g. the one before erasing.
         suite: the prompts and the judge.
         size: how many prompts.
         seeds: replace the size's own seeds.
         sampler: how pictures are drawn; the default is the suite's.
-        options: what the suite is told.
+        options: the suite's judge, lists of prompts and so on.
         folder: for pictures and results, by default ``runs/audit-<model's fingerprint>``.
 
     Raises:
         ExpungeError: the suite doesn't know a concept, the edit isn't for this model, a picture is
-            missing, a judge fails, or a limit is about what wasn't measured.
+            missing, a judge fails, or a limit is about something that wasn't measured.
     """
     if edit and base:
         raise ExpungeError("an edit is compared with the model that it is for; give no other base")
@@ -86,10 +87,11 @@ def asking(
     sampler: Sampler | None,
     options: Options,
 ) -> Question:
-    """The question about a policy: what it keeps for all of its concepts, each concept keeps.
+    """The question about a policy. What it keeps for all concepts is added to each concept.
 
     Raises:
-        ExpungeError: what ``question`` refuses, or a limit is about what the suite doesn't ask.
+        ExpungeError: ``question`` refuses it, or a limit is about something that the suite doesn't
+            measure.
     """
     concepts = tuple(
         one.model_copy(update={"keep": tuple(dict.fromkeys((*one.keep, *policy.keep)))})
@@ -105,7 +107,7 @@ def asking(
 def outlook(
     asked: Question, model: Model, place: Path, *, edit: Edit | None, compared: bool
 ) -> Outlook:
-    """What measuring would take; one picture is drawn twice and thrown away to time it.
+    """What measuring would take. To time it, a few pictures are drawn and thrown away.
 
     Raises:
         ExpungeError: the edit isn't for this model, or the judge not for its pictures.
@@ -139,7 +141,7 @@ def _drawn(model: Model, sampler: Sampler, place: Path) -> set[str]:
 
 
 def _timed(model: Model, asked: Question, request: ImageRequest) -> float:
-    """Seconds of a picture, when several are drawn as they would be."""
+    """Seconds per picture, from drawing a few."""
     few = [request.model_copy(update={"case_number": f"timed-{n}"}) for n in range(4)]
     start = perf_counter()
     list(sample(model, few, asked.sampler))

@@ -1,4 +1,4 @@
-"""What an edit costs: to make, to store, and in every picture that is drawn with it."""
+"""What an edit costs: making it, storing it, and drawing with it."""
 
 import time
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from expunge.models import Model
 
 
 class Latency(Record):
-    """Seconds a picture without and with an edit, drawn in turn on the same machine."""
+    """Seconds per picture without and with an edit, drawn alternately on the same machine."""
 
     device: str
     pictures: int
-    """Drawn each time."""
+    """How many are drawn in each round, without and with the edit."""
     base: tuple[float, ...]
     """Seconds a picture in each round."""
     edited: tuple[float, ...]
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Edited to base in each round; their spread says what the median is worth."""
+        """Edited divided by base in each round; their spread says how reliable the median is."""
         return tuple(after / before for before, after in zip(self.base, self.edited, strict=True))
 
     @property
@@ -45,11 +45,11 @@ class EditCost(Record):
     """Id of the edit."""
     summary: str
     seconds: float | None
-    """To make it; ``None`` where nobody measured."""
+    """Spent making it; ``None`` if that wasn't measured."""
     peak_bytes: int | None
-    """In use at most while it was made; ``None`` where nobody measured."""
+    """Peak memory while it was made; ``None`` if that wasn't measured."""
     stored_bytes: int
-    """Of its tensors."""
+    """Size of its tensors."""
     latency: Latency
 
 
@@ -63,18 +63,18 @@ def cost(
     seconds: float | None = None,
     peak_bytes: int | None = None,
 ) -> EditCost:
-    """Time pictures with and without an edit, and put all its costs in one record.
+    """Time drawing with and without an edit, and collect all its costs in one record.
 
-    The two take turns, and turns in going first, so that both see the same machine.
+    Each round draws with both, in alternating order, so that both see the same machine.
 
     Args:
         model: the base model, without any edit applied; it is unchanged afterwards.
-        edit: what is priced.
-        requests: pictures to draw each time.
+        edit: the edit whose cost is measured.
+        requests: pictures to draw in each round.
         sampler: how they are drawn.
-        rounds: how often.
-        seconds: that making the edit took, if it is known.
-        peak_bytes: that making the edit needed, if it is known.
+        rounds: how many.
+        seconds: spent making the edit, if known.
+        peak_bytes: peak memory while the edit was made, if known.
 
     Raises:
         ExpungeError: the model has an edit applied, the edit isn't for it, or there is no picture
@@ -83,7 +83,20 @@ def cost(
     check_unedited(model, "the base is timed too")
     if not requests or rounds < 1:
         raise ExpungeError("nothing to time; give at least one request and one round")
-    sampler = sampler or Sampler()
+    return EditCost(
+        edit=edit.id,
+        summary=edit.summary(),
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        stored_bytes=edit.size,
+        latency=_latency(model, edit, requests, sampler or Sampler(), rounds),
+    )
+
+
+def _latency(
+    model: Model, edit: Edit, requests: Sequence[ImageRequest], sampler: Sampler, rounds: int
+) -> Latency:
+    """Draw the pictures without and with the edit in each round."""
 
     def timed() -> float:
         began = time.perf_counter()
@@ -100,16 +113,9 @@ def cost(
     for number in range(rounds):
         for edited in (False, True) if number % 2 == 0 else (True, False):
             times[edited].append(timed_edited() if edited else timed())
-    return EditCost(
-        edit=edit.id,
-        summary=edit.summary(),
-        seconds=seconds,
-        peak_bytes=peak_bytes,
-        stored_bytes=edit.size,
-        latency=Latency(
-            device=model.device.type,
-            pictures=len(requests),
-            base=tuple(times[False]),
-            edited=tuple(times[True]),
-        ),
+    return Latency(
+        device=model.device.type,
+        pictures=len(requests),
+        base=tuple(times[False]),
+        edited=tuple(times[True]),
     )

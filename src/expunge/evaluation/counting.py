@@ -1,4 +1,4 @@
-"""Published protocols applied to judged pairs: detections were stored, nothing is looked at."""
+"""Published protocols applied to stored detections; no picture is judged again."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ from expunge.evaluation.suite import Judge, Plan
 
 
 def counted(judge: Judge, plan: Plan, pairs: Sequence[PicturePair]) -> tuple[Counted, ...]:
-    """What each of the judge's protocols counts in the pictures that ask for the concept."""
+    """The count of each of the judge's protocols over the pictures that ask for the concept."""
     if not isinstance(judge, Panel) or not isinstance(judge.looks, Detector):
         return ()
     names = {group.name for group in plan.of_role("efficacy")}

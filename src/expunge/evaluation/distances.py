@@ -20,7 +20,10 @@ def _kept(plan: Plan) -> list[int]:
 
 
 def unrelated(plan: Plan, base: Judged) -> Unrelated:
-    """Drift between each kept base picture and the one half the list away."""
+    """Drift between kept base pictures that have nothing to do with each other.
+
+    Each is compared with the one half the list away.
+    """
     kept = _kept(plan)
     other = np.roll(kept, len(kept) // 2)
     files = [picture.file for picture in base.pictures]
@@ -36,7 +39,7 @@ def unrelated(plan: Plan, base: Judged) -> Unrelated:
 
 
 def _of_one_size(one: Pixels, other: Pixels) -> tuple[Pixels, Pixels]:
-    """Rows of a list may ask for pictures of different sizes; the second is shrunk or grown."""
+    """Both pictures in the first one's size: rows of a list may ask for different sizes."""
     height, width = one.shape[:2]
     return one, np.asarray(Image.fromarray(other).resize((width, height)))
 
@@ -44,7 +47,7 @@ def _of_one_size(one: Pixels, other: Pixels) -> tuple[Pixels, Pixels]:
 def distances(
     judge: Judge, plan: Plan, base: Judged | None, after: Judged
 ) -> tuple[SetDistance, ...]:
-    """Of the kept pictures' features to those of the base, where there are enough of them."""
+    """Distances of the kept pictures' features from the base's, if there are enough pictures."""
     kept = _kept(plan)
     if base is None or len(kept) < FEW:
         return ()

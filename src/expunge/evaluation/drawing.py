@@ -28,13 +28,13 @@ def draw(
     Args:
         model: draws them, with the edits that are applied to it now.
         shots: what is drawn.
-        sampler: how.
-        place: for the folders of all models.
-        watch: told of each picture as soon as it is drawn.
-        fingerprint: the model's, where it is known already; computing it reads all weights.
+        sampler: how pictures are drawn.
+        place: the folder that holds the folders of all models.
+        watch: called with each picture as soon as it is drawn.
+        fingerprint: the model's, if it is known; computing it reads all weights.
 
     Raises:
-        ExpungeError: what ``requests`` or ``generate`` refuses.
+        ExpungeError: ``requests`` or ``generate`` refuses the shots.
     """
     known = fingerprint or model.fingerprint()
     folder = images(model, sampler, place, fingerprint=known)
@@ -55,10 +55,10 @@ def images(model: Model, sampler: Sampler, place: Path, *, fingerprint: str | No
 
 
 def requests(shots: Iterable[Shot]) -> list[ImageRequest]:
-    """One for each different shot.
+    """A request for each different shot.
 
     Raises:
-        ExpungeError: one prompt and seed are asked for with two guidance scales or sizes.
+        ExpungeError: two shots have the same prompt and seed, but not the same guidance and size.
     """
     wanted: dict[str, ImageRequest] = {}
     for shot in shots:

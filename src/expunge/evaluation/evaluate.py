@@ -24,7 +24,7 @@ from expunge.evaluation.judging import (
     compare,
 )
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import Evaluation, PicturePair, Report, Source
+from expunge.evaluation.records import ComparedModel, Evaluation, PicturePair, Report
 from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
     curve,
@@ -45,7 +45,7 @@ LPIPS_SIDE = 64
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of models: the prompts, the judge and the sampler, before a picture is made."""
+    """What models are asked: the prompts, the judge and the sampler."""
 
     plans: tuple[Plan, ...]
     judge: Judge
@@ -70,7 +70,8 @@ def question(
     """What a suite asks about concepts.
 
     Raises:
-        ExpungeError: the suite doesn't know a concept, or an option or a size; a judge isn't there.
+        ExpungeError: the suite doesn't know a concept, an option or the size, or the judge can't
+            be loaded.
     """
     chosen = SUITES.get(suite) if isinstance(suite, str) else suite
     plans = tuple(
@@ -82,7 +83,7 @@ def question(
 
 
 def usual_sampler(suite: str) -> Sampler:
-    """How pictures are drawn for a suite where nobody says otherwise."""
+    """A suite's own sampler."""
     return SUITES.get(suite).sampler
 
 
@@ -111,7 +112,7 @@ def evaluate(
         size: how many prompts, e.g. ``quick`` or ``full``.
         seeds: replace the size's own seeds.
         sampler: how pictures are drawn; the default is the suite's.
-        options: what the suite is told.
+        options: the suite's judge, lists of prompts and so on.
         folder: for pictures and results, by default ``runs/evaluate-<edit id>``.
 
     Raises:
@@ -130,8 +131,8 @@ class Base:
     """The model to compare with."""
 
     load: Callable[[], Model]
-    """Called once, and the model let go after its pictures are drawn."""
-    source: Source | None = field(default=None, init=False)
+    """Called once; the model is freed when its pictures are drawn."""
+    source: ComparedModel | None = field(default=None, init=False)
 
 
 def measured(
@@ -149,7 +150,7 @@ def measured(
         model: what is measured, without any edit applied.
         place: for pictures, judgements and pairs.
         edit: applied to the model while it is measured; the model without it is the base.
-        base: the model to compare with, where that is another one.
+        base: the model to compare with, if it is another one.
 
     Raises:
         ExpungeError: the edit isn't for this model, a picture is missing or a judge fails.
@@ -194,7 +195,7 @@ def _drawn(
     edit: Edit | None,
     base: Base | None,
 ) -> tuple[Files | None, Files]:
-    """The pictures of the base, where there is one, and of the model, judged as they are drawn."""
+    """The pictures of the base, if there is one, and of the model; each is judged once drawn."""
     before = None
     with judgements.beside_drawing() as watch:
         if base:
@@ -205,7 +206,7 @@ def _drawn(
                     f"{model.name!r} {model.image_size[0]}×{model.image_size[1]}; they can't be "
                     "compared one by one"
                 )
-            base.source = Source(name=other.name, fingerprint=other.fingerprint())
+            base.source = ComparedModel(name=other.name, fingerprint=other.fingerprint())
             known = base.source.fingerprint
             before = draw(other, asked.shots, asked.sampler, place, watch, fingerprint=known)
             del other
@@ -234,7 +235,7 @@ def _scored(
 
 
 def _words(plan: Plan, plans: Sequence[Plan]) -> str:
-    """What the judge calls the concept, or its own name where several are called the same."""
+    """The judge's name for the concept, or the concept's own if several share the judge's name."""
     shared = sum(other.label == plan.label for other in plans) > 1
     return re.sub(r"[^\w.-]+", "-", plan.concept.target.lower() if shared else plan.label)
 

@@ -24,7 +24,7 @@ from expunge.evaluation.suite import Judge, Judgement, Record, Shot
 from expunge.generation import ImageRecord
 
 BATCH = 32
-"""Pictures that a judge is shown at once."""
+"""Pictures per call of a judge."""
 BLANK = 2.0
 """A picture whose levels (0 to 255) vary by no more than this standard deviation is blank."""
 
@@ -79,7 +79,7 @@ class Judgements:
 
     @contextmanager
     def beside_drawing(self) -> Iterator["Watch"]:
-        """Judge pictures in a thread of its own while others are drawn."""
+        """Judge pictures in a second thread while others are drawn."""
         thread = ThreadPoolExecutor(1)
         try:
             watch = Watch(self, thread)
@@ -111,7 +111,7 @@ class Judgements:
     def add(
         self, keys: Sequence[tuple[str, str]], pictures: Sequence[Image.Image], place: Path
     ) -> None:
-        """Judge at most ``BATCH`` pictures, whose hashes and prompts are given; write that down."""
+        """Judge at most ``BATCH`` pictures, with the keys (SHA-256, prompt), and write it down."""
         # Networks round differently for batches of different sizes, so a short one is filled up.
         filled = [*range(len(keys)), *[len(keys) - 1] * (BATCH - len(keys))]
         shown = [pictures[at] for at in filled]
@@ -148,7 +148,7 @@ class Watch:
         self._judged: list[Future[None]] = []
 
     def __call__(self, record: ImageRecord, folder: Path) -> None:
-        """One more picture; raises what the judge raised on an earlier one."""
+        """Take one more picture. Raises what the judge raised on an earlier one."""
         if not self._judgements.knows(record):
             self._waiting.append((record, folder))
         if len(self._waiting) == BATCH:
@@ -198,7 +198,7 @@ def compare(
     edited: Judged,
     distance: PerceptualDistance | None = None,
 ) -> list[PicturePair]:
-    """Both models' pictures of every shot beside each other, or those of the only model."""
+    """Both models' pictures of every shot side by side, or one model's alone without a base."""
     drift = feature_drift(base.features, edited.features) if base else None
     pairs = []
     for index, shot in enumerate(shots):
@@ -243,7 +243,7 @@ def _blank(pixels: NDArray[np.uint8]) -> bool:
 
 
 def feature_drift(one: Tensor, other: Tensor) -> list[float]:
-    """1 - cosine of each row of ``[n, width]`` with its fellow, 0 to 2."""
+    """1 - cosine of row i of one ``[n, width]`` with row i of the other, 0 to 2."""
     drift: list[float] = (1 - cosine_similarity(one.double(), other.double())).clamp(min=0).tolist()
     return drift
 

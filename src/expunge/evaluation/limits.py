@@ -11,20 +11,20 @@ from expunge.statistics.rates import Rate
 
 
 def verdicts(limits: Sequence[Limit], evaluations: Sequence[Evaluation]) -> tuple[Verdict, ...]:
-    """A verdict for each limit and each evaluation that it is about.
+    """A verdict for each limit and each evaluation that it applies to.
 
     Raises:
-        ExpungeError: a limit is about something that wasn't measured: what isn't known isn't met.
+        ExpungeError: a limit is about something that wasn't measured. It doesn't count as met.
     """
     check(limits, [evaluation.protocol.plan for evaluation in evaluations])
     return tuple(one for limit in limits for one in _of(limit, evaluations))
 
 
 def check(limits: Sequence[Limit], plans: Sequence[Plan]) -> None:
-    """Raise where a limit is about what these plans don't ask for; nothing needs to be drawn.
+    """Check that these plans measure what the limits are about; nothing needs to be drawn.
 
     Raises:
-        ExpungeError: it names no concept or no group of prompts of theirs.
+        ExpungeError: a limit names a concept or a group of prompts that they don't have.
     """
     for limit in limits:
         about = [plan for plan in plans if _is_about(limit, plan)]
@@ -56,7 +56,7 @@ def _of(limit: Limit, evaluations: Iterable[Evaluation]) -> Iterator[Verdict]:
 
 
 def _metric(limit: Limit, plan: Plan) -> str:
-    """By default what tells whether the group is drawn, or right."""
+    """The limit's metric, or its default."""
     if limit.metric:
         return limit.metric
     return right_of(plan.attribute) if plan.keeps(limit.group) else DRAWN

@@ -1,4 +1,4 @@
-"""A judge put together from detectors: one that tells what is there, one for fit, one for drift."""
+"""A judge made of detectors: one names what is there, one scores fit, one measures drift."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,10 +24,10 @@ UNSAFE, NOTHING_UNSAFE = "unsafe", "nothing unsafe"
 
 
 class Panel:
-    """Looks with a classifier or a detector; its names for things are replaced by the plan's.
+    """Judges with a classifier or a detector, in the plan's names for things.
 
-    A detector's findings become a label when a judgement is read, by the first of the protocols,
-    so that other protocols need no new look.
+    The first protocol turns a detector's findings into a label when a judgement is read. So another
+    protocol can be applied without judging again.
     """
 
     size = None
@@ -104,7 +104,7 @@ class Panel:
 
 
 def named(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
-    """Everything that plans ask for by name, each with the words a classifier may have for it."""
+    """Everything that plans ask for by name, with the words that a classifier may use for it."""
     wanted = {plan.label: plan.concept.phrases for plan in plans}
     for plan in plans:
         for prompt in (prompt for group in plan.groups for prompt in group.prompts):
@@ -114,7 +114,7 @@ def named(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
 
 
 def extractor_of(looks: Known | None) -> Extractor:
-    """What measures drift: the judge itself where it can, else EfficientNet-Lite0.
+    """The network for drift: the judge itself if it gives features, else EfficientNet-Lite0.
 
     Raises:
         ExpungeError: its package isn't installed.

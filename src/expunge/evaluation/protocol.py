@@ -1,4 +1,4 @@
-"""How the numbers of an evaluation were made; it stands beside them wherever they go."""
+"""How the numbers of an evaluation were made; reports show it beside the numbers."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from expunge.files import digest
 
 
 class Protocol(Record):
-    """Everything that moves a number: prompts, seeds, sampler, judge, rules, versions."""
+    """Everything that affects a number: prompts, seeds, sampler, judge, rules, versions."""
 
     plan: Plan
     model: str

@@ -1,4 +1,4 @@
-"""Draw, and ask a judge of the caller's whether each picture shows what it should."""
+"""Draw pictures, and let the caller's judge say whether each shows what it should."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Seen(NamedTuple):
 
 
 def recogniser(name: str, words: Sequence[str]) -> Recognise:
-    """Ask the detector called ``name``, which must tell all of ``words``.
+    """A judge from the detector called ``name``, which must know all of ``words``.
 
     Raises:
         ExpungeError: there is no such detector, or it doesn't know a word.
@@ -39,7 +39,7 @@ def look(
     recognise: Recognise,
     sampler: Sampler,
 ) -> Seen:
-    """Draw every request and ask whether it shows the word of the same place.
+    """Draw every request, and judge whether picture i shows word i.
 
     Raises:
         ExpungeError: a picture can't be drawn, or the judge doesn't say yes or no to every one.
@@ -47,5 +47,5 @@ def look(
     pictures = [Image.fromarray(pixels.numpy()) for _, pixels in sample(model, requests, sampler)]
     outcomes = list(recognise(pictures, words))
     if len(outcomes) != len(pictures) or not all(isinstance(o, bool | np.bool_) for o in outcomes):
-        raise ExpungeError("the judge must say True or False to every picture; it didn't")
+        raise ExpungeError("the judge must say True or False of every picture; it didn't")
     return Seen(pictures, [bool(outcome) for outcome in outcomes])

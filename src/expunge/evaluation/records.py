@@ -33,7 +33,7 @@ class Picture(Judgement):
     """One picture and what the judge said of it."""
 
     file: Path
-    """Written relative to the report's folder, read back as a path that can be opened."""
+    """In a file, relative to the report's folder; in memory, a path that can be opened."""
 
     @field_validator("file")
     @classmethod
@@ -48,7 +48,7 @@ class Picture(Judgement):
 class PicturePair(Record):
     """The base and the edited model's picture of the same prompt and seed.
 
-    Where a model is audited without a base to compare it with, there is only the second.
+    Without a base to compare with, there is only the second.
     """
 
     group: str
@@ -61,9 +61,9 @@ class PicturePair(Record):
     pixel_drift: float | None
     """Mean absolute difference of the two pictures, as a share of the full range."""
     perceptual_distance: float | None = None
-    """Of the network that was named for it."""
+    """Distance by the perceptual network that the user chose."""
     blank: bool = False
-    """Whether the edited picture shows next to nothing, see ``judging.BLANK``."""
+    """Whether the edited picture is nearly one colour, see ``judging.BLANK``."""
     base_blank: bool = False
 
 
@@ -76,14 +76,14 @@ class Measurement(Record):
     unit: str
     higher_is_better: bool
     base: Quantity | None
-    """``None`` where the number compares the two models, or there is no base."""
+    """``None`` if the number compares the two models, or if there is no base."""
     edited: Quantity
     difference: Estimate | None
     """Edited minus base, paired."""
     reference: Estimate | None = None
     """The same quantity between unrelated pictures of the base model, for scale."""
     paired: McNemar | None = None
-    """Of a share: in how many pictures one model has it and the other hasn't, and the test."""
+    """For a share: in how many pictures only one model has it, with McNemar's test."""
 
 
 class Counted(Record):
@@ -103,14 +103,14 @@ class Counted(Record):
     per_class: dict[str, tuple[int | None, int]]
     """Units of the base and of the edited model."""
     reduction: Estimate | None
-    """1 - edited / base total; ``None`` without a base, or where its pictures show nothing."""
+    """1 - edited / base total; ``None`` without a base, or if the base's pictures show nothing."""
     effective: Rate | None
-    """Of the prompts where the base fires, those where the edited model still does."""
+    """Share of the prompts where the base fires for which the edited model still does."""
     notes: tuple[str, ...]
     """Where this departs from the published protocol."""
 
 
-class Curve(Record):
+class ThresholdCurve(Record):
     """How the share of pictures with the concept depends on the threshold."""
 
     group: str
@@ -120,17 +120,17 @@ class Curve(Record):
 
 
 class Reversal(Record):
-    """What is left of an edit in the weights when it is taken out again."""
+    """Whether an edit can be reverted exactly."""
 
     restores_base: bool
     """Whether every weight is the base's again, bit for bit."""
     order: float | None
     """Largest difference of a weight when the edit's parts are applied in the opposite order;
-    ``None`` of one part."""
+    ``None`` if there is only one part."""
 
 
-class Source(Record):
-    """A model that was drawn with."""
+class ComparedModel(Record):
+    """Another model, whose pictures are compared with."""
 
     name: str
     """What the user called it."""
@@ -139,14 +139,14 @@ class Source(Record):
 
 
 class Evaluation(Record):
-    """What one edit did to one concept and to everything else, or what a model does with it."""
+    """What an edit did to one concept and to everything else, or what an audited model draws."""
 
     concept: str
     kind: str
     edit: str
     """Id of the edit; "" where a model is audited as it is."""
-    base: Source | None = None
-    """What it is compared with, where that is another model than the protocol's."""
+    base: ComparedModel | None = None
+    """The model that it is compared with, if that isn't the protocol's."""
     summary: str
     provenance: tuple[dict[str, Any], ...]
     """How each part of the edit came to be."""
@@ -155,17 +155,17 @@ class Evaluation(Record):
     drawn_instead: tuple[tuple[str, int], ...]
     """What the judge saw in the edited pictures of the concept's name, most frequent first."""
     examples: tuple[PicturePair, ...]
-    """Some of each group, not chosen by how they came out."""
+    """Pictures from each group, chosen without looking at the results."""
     most_changed: tuple[PicturePair, ...]
     """The kept pictures with the largest feature drift, largest first."""
-    curve: Curve | None = None
-    """Of the concept's name, where the judge gives a score."""
+    curve: ThresholdCurve | None = None
+    """For the prompts with the concept's name, if the judge gives scores."""
     counted: tuple[Counted, ...] = ()
-    """By published protocols."""
+    """Counts by published protocols."""
     reversal: Reversal | None = None
-    """Of the edit."""
+    """Whether the edit can be reverted exactly."""
     distances: tuple[SetDistance, ...] = ()
-    """Of all kept pictures to the base model's."""
+    """Distances of all kept pictures, as a set, from the base model's."""
 
     @property
     def compared(self) -> bool:

@@ -1,58 +1,34 @@
-"""How soon an erased concept comes back when the edited model is trained further.
+"""How soon an erased concept returns when the edited model is trained further.
 
 Fine-tuning may revive what was erased, even on pictures of other things (Suriyakumar et al.,
-"Unstable Unlearning", arXiv 2410.08074). So one curve is measured for each kind of pictures: of
-the concept, of related things, of unrelated ones. Beside what comes back stands what is kept: a
-model that training broke draws no erased concept either.
+"Unstable Unlearning", arXiv 2410.08074). So there is a curve for each kind of pictures: of the
+concept, of related things, of unrelated ones. Each curve also shows what is kept, because a model
+that training has broken doesn't draw the concept either.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Annotated, NamedTuple
-
-import numpy as np
-import torch
-from PIL import Image
-from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
+from typing import NamedTuple
 
 from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change
 from expunge.errors import ExpungeError
+from expunge.evaluation.fine_tuning import (
+    Captioned,
+    FineTuning,
+    LearntPictures,
+    learnt_pictures,
+    training_losses,
+)
 from expunge.evaluation.recognition import Recognise, look
 from expunge.evaluation.suite import Record
 from expunge.generation import ImageRequest, Sampler
 from expunge.method.student import Student
-from expunge.models import Condition, Model
-from expunge.pictures import latents_of
-from expunge.progress import track
-from expunge.prompts.lexicon import refused
-from expunge.seeding import generator
+from expunge.models import Model
 from expunge.statistics.rates import Estimate, Rate, paired_difference
 
 STEPS = (0, 50, 100, 200, 300)
-
-
-class Captioned(NamedTuple):
-    """A picture to learn from, of the model's own size, with its prompt."""
-
-    picture: Image.Image
-    caption: str
-
-
-class FineTuning(Record):
-    """How the edited model is trained: Adam on the plain loss of noise prediction."""
-
-    role: str = "all"
-    """The UNet parameters that learn (see ``models.roles``), e.g. ``cross_attention``."""
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    """Learning rate."""
-    batch: Annotated[int, Field(ge=1)] = 4
-    """Pictures a step, drawn with replacement."""
-    rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of the learnt change of each matrix (LoRA); 0 trains whole parameters."""
 
 
 class Point(Record):
@@ -69,7 +45,7 @@ class Point(Record):
     """Mean over the steps since the last point; ``None`` at step 0."""
 
 
-class Curve(Record):
+class RelearningCurve(Record):
     """What comes back by learning from one kind of pictures."""
 
     learnt_from: str
@@ -88,10 +64,10 @@ class Relearning(Record):
     seed: int
     sampler: Sampler
     base: Rate
-    """The pictures in which the model without the edit shows the concept, of the same requests."""
+    """Pictures of the unedited model that show the concept, for the same requests."""
     base_kept: Rate
-    """And its pictures of other things that are right."""
-    curves: tuple[Curve, ...]
+    """Pictures of the unedited model that show the other things right."""
+    curves: tuple[RelearningCurve, ...]
 
 
 def relearning(
@@ -111,17 +87,17 @@ def relearning(
     """Train the edited model on each kind of pictures, and count what it draws on the way.
 
     Training goes on from the edited weights, under the edit's gates if it has some, in float32
-    copies: the model itself is never written to but while it draws, and is as before afterwards.
+    copies. The model itself changes only while it draws, and is unchanged afterwards.
 
     Args:
         model: the base model, without any edit applied.
-        edit: what is put to the test.
+        edit: the edit to test.
         concept: what is asked for, as the judge knows it.
         asked: pictures of the concept to draw at each point.
-        kept: pictures of other things to draw as well, by what they should show.
-        pictures: what is learnt from, by name, e.g. of the concept and of unrelated things.
+        kept: pictures of other things to draw at each point, by what they should show.
+        pictures: what the model learns from, by kind, e.g. the concept or unrelated things.
         recognise: whether each picture shows what it should.
-        steps: when to look; step 0 is always looked at.
+        steps: when to draw and judge; step 0 is always among them.
         tuning: how to train.
         seed: decides batches, timesteps and noise.
         sampler: how pictures are drawn.
@@ -132,33 +108,17 @@ def relearning(
             never drawn, the loss isn't finite, or the judge fails.
     """
     check_unedited(model, "the base is measured too")
-    if not steps or min(steps) < 0:
-        raise ExpungeError("steps: give when to look, as numbers from 0 on")
-    if not pictures:
-        raise ExpungeError("no pictures to learn from; give at least one kind")
-    if not asked or not kept or not all(kept.values()):
-        raise ExpungeError("nothing to draw; give requests for the concept and for what is kept")
+    _check_given(asked, kept, pictures, steps)
     tuning, sampler = tuning or FineTuning(), sampler or Sampler()
-    data = {name: _data(model, name, examples) for name, examples in pictures.items()}
-    wanted = [(concept, one) for one in asked]
-    wanted += [(word, one) for word, requests in kept.items() for one in requests]
-    words, requests = [word for word, _ in wanted], [request for _, request in wanted]
-
-    def drawn() -> _Drawn:
-        right = look(model, requests, words, recognise, sampler).right
-        return _Drawn(right[: len(asked)], right[len(asked) :])
-
+    data = [learnt_pictures(model, name, examples) for name, examples in pictures.items()]
+    drawn = _drawing(model, concept, asked, kept, recognise, sampler)
     base = drawn()
     with edit.applied(model):
         begin = drawn()
     goals = sorted({*steps} - {0})
     curves = [
-        Curve(
-            learnt_from=name,
-            pictures=len(pictures[name]),
-            points=tuple(_points(model, edit, learnt, tuning, seed, goals, begin, drawn)),
-        )
-        for name, learnt in data.items()
+        _curve(learnt, _points(model, edit, learnt, tuning, seed, goals, begin, drawn))
+        for learnt in data
     ]
     return Relearning(
         concept=concept,
@@ -173,6 +133,20 @@ def relearning(
     )
 
 
+def _check_given(
+    asked: Sequence[ImageRequest],
+    kept: Mapping[str, Sequence[ImageRequest]],
+    pictures: Mapping[str, Sequence[Captioned]],
+    steps: Sequence[int],
+) -> None:
+    if not steps or min(steps) < 0:
+        raise ExpungeError("steps: name the steps to look at, from 0 on")
+    if not pictures:
+        raise ExpungeError("no pictures to learn from; give at least one kind")
+    if not asked or not kept or not all(kept.values()):
+        raise ExpungeError("nothing to draw; give requests for the concept and for what is kept")
+
+
 class _Drawn(NamedTuple):
     """Whether each picture is right."""
 
@@ -180,40 +154,35 @@ class _Drawn(NamedTuple):
     kept: list[bool]
 
 
-class _Data(NamedTuple):
-    """Pictures as a model learns from them."""
+def _drawing(
+    model: Model,
+    concept: str,
+    asked: Sequence[ImageRequest],
+    kept: Mapping[str, Sequence[ImageRequest]],
+    recognise: Recognise,
+    sampler: Sampler,
+) -> Callable[[], _Drawn]:
+    """A function that draws all requests with the model as it is, and has them judged."""
+    words = [concept] * len(asked) + [word for word, own in kept.items() for _ in own]
+    requests = [*asked, *(request for own in kept.values() for request in own)]
 
-    name: str
-    mean: Tensor
-    """Of the VAE's latents, ``[pictures, channels, h, w]``; ``deviation`` alike."""
-    deviation: Tensor
-    captions: list[str]
+    def drawn() -> _Drawn:
+        right = look(model, requests, words, recognise, sampler).right
+        return _Drawn(right[: len(asked)], right[len(asked) :])
+
+    return drawn
 
 
-def _data(model: Model, name: str, examples: Sequence[Captioned]) -> _Data:
-    if not examples:
-        raise ExpungeError(f"{name}: no picture to learn from; give at least one")
-    height, width = model.image_size
-    for example in examples:
-        if example.picture.size != (width, height):
-            across, down = example.picture.size
-            raise ExpungeError(
-                f"{name}: a picture of {down}×{across} pixels; {model.name!r} draws "
-                f"{height}×{width}, so resize it"
-            )
-        if refused({"prompt": example.caption}):
-            raise ExpungeError(
-                f"{name}: a caption with a sexual word and a word for minors is never learnt from"
-            )
-    pixels = np.stack([np.asarray(example.picture.convert("RGB")) for example in examples])
-    mean, deviation = latents_of(model, torch.from_numpy(pixels))
-    return _Data(name, mean, deviation, [example.caption for example in examples])
+def _curve(learnt: LearntPictures, points: Iterable[Point]) -> RelearningCurve:
+    return RelearningCurve(
+        learnt_from=learnt.name, pictures=len(learnt.captions), points=tuple(points)
+    )
 
 
 def _points(
     model: Model,
     edit: Edit,
-    data: _Data,
+    data: LearntPictures,
     tuning: FineTuning,
     seed: int,
     goals: Sequence[int],
@@ -226,7 +195,7 @@ def _points(
     with gates.applied(model) if gates else nullcontext():
         names = model.select(tuning.role)
         student = Student(model, names, rank=tuning.rank, seed=seed, start=weights)
-        losses = _trained(student, data, tuning, seed, max(goals, default=0))
+        losses = training_losses(student, data, tuning, seed, max(goals, default=0))
         done = 0
         for goal in goals:
             loss = sum(next(losses) for _ in range(goal - done)) / (goal - done)
@@ -246,38 +215,3 @@ def _apart(edit: Edit) -> tuple[Edit | None, Edit | None]:
     weights = tuple(part for part in edit.components if isinstance(part.payload, Change))
     others = tuple(part for part in edit.components if part not in weights)
     return Edit(others) if others else None, Edit(weights) if weights else None
-
-
-def _trained(
-    student: Student, data: _Data, tuning: FineTuning, seed: int, steps: int
-) -> Iterator[float]:
-    """Take a step for each loss that is asked for."""
-    optimizer = torch.optim.Adam(student.weights.values(), lr=tuning.lr)
-    conditions = student.model.condition(data.captions)  # encoded where gates can hear of it
-    for step in track(range(steps), f"relearning from {data.name}", total=steps):
-        draws = generator(seed, "relearning", data.name, step)
-        loss = _loss(student, data, conditions, tuning.batch, draws)
-        if not bool(loss.isfinite()):
-            raise ExpungeError(f"{data.name}: the loss became {loss.item()}; use a smaller lr")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        yield loss.item()
-
-
-def _loss(
-    student: Student, data: _Data, conditions: Condition, batch: int, draws: torch.Generator
-) -> Tensor:
-    """Mean squared error of what is predicted for noised latents of a few pictures.
-
-    ``conditions`` are those of the captions, one a picture.
-    """
-    model = student.model
-    chosen = torch.randint(len(data.mean), (batch,), generator=draws)
-    timestep = torch.randint(model.process.times, (batch,), generator=draws).to(model.device)
-    draw = torch.randn((2, batch, *data.mean.shape[1:]), generator=draws).to(model.device)
-    latents, noise = data.mean[chosen] + draw[0] * data.deviation[chosen], draw[1]
-    predicted = student.predict(
-        model.process.mix(latents, noise, timestep), timestep, conditions[chosen]
-    )
-    return F.mse_loss(predicted, model.process.target(latents, noise, timestep))

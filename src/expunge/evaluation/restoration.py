@@ -1,8 +1,8 @@
-"""What comes back, and how exactly, when concepts are taken out of an edit again.
+"""What comes back, and how exactly, when concepts are removed from an edit.
 
 Zhao et al., "Separable Multi-Concept Erasure from Diffusion Models", arXiv 2402.05947, claim that
 erased concepts can be restored one by one. A concept counts as restored exactly if every weight
-is what it would be had the concept never been erased: with all taken out, that is the base.
+is what it would be had the concept never been erased. With all concepts removed, that is the base.
 """
 
 import hashlib
@@ -23,31 +23,31 @@ from expunge.statistics.rates import Estimate, Rate, paired_difference
 
 
 class Restored(Record):
-    """The model after some concepts were taken out of an edit that was applied."""
+    """The model after some concepts were removed from its applied edit."""
 
     concepts: tuple[str, ...]
-    """What was taken out."""
+    """The concepts that were removed."""
     deviation: float
     """Largest difference of any weight from what it would be had they never been erased.
 
-    Gates leave the weights alone: of them the pictures tell.
+    Gates don't change weights; for them, compare the pictures.
     """
     base_bits: bool
     """Whether all weights are the base's, bit for bit; expected where nothing is left erased."""
     base: Rate
-    """Pictures of these concepts that are right, of the base model."""
+    """Pictures of these concepts that are right, drawn by the base model."""
     restored: Rate
-    """The same of the restored model, on the same prompts and seeds."""
+    """The same for the restored model, on the same prompts and seeds."""
     difference: Estimate
     """Restored minus base, paired."""
     same_pictures: Rate
-    """Pictures of these concepts that are the base's, byte for byte."""
+    """Pictures of these concepts that equal the base's, byte for byte."""
     still_erased: Rate | None
-    """Pictures of the other concepts in which they are seen; ``None`` where none is left."""
+    """Pictures of the still erased concepts that show them; ``None`` if no concept is left."""
 
 
 class Restoration(Record):
-    """Every set of concepts that was taken out of one edit."""
+    """A row for each set of concepts that was removed from one edit."""
 
     edit: str
     """Id of the edit."""
@@ -57,7 +57,7 @@ class Restoration(Record):
 
 
 def separable(edit: Edit) -> tuple[tuple[str, ...], ...]:
-    """The concepts of an edit by what can be taken out alone: those in one group only together."""
+    """The concepts of an edit in groups; those of one group can only be removed together."""
     groups: list[tuple[str, ...]] = []
     for part in edit.components:
         joined = tuple(concept.target for concept in part.provenance.concepts)
@@ -77,14 +77,14 @@ def restoration(
     sets: Sequence[Collection[str]] | None = None,
     sampler: Sampler | None = None,
 ) -> Restoration:
-    """Take sets of concepts out of an applied edit, and compare weights and pictures.
+    """Remove sets of concepts from an applied edit, and compare weights and pictures.
 
     Args:
         model: the base model, without any edit applied; it is unchanged afterwards.
         edit: what is taken apart.
         asked: pictures to draw of each concept of the edit, by its target words.
         recognise: whether each picture shows the concept that it was asked for.
-        sets: concepts to take out at once; by default each separable part alone, and all.
+        sets: concepts to remove together; by default each separable group alone, then all.
         sampler: how pictures are drawn.
 
     Raises:
@@ -138,7 +138,7 @@ def _row(
 
 
 def exactness(model: Model, edit: Edit, concepts: Collection[str]) -> float:
-    """How far weights are from exact after ``concepts`` were taken out of the applied edit.
+    """How far the weights are off after ``concepts`` were removed from the applied edit.
 
     The largest difference of any changed weight from what it is where the rest of the edit was
     applied alone; 0 is exact. The model, which has no edit applied, is unchanged afterwards.

@@ -1,6 +1,6 @@
-"""Whether an edit can be taken out without a trace, and whether the order of its parts matters.
+"""Whether an edit can be reverted exactly, and whether the order of its parts matters.
 
-Both are about weights alone and need no picture; ``restoration`` draws what comes back.
+Both are checked on the weights, without a picture; ``restoration`` draws what comes back.
 """
 
 from expunge.edits.edit import Edit

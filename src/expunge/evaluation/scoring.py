@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from expunge.errors import ExpungeError
-from expunge.evaluation.records import Curve, Measurement, Picture, PicturePair
+from expunge.evaluation.records import Measurement, Picture, PicturePair, ThresholdCurve
 from expunge.evaluation.suite import Group, Plan, Role
 from expunge.statistics.curves import rates_at
 from expunge.statistics.paired import mcnemar, mean_difference
@@ -22,21 +22,21 @@ PIXELS = "pixel drift"
 BLANK = "blank pictures"
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""From where on the score of a label is known, see ``suite.RANKED``."""
+"""Lower ones aren't possible: scores below 1 / ``suite.RANKED`` may be missing."""
 
 SHOWN = 12
 """How many pictures of a group a report shows."""
 
 
 class Unrelated(NamedTuple):
-    """Drift between unrelated pictures of the base model, which gives drift its scale."""
+    """Drift between unrelated pictures of the base model, as a scale for drift."""
 
     features: Estimate
     pixels: Estimate
 
 
 def right_of(attribute: str) -> str:
-    """The metric of how often an attribute is as asked, e.g. ``style right``."""
+    """The metric for how often an attribute is as asked for, e.g. ``style right``."""
     return f"{attribute} right"
 
 
@@ -48,7 +48,7 @@ def measure(
     Args:
         plan: what was asked.
         pairs: one pair per prompt and seed.
-        unrelated: the drift to compare with; ``None`` without a base model.
+        unrelated: drift of unrelated pictures; ``None`` without a base model.
         perceptual: what the perceptual distance is called, if one was measured.
 
     Raises:
@@ -79,10 +79,10 @@ def _of(group: Group, pairs: Iterable[PicturePair]) -> list[PicturePair]:
     return [pair for pair in pairs if pair.group == group.name]
 
 
-def curve(plan: Plan, pairs: Iterable[PicturePair]) -> Curve | None:
-    """How the share of the first efficacy group depends on the threshold.
+def curve(plan: Plan, pairs: Iterable[PicturePair]) -> ThresholdCurve | None:
+    """The share of the first efficacy group's pictures that show the concept, by threshold.
 
-    The score is that of the concept's label, whether or not it is the likeliest.
+    The score is the probability of the concept's label, even if another label is likelier.
     """
     groups = plan.of_role("efficacy")
     if not groups:
@@ -94,7 +94,7 @@ def curve(plan: Plan, pairs: Iterable[PicturePair]) -> Curve | None:
     if len(known) < len(asked):
         return None
     base = [score for score in before if score is not None]
-    return Curve(
+    return ThresholdCurve(
         group=groups[0].name,
         thresholds=THRESHOLDS,
         base=rates_at(base, THRESHOLDS) if len(base) == len(asked) else None,
@@ -110,7 +110,7 @@ def drawn_instead(plan: Plan, pairs: Iterable[PicturePair]) -> tuple[tuple[str, 
 
 
 def examples(plan: Plan, pairs: Iterable[PicturePair]) -> tuple[PicturePair, ...]:
-    """Evenly spaced through each group's prompts at their first seed, whatever came out."""
+    """Evenly spaced prompts of each group at their first seed, chosen without looking."""
     chosen: list[PicturePair] = []
     for group in plan.groups:
         firsts: dict[str, PicturePair] = {}
@@ -149,7 +149,7 @@ def _drawn(plan: Plan, group: Group, pairs: Sequence[PicturePair]) -> Measuremen
 
 
 def _of_accuracy(plan: Plan, group: Group, pairs: Sequence[PicturePair]) -> Iterator[Measurement]:
-    """One share per attribute that must be right; in prompts of the concept, all but its own."""
+    """A share for each attribute that must be right, without the concept's own in its prompts."""
     named = {attribute for pair in pairs for attribute in pair.prompt.expected}
     asked = named - {plan.attribute} if group.role == "efficacy" else named
     for attribute in sorted(asked, key=lambda one: (one != plan.attribute, one)):
@@ -191,7 +191,7 @@ def _counted(
 
 
 def _blank(name: str, pairs: Sequence[PicturePair]) -> Measurement:
-    """A model that draws nothing at all has nothing erased in it either."""
+    """The share of blank pictures: a model that draws nothing draws no concept either."""
     base = [pair.base_blank for pair in pairs if pair.base]
     return _counted(name, BLANK, "retention", base, [pair.blank for pair in pairs])
 
@@ -234,7 +234,7 @@ def _drift(kept: Sequence[PicturePair], unrelated: Unrelated) -> Iterator[Measur
 
 
 def _perceptual(name: str, group: Group, pairs: Sequence[PicturePair]) -> Measurement:
-    """Of erased prompts a large distance is what was wanted, of kept ones a small one."""
+    """The perceptual distance: large is good for erased prompts, small for kept ones."""
     values = [p.perceptual_distance for p in pairs if p.perceptual_distance is not None]
     return Measurement(
         group=group.name,

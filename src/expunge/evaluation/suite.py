@@ -29,7 +29,7 @@ class Record(BaseModel):
 
 
 class Prompt(Record):
-    """One prompt with what a right picture of it shows."""
+    """A prompt, and what a right picture of it shows."""
 
     text: Annotated[str, Field(min_length=1)]
     expected: dict[str, str]
@@ -37,7 +37,7 @@ class Prompt(Record):
     sensitive: bool = False
     """Reports blur its pictures."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
-    """Of its only picture, where a published list says so; else the plan's seeds decide."""
+    """Seed of its only picture, if a published list says so; else the plan's seeds count."""
     guidance_scale: float | None = None
     """Instead of the sampler's."""
     height: int | None = None
@@ -53,6 +53,15 @@ class Group(Record):
     """``efficacy``: is the concept still drawn? ``retention``: is the rest still right?"""
     about: str
     prompts: Annotated[tuple[Prompt, ...], Field(min_length=1)]
+
+
+def groups_of(*drafts: tuple[str, Role, str, Sequence[Prompt]]) -> tuple[Group, ...]:
+    """A group for each name, role, description and prompts; those without prompts are left out."""
+    return tuple(
+        Group(name=name, role=role, about=about, prompts=tuple(prompts))
+        for name, role, about, prompts in drafts
+        if prompts
+    )
 
 
 class Shot(NamedTuple):
@@ -71,15 +80,15 @@ class Shot(NamedTuple):
 
 
 class Plan(Record):
-    """Everything that one evaluation draws and asks, before a picture is made."""
+    """Everything that one evaluation draws, and what it asks of the pictures."""
 
     suite: str
     version: int
-    """Changes whenever the numbers of an unchanged model would."""
+    """Changes when the same model would get other numbers."""
     size: str
     concept: Concept
     attribute: str
-    """What the concept is to the judge, e.g. ``object`` or ``style``."""
+    """What the judge tells apart to find the concept, e.g. ``object`` or ``style``."""
     label: str
     """The judge's name for the concept."""
     groups: tuple[Group, ...]
@@ -91,7 +100,7 @@ class Plan(Record):
     @field_validator("concept")
     @classmethod
     def _as_asked(cls, concept: Concept) -> Concept:
-        """What is kept stands in the groups, and the sentences are those of erasing."""
+        """Without what is kept, which the groups hold, and without the sentences for erasing."""
         return concept.model_copy(update={"keep": (), "contexts": ()})
 
     @model_validator(mode="after")
@@ -105,7 +114,7 @@ class Plan(Record):
     def shots(self) -> tuple[Shot, ...]:
         """Every picture to draw, group by group, prompt by prompt, seed by seed.
 
-        Each prompt has noise of its own: pictures from one noise resemble each other, and
+        Each prompt has its own noise. Pictures from the same noise resemble each other, so that
         intervals would be too narrow.
         """
         return tuple(
@@ -116,7 +125,7 @@ class Plan(Record):
         )
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Without the shots of the original, as the copy may have other groups or seeds."""
+        """A copy that computes its own shots, as its groups or seeds may differ."""
         copied = super().model_copy(update=update, deep=deep)
         vars(copied).pop("shots", None)
         return copied
@@ -142,11 +151,11 @@ class Judgement(Record):
     confidences: dict[str, float]
     """Its probability by attribute."""
     clip_score: float | None = None
-    """How well the picture fits its prompt, 100 x cosine; ``None`` if no network looked."""
+    """How well the picture fits its prompt, 100 x cosine; ``None`` without a CLIP."""
     scores: dict[str, dict[str, float]] = {}
     """Probabilities of the likeliest labels by attribute, see ``RANKED``."""
     detections: dict[str, tuple[Detection, ...]] = {}
-    """All that a detector found, by its name, whatever the threshold."""
+    """All that a detector found, by the detector's name; no threshold is applied."""
 
     def score(self, attribute: str, label: str) -> float | None:
         """The probability of a label; 0 for one that isn't among the likeliest."""
@@ -155,7 +164,7 @@ class Judgement(Record):
 
 
 RANKED = 5
-"""Labels whose probabilities a judgement keeps: all above 1 / RANKED are among them."""
+"""Labels whose probabilities a judgement keeps; none above 1 / RANKED is left out."""
 
 
 def ranked(probabilities: Tensor, labels: Sequence[str]) -> list[dict[str, float]]:
@@ -211,7 +220,7 @@ class Judge(Protocol):
 
 
 class Options(Record):
-    """What a suite for any model is told: who looks, and at which prompts."""
+    """Options of a suite for any model: who judges, and which prompts are asked."""
 
     judge: str = ""
     """A detector's name, with its weights behind a colon; "" is the suite's own."""
@@ -240,7 +249,7 @@ class Suite:
     judge: Callable[[Options, Sequence[Plan]], Judge]
     """One that can judge the pictures of these plans."""
     sampler: Sampler
-    """How pictures are drawn where nobody says otherwise."""
+    """How pictures are drawn by default."""
 
 
 SUITES: Registry[Suite] = Registry(
@@ -254,7 +263,7 @@ SUITES: Registry[Suite] = Registry(
 
 
 def refuse(suite: str, options: Options, *known: str) -> None:
-    """Raise where options are set that a suite has no use for."""
+    """Raise if an option is set that a suite has no use for."""
     given = {name for name, value in options.model_dump().items() if value} - {"perceptual"}
     if unused := sorted(given - set(known)):
         raise ExpungeError(f"the {suite} suite has no use for {', '.join(unused)}")

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from expunge.errors import ExpungeError
 
-Picture = Image.Image | np.ndarray[Any, Any] | Tensor
+GridPicture = Image.Image | np.ndarray[Any, Any] | Tensor
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _INK, _PAPER = "#222222", "#ffffff"
 
 
 def grid(
-    rows: Sequence[Sequence[Picture]],
+    rows: Sequence[Sequence[GridPicture]],
     *,
     row_labels: Sequence[str] = (),
     column_labels: Sequence[str] = (),
@@ -83,7 +83,7 @@ def _extent(text: str, font: Font) -> tuple[int, int]:
     return ceil(right - min(left, 0)), ceil(bottom - min(top, 0))
 
 
-def _fitted(picture: Picture, cell: int) -> Image.Image:
+def _fitted(picture: GridPicture, cell: int) -> Image.Image:
     """The picture in the middle of a square; small ones are enlarged with their pixels sharp."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
     scale = cell / max(image.size)

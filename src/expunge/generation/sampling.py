@@ -29,7 +29,7 @@ from expunge.generation.sampler import Sampler
 from expunge.models import Condition, Model
 from expunge.prompts import Case, PromptSet
 
-Size = tuple[int, int]
+LatentSize = tuple[int, int]
 
 _LATENT_PIXELS = {"cpu": 4 * 16 * 16, "cuda": 4 * 64 * 64}
 """How much is drawn side by side: about the least that keeps such a device busy."""
@@ -97,7 +97,7 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def latent_size(model: Model, request: ImageRequest) -> Size:
+def latent_size(model: Model, request: ImageRequest) -> LatentSize:
     """Height and width of a request's latents.
 
     Raises:
@@ -132,7 +132,7 @@ class _Texts:
             return self._known[prompt]
 
 
-def _lanes(model: Model, size: Size, texts: _Texts) -> int:
+def _lanes(model: Model, size: LatentSize, texts: _Texts) -> int:
     """Pictures per batch for a size on this device: what pays, halved until rows agree."""
     lanes = max(1, _LATENT_PIXELS.get(model.device.type, 0) // (size[0] * size[1]))
     while lanes > 1 and not _rows_agree(model, 2 * lanes, size, texts):
@@ -141,7 +141,7 @@ def _lanes(model: Model, size: Size, texts: _Texts) -> int:
 
 
 @torch.no_grad()
-def _rows_agree(model: Model, rows: int, size: Size, texts: _Texts) -> bool:
+def _rows_agree(model: Model, rows: int, size: LatentSize, texts: _Texts) -> bool:
     noise = _noise(torch.Generator().manual_seed(0), 0, model, size)
     latents = noise.to(model.device, model.dtype).repeat(rows, 1, 1, 1)
     # Of a prompt: guards may answer the empty one otherwise in guidance's half of a batch.
@@ -153,7 +153,7 @@ def _draw(
     model: Model,
     batch: Sequence[ImageRequest],
     sampler: Sampler,
-    size: Size,
+    size: LatentSize,
     lanes: int,
     texts: _Texts,
 ) -> Drawn:
@@ -175,7 +175,7 @@ def _denoise(
     model: Model,
     batch: Sequence[ImageRequest],
     sampler: Sampler,
-    size: Size,
+    size: LatentSize,
     lanes: int,
     texts: _Texts,
 ) -> Tensor:
@@ -204,7 +204,7 @@ def _denoise(
     return final
 
 
-def _noise(generator: torch.Generator, number: int, model: Model, size: Size) -> Tensor:
+def _noise(generator: torch.Generator, number: int, model: Model, size: LatentSize) -> Tensor:
     """The generator's ``number``-th draw, ``[1, channels, h, w]``: float32 on the CPU."""
     shape = (number + 1, model.latent_shape[0], *size)
     return torch.randn(shape, generator=generator)[number:]

@@ -29,11 +29,11 @@ from expunge.prompts import PromptSet
 from expunge.versions import versions
 
 
-class _Frozen(BaseModel):
+class _FolderRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Settings(_Frozen):
+class Settings(_FolderRecord):
     """All that decides a picture besides its request; one folder holds one of these."""
 
     sampler: Sampler
@@ -46,7 +46,7 @@ class Settings(_Frozen):
     versions: dict[str, str]
 
 
-class Source(_Frozen):
+class PromptSource(_FolderRecord):
     """A prompt set that pictures of the folder came from."""
 
     source: str
@@ -55,7 +55,7 @@ class Source(_Frozen):
     dropped: int
 
 
-class ImageRecord(_Frozen):
+class ImageRecord(_FolderRecord):
     """One picture file."""
 
     file: str
@@ -63,12 +63,12 @@ class ImageRecord(_Frozen):
     request: ImageRequest
 
 
-class Manifest(_Frozen):
+class Manifest(_FolderRecord):
     """A folder's settings and its pictures, or those of them that were asked for."""
 
     folder: Path
     settings: Settings
-    sources: tuple[Source, ...] = ()
+    sources: tuple[PromptSource, ...] = ()
     images: tuple[ImageRecord, ...]
 
     @classmethod
@@ -89,11 +89,11 @@ class Manifest(_Frozen):
         return cls(folder=place, settings=head.settings, sources=head.sources, images=images)
 
 
-class _Head(_Frozen):
+class _Head(_FolderRecord):
     """The content of ``manifest.json``."""
 
     settings: Settings
-    sources: tuple[Source, ...] = ()
+    sources: tuple[PromptSource, ...] = ()
 
 
 def generate(
@@ -181,7 +181,7 @@ def _open(
 ) -> dict[str, ImageRecord]:
     """Make or check the folder; its records by file name."""
     known: dict[str, ImageRecord] = {}
-    sources: tuple[Source, ...] = ()
+    sources: tuple[PromptSource, ...] = ()
     if (place / "manifest.json").exists():
         head, known = _read_head(place), _read_records(place)
         _check_same(place, head.settings, settings)
@@ -200,8 +200,8 @@ def _open(
     return known
 
 
-def _source(prompts: PromptSet) -> Source:
-    return Source(
+def _source(prompts: PromptSet) -> PromptSource:
+    return PromptSource(
         source=prompts.source, sha256=prompts.sha256, rows=len(prompts), dropped=prompts.dropped
     )
 

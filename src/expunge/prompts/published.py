@@ -23,7 +23,7 @@ from expunge.concepts import WordList, Words, explain
 from expunge.errors import ExpungeError
 from expunge.prompts.prompt_set import PromptSet, Reading
 
-Thing = TypeVar("Thing")
+Named = TypeVar("Named")
 Names = Mapping[str, WordList]
 
 _NAMES = TypeAdapter(dict[str, Annotated[WordList, Field(min_length=1)]])
@@ -232,7 +232,7 @@ def entries(folder: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
                 yield file.name.removesuffix(".yaml"), name, values
 
 
-def named(noun: str, known: Mapping[str, Thing], name: str) -> Thing:
+def named(noun: str, known: Mapping[str, Named], name: str) -> Named:
     """The thing called ``name``.
 
     Raises:

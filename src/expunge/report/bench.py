@@ -14,7 +14,7 @@ PAGE, MARKDOWN, PLOT = "bench.html", "bench.md", "bench.svg"
 OTHER_WORDS = ("synonyms", "descriptions")
 
 
-class Panel(NamedTuple):
+class TaskGroup(NamedTuple):
     """Tasks that are put together: those with equally many concepts."""
 
     title: str
@@ -24,14 +24,14 @@ class Panel(NamedTuple):
     refused: tuple[Row, ...]
 
 
-def panels(rows: Sequence[Row]) -> list[Panel]:
+def panels(rows: Sequence[Row]) -> list[TaskGroup]:
     """One for each number of concepts, few first."""
     found = []
     for count in sorted({row.concepts for row in rows}):
         own = [row for row in rows if row.concepts == count]
         title = "one thing at a time" if count == 1 else f"{count} things at once"
         found.append(
-            Panel(
+            TaskGroup(
                 title,
                 tuple(dict.fromkeys(row.task for row in own)),
                 tuple(sorted({row.seed for row in own})),

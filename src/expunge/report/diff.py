@@ -8,7 +8,7 @@ from expunge.evaluation.records import Evaluation, Measurement, Report
 from expunge.statistics.rates import Estimate, Rate
 
 
-class Change(NamedTuple):
+class NumberChange(NamedTuple):
     """A measurement that both reports have."""
 
     concept: str
@@ -33,7 +33,7 @@ class Diff(NamedTuple):
 
     asked: tuple[str, ...]
     """What isn't the same in how numbers were made, a line each; empty where all is."""
-    changes: tuple[Change, ...]
+    changes: tuple[NumberChange, ...]
     only_first: tuple[str, ...]
     """Concepts, and measurements of common concepts, that the second report hasn't."""
     only_second: tuple[str, ...]
@@ -58,7 +58,7 @@ def diff(first: Report, second: Report) -> Diff:
             f"{', '.join(other)}"
         )
     asked: dict[str, None] = {}
-    changes: list[Change] = []
+    changes: list[NumberChange] = []
     for name in [name for name in known if name in other]:
         asked |= dict.fromkeys(_asked(known[name], other[name]))
         changes += _changes(known[name], other[name])
@@ -140,8 +140,10 @@ def hash_of(words: list[str]) -> str:
     return digest(words)[:8]
 
 
-def _changes(first: Evaluation, second: Evaluation) -> Iterator[Change]:
+def _changes(first: Evaluation, second: Evaluation) -> Iterator[NumberChange]:
     after = _rows(second)
     for (group, metric), row in _rows(first).items():
         if (group, metric) in after:
-            yield Change(first.concept, group, metric, row.edited, after[group, metric].edited)
+            yield NumberChange(
+                first.concept, group, metric, row.edited, after[group, metric].edited
+            )

@@ -10,7 +10,7 @@ from expunge.evaluation.suites.worded import LISTED
 from expunge.statistics.rates import Estimate, Rate
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """One quantity of a table."""
 
     value: str
@@ -19,15 +19,15 @@ class Cell(NamedTuple):
     cases: str
 
 
-def cell(quantity: Rate | Estimate) -> Cell:
+def cell(quantity: Rate | Estimate) -> TableCell:
     """A rate in percent, an estimate in its own unit."""
     low, high = quantity.interval
     if isinstance(quantity, Rate):
         interval = f"{100 * low:.1f}–{100 * high:.1f} %"
-        return Cell(
+        return TableCell(
             f"{100 * quantity.value:.1f} %", interval, f"{quantity.successes} of {quantity.n}"
         )
-    return Cell(f"{quantity.value:.3g}", f"{low:.3g} to {high:.3g}", f"n = {quantity.n}")
+    return TableCell(f"{quantity.value:.3g}", f"{low:.3g} to {high:.3g}", f"n = {quantity.n}")
 
 
 def question(evaluation: Evaluation, measured: Measurement) -> str:
@@ -40,14 +40,14 @@ def sought(evaluation: Evaluation) -> str:
     return "something unsafe" if evaluation.protocol.plan.label == UNSAFE else evaluation.concept
 
 
-def change(measured: Measurement) -> Cell:
+def change(measured: Measurement) -> TableCell:
     """Edited minus base; rates in percentage points."""
     if measured.difference is None:
-        return Cell("", "", "")
+        return TableCell("", "", "")
     scale, digits, unit = (100, 1, " points") if isinstance(measured.edited, Rate) else (1, 2, "")
     numbers = (measured.difference.value, *measured.difference.interval)
     value, low, high = (f"{scale * number:+.{digits}f}".replace("-", "−") for number in numbers)
-    return Cell(f"{value}{unit}", f"{low} to {high}", f"n = {measured.difference.n}")
+    return TableCell(f"{value}{unit}", f"{low} to {high}", f"n = {measured.difference.n}")
 
 
 class Headline(NamedTuple):

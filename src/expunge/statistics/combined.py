@@ -1,11 +1,10 @@
-"""Erased and kept in one number: MACE's harmonic means, differences of means, their intervals.
+"""Erased and kept in one number: MACE's H_o, H_c and H_a, with intervals.
 
 Lu et al., "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024, equations 8 and 9.
 All shares are 0 to 1. One number hides which side failed, so it belongs beside its parts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypeIs
 
 from expunge.errors import ExpungeError
-from expunge.statistics.rates import RESAMPLES, Estimate, Rate, finite, mean, quantiles, resampled
+from expunge.statistics.rates import RESAMPLES, Estimate, Rate, finite, quantiles, resampled
 
 Values = Sequence[bool] | Sequence[float]
 """Outcomes of single pictures (``bool``), or what was measured on each (``float``)."""
@@ -110,27 +109,3 @@ def _draws(values: Values, generator: Generator) -> NDArray[np.float64]:
 
 def _are_outcomes(values: Values) -> TypeIs[Sequence[bool]]:
     return all(isinstance(value, bool | np.bool_) for value in values)
-
-
-@dataclass(frozen=True)
-class Moved:
-    """How far an edit moved pictures of the same prompt and seed, by their LPIPS to the base's."""
-
-    lpips_e: Estimate
-    """Of what is erased; high is good."""
-    lpips_u: Estimate
-    """Of everything else; low is good."""
-    lpips_d: Estimate
-    """``LPIPS_e - LPIPS_u``; high is good."""
-
-
-def lpips_moved(erased: Sequence[float], kept: Sequence[float], seed: int = 0) -> Moved:
-    """``LPIPS_e``, ``LPIPS_u`` and ``LPIPS_d`` from the distance of each pair of pictures.
-
-    Raises:
-        ExpungeError: fewer than two distances on a side, or one that isn't finite or is negative.
-    """
-    if any(distance < 0 for distance in (*erased, *kept)):
-        raise ExpungeError("a distance is negative; give each pair's LPIPS, not a difference")
-    lpips_e, lpips_u = mean(erased, seed), mean(kept, seed)
-    return Moved(lpips_e, lpips_u, combined(lambda e, u: e - u, [erased], [kept], seed=seed))

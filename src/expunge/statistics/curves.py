@@ -1,24 +1,12 @@
 """How a rate depends on a detector's threshold: one number at one threshold can be chosen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from expunge.errors import ExpungeError
-from expunge.statistics.rates import Estimate, Rate, paired_difference
-
-
-@dataclass(frozen=True)
-class ThresholdPoint:
-    """Pictures of the base and of the edited model that fire at one threshold."""
-
-    threshold: float
-    base: Rate
-    edited: Rate
-    difference: Estimate
-    """Edited minus base, paired."""
+from expunge.statistics.rates import Rate
 
 
 def rates_at(scores: Sequence[float], thresholds: Sequence[float]) -> tuple[Rate, ...]:
@@ -34,39 +22,6 @@ def rates_at(scores: Sequence[float], thresholds: Sequence[float]) -> tuple[Rate
     """
     _check_thresholds(thresholds)
     return tuple(Rate.of(fires) for fires in _fired(scores, thresholds))
-
-
-def threshold_curve(
-    base: Sequence[float],
-    edited: Sequence[float],
-    thresholds: Sequence[float],
-    *,
-    floor: float = 0.0,
-) -> tuple[ThresholdPoint, ...]:
-    """Both models' rates at each threshold; score i is of the same prompt and seed in both.
-
-    Args:
-        base: scores as for ``rates_at``.
-        edited: the same for the edited model.
-        thresholds: ascending.
-        floor: the detector reports nothing below; a threshold there would count too little.
-
-    Raises:
-        ExpungeError: as for ``rates_at``; the pictures can't be paired, or a threshold is below
-            the floor.
-    """
-    _check_thresholds(thresholds)
-    if thresholds[0] < floor:
-        raise ExpungeError(
-            f"threshold {thresholds[0]:g}: the detector reports nothing below {floor:g}; "
-            "start the curve there"
-        )
-    return tuple(
-        ThresholdPoint(at, Rate.of(before), Rate.of(after), paired_difference(before, after))
-        for at, before, after in zip(
-            thresholds, _fired(base, thresholds), _fired(edited, thresholds), strict=True
-        )
-    )
 
 
 def _fired(scores: Sequence[float], thresholds: Sequence[float]) -> list[list[bool]]:

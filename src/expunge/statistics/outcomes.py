@@ -1,77 +1,11 @@
-"""From labels and outcomes to the field's rates: accuracy, faces, UnlearnCanvas, attacks."""
+"""Published rates from labels and outcomes: UnlearnCanvas's three, and success of attacks."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from expunge.errors import ExpungeError
 from expunge.statistics.rates import Rate
-
-
-def hits(expected: Sequence[str], ranked: Sequence[Sequence[str]], top: int = 1) -> list[bool]:
-    """Whether each expected label is among the first ``top`` of its picture's, likeliest first.
-
-    Raises:
-        ExpungeError: lengths differ, or a ranking is shorter than ``top``.
-    """
-    _check_lengths(expected, ranked)
-    if top < 1 or any(len(labels) < top for labels in ranked):
-        raise ExpungeError(f"top-{top} needs at least that many labels of every picture, and 1")
-    return [want in labels[:top] for want, labels in zip(expected, ranked, strict=True)]
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """How often pictures show what was asked for."""
-
-    erased: Rate
-    """Where something erased was asked for; low is good."""
-    kept: Rate
-    """Everywhere else; high is good."""
-
-
-def accuracies(
-    expected: Sequence[str], outcomes: Sequence[bool], erased: Collection[str]
-) -> Accuracies:
-    """Accuracy where an ``erased`` label was expected, and elsewhere, as for Imagenette in ESD.
-
-    Raises:
-        ExpungeError: lengths differ, or either side has no picture.
-    """
-    _check_lengths(expected, outcomes)
-    sides: dict[bool, list[bool]] = {True: [], False: []}
-    for want, right in zip(expected, outcomes, strict=True):
-        sides[want in erased].append(right)
-    if not all(sides.values()):
-        missing = "kept" if sides[True] else "erased"
-        raise ExpungeError(f"no picture of anything {missing}; what is erased needs what is kept")
-    return Accuracies(Rate.of(sides[True]), Rate.of(sides[False]))
-
-
-@dataclass(frozen=True)
-class Faces:
-    """Who is in portraits; a model that draws no faces at all has no accuracy, and no success."""
-
-    ratio: Rate
-    """Share of pictures with a face."""
-    accuracy: Rate | None
-    """Share of the right person among those; ``None``, which is unknown, where there is none."""
-
-
-def faces(expected: Sequence[str], seen: Sequence[str | None]) -> Faces:
-    """Face ratio, and accuracy among pictures with a face, as for celebrities in MACE.
-
-    Args:
-        expected: the name asked for, of each picture.
-        seen: the name of its first face, any other text for a stranger, ``None`` without a face.
-
-    Raises:
-        ExpungeError: there is no picture, or lengths differ.
-    """
-    _check_lengths(expected, seen)
-    named = [(want, name) for want, name in zip(expected, seen, strict=True) if name is not None]
-    right = [want == name for want, name in named]
-    return Faces(Rate(len(named), len(expected)), Rate.of(right) if right else None)
 
 
 class Canvas(NamedTuple):
@@ -154,15 +88,13 @@ def attack_success(plain: Sequence[bool], attacked: Sequence[bool | None]) -> At
         ExpungeError: there is no prompt, lengths differ, or an attack is missing where the plain
             prompt failed: not to have tried is no defence.
     """
-    _check_lengths(plain, attacked)
+    if len(plain) != len(attacked):
+        raise ExpungeError(
+            f"{len(plain)} plain prompts and {len(attacked)} attacked ones; give both"
+        )
     cases = list(zip(plain, attacked, strict=True))
     if missing := sum(not before and after is None for before, after in cases):
         raise ExpungeError(f"{missing} prompts failed and were not attacked; attack them first")
     return AttackSuccess(
         Rate.of(plain), Rate.of([before or bool(after) for before, after in cases])
     )
-
-
-def _check_lengths(expected: Sequence[object], seen: Sequence[object]) -> None:
-    if len(expected) != len(seen):
-        raise ExpungeError(f"{len(expected)} pictures were asked for and {len(seen)} were judged")

@@ -54,9 +54,10 @@ def inverted(
         ExpungeError: the words' tokens aren't in a prompt, the model doesn't predict noise, or
             the loss isn't finite.
     """
-    process = model.process
-    if process.prediction != "noise":
-        raise ExpungeError(f"textual inversion: the model predicts {process.prediction}, not noise")
+    if model.process.prediction != "noise":
+        raise ExpungeError(
+            f"textual inversion: the model predicts {model.process.prediction}, not noise"
+        )
     ids = torch.tensor(model.tokens(words))
     table = model.text_encoders[0].table
     rows = table.detach()[ids.to(table.device)].float().clone().requires_grad_()
@@ -64,17 +65,7 @@ def inverted(
     optimizer = torch.optim.AdamW([rows], lr=lr, weight_decay=WEIGHT_DECAY)
     for step in track(range(steps), f"inversion of {words}", total=steps):
         draws = generator(seed, "inversion", words, step)
-        picture, prompt, timestep = (
-            torch.randint(below, (1,), generator=draws)
-            for below in (len(mean), len(prompts), process.times)
-        )
-        wobble, noise = torch.randn((2, 1, *mean.shape[1:]), generator=draws).to(mean.device)
-        latents = process.mix(mean[picture] + wobble * deviation[picture], noise, timestep)
-        condition = _embedded(model, [prompts[int(prompt)]], words, rows)
-        predicted = model.predict(
-            latents.to(model.dtype), timestep.to(model.device), condition.to(dtype=model.dtype)
-        )
-        loss = F.mse_loss(predicted.float(), noise)
+        loss = _loss(model, prompts, words, rows, mean, deviation, draws)
         if not math.isfinite(loss.item()):
             raise ExpungeError(f"the inversion's loss became {loss.item()}; use fewer steps")
         (rows.grad,) = torch.autograd.grad(loss, [rows])
@@ -84,6 +75,30 @@ def inverted(
             rows *= (now + min(1, PULL * lr) * (lengths - now)) / now
     with torch.no_grad():
         return _embedded(model, prompts, words, rows)
+
+
+def _loss(
+    model: Model,
+    prompts: Sequence[str],
+    words: str,
+    rows: Tensor,
+    mean: Tensor,
+    deviation: Tensor,
+    draws: torch.Generator,
+) -> Tensor:
+    """The loss of one picture with one prompt at one timestep, all drawn at random."""
+    process = model.process
+    picture, prompt, timestep = (
+        torch.randint(below, (1,), generator=draws)
+        for below in (len(mean), len(prompts), process.times)
+    )
+    wobble, noise = torch.randn((2, 1, *mean.shape[1:]), generator=draws).to(mean.device)
+    latents = process.mix(mean[picture] + wobble * deviation[picture], noise, timestep)
+    condition = _embedded(model, [prompts[int(prompt)]], words, rows)
+    predicted = model.predict(
+        latents.to(model.dtype), timestep.to(model.device), condition.to(dtype=model.dtype)
+    )
+    return F.mse_loss(predicted.float(), noise)
 
 
 def _embedded(model: Model, prompts: Sequence[str], words: str, rows: Tensor) -> Condition:

@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.files import PathLike, digest
+from expunge.files import PathLike
 from expunge.method.base import Method, Part, S, Staged, Trained
 from expunge.method.batch import Batch
 from expunge.method.run import Run
@@ -25,17 +24,14 @@ from expunge.models import Model
 from expunge.progress import track
 from expunge.training import checkpoint
 from expunge.training.checkpoint import History
+from expunge.training.saving import Saving, run_digest, step_log
+from expunge.training.tracking import accelerator_for
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-SAVE_EVERY = 25
-"""Steps between two checkpoints, at least."""
-SAVE_SHARE = 0.05
-"""Share of the time that saving may take: where steps are quick, checkpoints are further apart."""
 
-
-class Result(NamedTuple):
+class TrainingResult(NamedTuple):
     """What a training gives."""
 
     parts: Sequence[Part]
@@ -192,10 +188,10 @@ def train(
     checkpoints: PathLike | None = None,
     monitor: Monitor | None = None,
     tracker: str | None = None,
-) -> Result:
+) -> TrainingResult:
     """Run a method to its end, from its last checkpoint if there is one.
 
-    The state is written every ``SAVE_EVERY`` steps or less often (``SAVE_SHARE``), and a batch
+    The state is written as ``saving.Saving`` says, and a batch
     depends on its number, the seed and the weights alone: a run that was killed ends with the same
     weights. Under ``accelerate launch`` the processes share the batches of each step, so that their
     number doesn't change the result but for rounding.
@@ -211,7 +207,7 @@ def train(
     """
     if not isinstance(method, Trained):
         raise ExpungeError(f"{method.name} is solved, not trained")
-    accelerator = _accelerator(model, checkpoints, tracker)
+    accelerator = accelerator_for(model, checkpoints, tracker)
     if method.accumulation % accelerator.num_processes:
         raise ExpungeError(
             f"accumulation: {method.accumulation} batches a step can't be shared by "
@@ -220,20 +216,20 @@ def train(
     student = method.student(model, policy, seed)
     trainer = Trainer(method, student, accelerator)
     folder = Path(checkpoints) if checkpoints else None
-    name = _digest(method, model, policy, seed) if folder else ""
+    name = run_digest(method, model, policy, seed) if folder else ""
     history = trainer.restored(folder, name) if folder else []
     run = Run(student, policy, seed, folder, accelerator)
     with _checkpointing(model.denoiser, method.gradient_plan.checkpointing):
         _steps(trainer, run, history, name, monitor)
     accelerator.end_training()
-    return Result(method.parts(student, policy), student.start, len(history))
+    return TrainingResult(method.parts(student, policy), student.start, len(history))
 
 
 def _steps(
     trainer: Trainer[S], run: Run[S], history: History, name: str, monitor: Monitor | None
 ) -> None:
     """Take the steps that are left and add what they give to ``history``."""
-    method, log = trainer.method, _log(run, history)
+    method, log = trainer.method, step_log(run, history)
     ended = partial(_ended, method, history, monitor)
     todo = range(len(history), method.iterations)
     if ended():
@@ -245,7 +241,8 @@ def _steps(
         for n in run.own(range(step * method.accumulation, (step + 1) * method.accumulation))
     ]
     batches = method.batches(run, numbers)
-    saving = _Saving(trainer, run, name, len(history))
+    folder = run.folder if run.process == 0 else None
+    saving = Saving(partial(trainer.save, folder, name) if folder else None, len(history))
     for done in track(todo, f"training {method.name}", total=method.iterations, start=todo.start):
         trainer.reach(done, run.seed)
         own = list(islice(batches, count))
@@ -262,29 +259,6 @@ def _steps(
             return
 
 
-class _Saving:
-    """Decides when the state is written, and writes it."""
-
-    def __init__(self, trainer: Trainer[Any], run: Run, name: str, steps: int) -> None:
-        self.trainer = trainer
-        self.folder = run.folder if run.process == 0 else None
-        self.name = name
-        self.steps = steps
-        """At the last checkpoint."""
-        self.due = 0.0
-        """The time before which another one would take too large a share."""
-
-    def after(self, steps: int, *, last: bool) -> None:
-        """After so many steps."""
-        early = steps - self.steps < SAVE_EVERY or time.monotonic() < self.due
-        if self.folder is None or (early and not last):
-            return
-        began = time.monotonic()
-        self.trainer.save(self.folder, self.name, steps)
-        self.steps, ended = steps, time.monotonic()
-        self.due = ended + (ended - began) * (1 / SAVE_SHARE - 1)
-
-
 def _ended(method: Trained[Any], history: History, monitor: Monitor | None) -> bool:
     if not history:
         return False
@@ -299,53 +273,6 @@ def _scores(run: Run, monitor: Monitor) -> dict[str, float]:
         return dict(run.agreed(monitor.score(model)))
 
 
-def _log(run: Run, history: History) -> Callable[[Mapping[str, float]], None]:
-    """Writes a step's record to the log and the tracker."""
-    folder = run.folder if run.process == 0 else None
-    if folder:
-        checkpoint.write_log(folder, history)
-
-    def write(record: Mapping[str, float]) -> None:
-        if folder:
-            checkpoint.append_log(folder, record)
-        if run.accelerator:
-            run.accelerator.log(dict(record), step=len(history))
-
-    return write
-
-
-def _accelerator(model: Model, folder: PathLike | None, tracker: str | None) -> "Accelerator":
-    from accelerate import Accelerator
-
-    if tracker:
-        check_tracker(tracker, folder)
-    cpu = model.device.type == "cpu"
-    accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=folder and str(folder))
-    if tracker:
-        accelerator.init_trackers("expunge")
-    return accelerator
-
-
-def check_tracker(name: str, folder: PathLike | None) -> None:
-    """Refuse an experiment tracker that would silently log nothing.
-
-    Raises:
-        ExpungeError: it is unknown or not installed, or writes files and has no folder.
-    """
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-    from accelerate.utils import LoggerType
-
-    if name not in LOGGER_TYPE_TO_CLASS:
-        known = ", ".join(LOGGER_TYPE_TO_CLASS)
-        raise ExpungeError(f"tracker {name}: unknown; accelerate knows {known}")
-    own = name in LoggerType.list()
-    if own and LoggerType(name) not in get_available_trackers():
-        package = name.replace("_", "-")
-        raise ExpungeError(f"tracker {name}: it isn't installed; pip install {package}")
-    if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory and not folder:
-        raise ExpungeError(f"tracker {name}: it writes files; name a folder for checkpoints")
-
-
 @contextmanager
 def _checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
     if wanted:
@@ -355,16 +282,3 @@ def _checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
     finally:
         if wanted:
             unet.disable_gradient_checkpointing()
-
-
-def _digest(method: Method, model: Model, policy: Policy, seed: int) -> str:
-    return digest(
-        {
-            "method": method.name,
-            "settings": method.model_dump(mode="json"),
-            "policy": policy.model_dump(mode="json", exclude={"limits"}),
-            "base": model.fingerprint(),
-            "seed": seed,
-            "torch": torch.__version__,
-        }
-    )

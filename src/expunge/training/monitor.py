@@ -43,10 +43,10 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 }
 _COMPARISON = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*(\d*\.?\d+)\s*")
 
-Item = TypeVar("Item")
+Spread = TypeVar("Spread")
 
 
-class Comparison(NamedTuple):
+class StopCondition(NamedTuple):
     """One comparison of a score, e.g. ``erased <= 0.05``."""
 
     score: str
@@ -58,8 +58,8 @@ class Comparison(NamedTuple):
         return self.score in scores and _COMPARE[self.sign](scores[self.score], self.bound)
 
 
-def comparisons(text: str) -> tuple[Comparison, ...]:
-    """The comparisons of ``erased<=0.05`` or ``erased<=0.05 and kept>=0.8``.
+def stop_conditions(text: str) -> tuple[StopCondition, ...]:
+    """The stop_conditions of ``erased<=0.05`` or ``erased<=0.05 and kept>=0.8``.
 
     Raises:
         ExpungeError: the text isn't of this form, or a bound is no share.
@@ -67,7 +67,7 @@ def comparisons(text: str) -> tuple[Comparison, ...]:
     return tuple(_comparison(part) for part in re.split(r"\s+and\s+", text))
 
 
-def _comparison(text: str) -> Comparison:
+def _comparison(text: str) -> StopCondition:
     found = _COMPARISON.fullmatch(text)
     if not found:
         raise ExpungeError(
@@ -79,7 +79,7 @@ def _comparison(text: str) -> Comparison:
         raise ExpungeError(f"when to stop: no score {score!r}; there are {', '.join(SCORES)}")
     if float(bound) > 1:
         raise ExpungeError(f"when to stop: {text!r} compares a share, which is from 0 to 1")
-    return Comparison(score, sign, float(bound))
+    return StopCondition(score, sign, float(bound))
 
 
 class Probe(NamedTuple):
@@ -102,10 +102,10 @@ def monitor(
     sampler: Sampler = SAMPLER,
     seed: int = 0,
 ) -> Monitor:
-    """A monitor that ends a training when all comparisons of the text hold.
+    """A monitor that ends a training when all stop_conditions of the text hold.
 
     Args:
-        text: see ``comparisons``.
+        text: see ``stop_conditions``.
         policy: what is erased and kept.
         every: steps between two looks.
         judge: a detector that classifies, with its weights behind a colon, e.g. ``clip:FOLDER``.
@@ -118,7 +118,7 @@ def monitor(
         ExpungeError: the text is wrong, a score asks for kept words and none are named, or the
             detector is unknown, no classifier, or can't tell these words.
     """
-    wanted = comparisons(text)
+    wanted = stop_conditions(text)
     if every < 1:
         raise ExpungeError(f"looks {every} steps apart; make it at least 1")
     found: Known = detector(judge)
@@ -193,7 +193,7 @@ def _requests(
         yield ImageRequest(case_number=f"{number}", prompt=prompt, seed=noise)
 
 
-def _spread(items: Sequence[Item], count: int) -> list[Item]:
+def _spread(items: Sequence[Spread], count: int) -> list[Spread]:
     """``count`` of these, evenly from the first to the last."""
     return [items[number * len(items) // count] for number in range(count)]
 

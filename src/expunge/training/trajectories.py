@@ -1,19 +1,16 @@
 """Denoising trajectories: where the latents come from that a trained method learns on."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from expunge.files import digest, replacing
 from expunge.method.run import Run
 from expunge.models import Condition, Model, Process
 from expunge.models.calls import Answer
 from expunge.progress import track
+from expunge.training.cache import cached
 
 BLOCK = 16
 """Trajectories that are drawn side by side."""
@@ -148,117 +145,53 @@ def trajectories(
         latents_only: leave the predictions out.
         scheduler: of the trajectories.
     """
-    wanted = {
-        "prompts": list(prompts), "seeds": list(seeds), "anchors": list(anchors),
-        "steps": [steps, *(keep if keep is not None else range(steps))],
-        "guidance_scale": guidance_scale, "latents_only": latents_only,
-        "scheduler": scheduler.__name__, "base": run.model.fingerprint() if run.folder else "",
-    }  # fmt: skip
-    path = run.folder / f"{name}.safetensors" if run.folder else None
-    found = stored(path, digest(wanted)) if path else None
-    if found:
-        return Trajectories(**{key: part.to(run.model.device) for key, part in found.items()})
     kept = list(range(steps) if keep is None else keep)
-    own: dict[int, list[Tensor]] = {}
-    numbers = run.own(range(len(prompts)))
-    blocks = [numbers[at : at + BLOCK] for at in range(0, len(numbers), BLOCK)]
-    for block in track(blocks, f"trajectories ({name})", total=len(blocks)):
-        noise = torch.stack([_noise(run.model, seeds[number]) for number in block])
+    recipe = {
+        "prompts": list(prompts), "seeds": list(seeds), "anchors": list(anchors),
+        "steps": [steps, *kept], "guidance_scale": guidance_scale, "latents_only": latents_only,
+        "scheduler": scheduler.__name__,
+    }  # fmt: skip
+
+    def kept_steps(block: Sequence[int], noise: Tensor) -> dict[int, list[Tensor]]:
         texts = [prompts[number] for number in block]
         others = [anchors[number] for number in block] if anchors else None
-        columns = _walk(
+        columns = _kept_steps(
             run.model, scheduler(run.model.process, steps), noise, texts, others,
             kept, guidance_scale, latents_only,
         )  # fmt: skip
-        own |= {number: [column[at] for column in columns] for at, number in enumerate(block)}
-    whole = run.gathered(own)
-    columns = [
-        torch.stack([whole[number][at] for number in range(len(prompts))]) for at in range(4)
-    ]
-    timesteps = scheduler(run.model.process, steps).timesteps[kept].to(run.model.device)
-    made = Trajectories(columns[0], timesteps, *columns[1:])
-    if path and run.process == 0:
-        store(path, made._asdict(), digest(wanted))
-    return made
+        return {number: [column[at] for column in columns] for at, number in enumerate(block)}
+
+    def drawn() -> dict[str, Tensor]:
+        whole = drawn_in_blocks(run, name, seeds, range(len(prompts)), kept_steps)
+        columns = [
+            torch.stack([whole[number][at] for number in range(len(prompts))]) for at in range(4)
+        ]
+        timesteps = scheduler(run.model.process, steps).timesteps[kept].to(run.model.device)
+        return Trajectories(columns[0], timesteps, *columns[1:])._asdict()
+
+    return Trajectories(**cached(run, name, recipe, drawn))
 
 
-class Place(NamedTuple):
-    """Where a step of a trajectory starts; the last of ``steps`` ends at the step ``steps``."""
-
-    trajectory: int
-    step: int
-
-
-def visited(
+def drawn_in_blocks(
     run: Run,
     name: str,
-    prompts: Sequence[str],
     seeds: Sequence[int],
-    places: Sequence[Place],
-    *,
-    steps: int,
-    guidance_scale: float,
-    scheduler: Timetable = ddim,
-) -> Tensor:
-    """Latents at some places of the base model's trajectories, ``[places, channels, h, w]``.
+    numbers: Sequence[int],
+    draw: Callable[[Sequence[int], Tensor], Mapping[int, list[Tensor]]],
+) -> Mapping[int, list[Tensor]]:
+    """What ``draw`` gives for each of these trajectories; all processes share the work.
 
-    No trajectory goes further than to the last place on it, and those without any aren't drawn;
-    those that go equally far are drawn side by side. They are shared and kept as in
-    ``trajectories``, whose arguments these are.
+    ``draw`` gets the numbers of a block's trajectories and their noise, ``[block, c, h, w]``.
     """
-    wanted = {
-        "prompts": list(prompts), "seeds": list(seeds), "places": [list(at) for at in places],
-        "steps": steps, "guidance_scale": guidance_scale, "scheduler": scheduler.__name__,
-        "base": run.model.fingerprint() if run.folder else "",
-    }  # fmt: skip
-    path = run.folder / f"{name}.safetensors" if run.folder else None
-    found = stored(path, digest(wanted)) if path else None
-    if found:
-        return found["latents"].to(run.model.device)
-    index = {place: number for number, place in enumerate(sorted(set(places)))}
-    last = {place.trajectory: place.step for place in index}
-    numbers = run.own(sorted(last, key=lambda number: (last[number], number)))
-    blocks = [numbers[at : at + BLOCK] for at in range(0, len(numbers), BLOCK)]
     own: dict[int, list[Tensor]] = {}
+    mine = run.own(numbers)
+    blocks = [mine[at : at + BLOCK] for at in range(0, len(mine), BLOCK)]
     for block in track(blocks, f"trajectories ({name})", total=len(blocks)):
-        noise = torch.stack([_noise(run.model, seeds[number]) for number in block])
-        texts = [prompts[number] for number in block]
-        timetable = scheduler(run.model.process, steps)
-        walk = walked(run.model, timetable, noise, texts, last[block[-1]], guidance_scale)
-        for step, latents in enumerate(walk):
-            at = [(row, index.get(Place(number, step))) for row, number in enumerate(block)]
-            own |= {number: [latents[row].clone()] for row, number in at if number is not None}
-    whole = run.gathered(own)
-    made = torch.stack([whole[index[place]][0] for place in places])
-    if path and run.process == 0:
-        store(path, {"latents": made}, digest(wanted))
-    return made
+        own |= draw(block, torch.stack([_noise(run.model, seeds[number]) for number in block]))
+    return run.gathered(own)
 
 
-def walked(
-    model: Model,
-    scheduler: Any,
-    noise: Tensor,
-    prompts: Sequence[str],
-    length: int,
-    guidance_scale: float,
-) -> Iterator[Tensor]:
-    """Latents where the steps 0, 1, ... up to ``length`` start, ``[prompts, ...]`` each."""
-    latents: Tensor = noise * scheduler.init_noise_sigma
-    yield latents
-    for step in denoise(
-        model.predict,
-        scheduler,
-        latents,
-        model.condition(prompts),
-        model.condition([""]).expand(len(prompts)),
-        guidance_scale=guidance_scale,
-        timesteps=scheduler.timesteps[:length],
-    ):
-        yield step.after
-
-
-def _walk(
+def _kept_steps(
     model: Model,
     scheduler: Any,
     noise: Tensor,
@@ -304,19 +237,3 @@ def _noise(model: Model, seed: int) -> Tensor:
     """Normal noise ``[channels, height, width]``, drawn in float32 on the CPU."""
     noise = torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))
     return noise.to(model.device, model.dtype)
-
-
-def stored(path: Path, wanted: str) -> dict[str, Tensor] | None:
-    """What a file holds, if it holds that."""
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        if file.metadata().get("expunge") != wanted:
-            return None
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
-def store(path: Path, made: Mapping[str, Tensor], wanted: str) -> None:
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in made.items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"expunge": wanted})

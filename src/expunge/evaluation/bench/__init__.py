@@ -1,7 +1,7 @@
-"""Methods x tasks x seeds on the bundled model, as one table that can be stopped and continued.
+"""Methods x tasks x seeds on the bundled model, in one table.
 
 A cell of the table is one edit: made, timed, and measured with a suite. Each finished cell is a
-file, so a run goes on where it was stopped, and several runs fill one folder.
+file, so a stopped run can continue, and several runs can fill one folder.
 """
 
 from expunge.evaluation.bench.plan import Bench, Cell, Task

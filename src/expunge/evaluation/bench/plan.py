@@ -21,7 +21,7 @@ class Task(Record):
 
     erase: Policy
     methods: tuple[str, ...] = ()
-    """Instead of the bench's own."""
+    """Replace the bench's methods for this task."""
     seeds: tuple[int, ...] = ()
 
 
@@ -42,7 +42,7 @@ class Bench(Record):
     suite: str
     size: str
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Each decides both a training and the noise of the pictures."""
+    """Each decides the training and the pictures' noise."""
     sampler: Sampler
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
     tasks: Annotated[dict[str, Task], Field(min_length=1)]
@@ -80,7 +80,7 @@ class Bench(Record):
 
     @property
     def known_methods(self) -> tuple[str, ...]:
-        """Its own, then those of single tasks."""
+        """The bench's own methods, then those of single tasks."""
         own = (method for task in self.tasks.values() for method in task.methods)
         return tuple(dict.fromkeys((*self.methods, *own)))
 

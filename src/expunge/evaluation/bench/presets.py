@@ -1,4 +1,4 @@
-"""Erasing from the bundled model: everything else it knows is kept, in its own sentences."""
+"""How methods erase from the bundled model: what is kept, in which sentences, which settings."""
 
 from collections.abc import Collection
 from itertools import cycle
@@ -10,13 +10,13 @@ from expunge.methods import METHODS, configured
 from expunge.models.emoji.vocabulary import catalog
 
 PRESET = "emoji"
-"""What the presets for this model are called, in each method's file."""
+"""Name of the presets for this model, in each method's file."""
 TURNS = ("sepce", "spm")
-"""Methods whose steps are for one concept each."""
+"""Methods in which each step trains one of the concepts."""
 
 
 def policy(*concepts: Concept) -> Policy:
-    """``concepts`` in the model's sentences; all other objects, or styles, are kept in the same."""
+    """``concepts`` in the model's sentences; all other objects, or styles, are kept in them too."""
     known = catalog()
     gone = {phrase.lower() for concept in concepts for phrase in concept.phrases}
 
@@ -29,10 +29,10 @@ def policy(*concepts: Concept) -> Policy:
 
 
 def contexts(concept: Concept, gone: Collection[str] = ()) -> tuple[str, ...]:
-    """The model's sentences around an object, one in each style, or around a style, one an object.
+    """The model's sentences for an object, one per style, or for a style, one per object.
 
-    Every template takes its turn. None names a style or an object that is ``gone``: its picture
-    would have to do without both.
+    Templates take turns. No sentence names a style or an object that is ``gone``, because then its
+    picture would have to lose both.
     """
     known = catalog()
     styled = cycle([template for template in known.templates if "{style}" in template])
@@ -59,7 +59,7 @@ def contexts(concept: Concept, gone: Collection[str] = ()) -> tuple[str, ...]:
 def settings(method: str, *concepts: Concept) -> dict[str, Any]:
     """Settings of a method for the bundled model: its preset ``emoji``, if it has one.
 
-    Where concepts take turns, each of several gets as many steps as one alone would.
+    If concepts take turns, each gets as many steps as it would alone.
     """
     values: dict[str, Any] = {"preset": PRESET} if PRESET in presets(METHODS.get(method)) else {}
     if method in TURNS and len(concepts) > 1:

@@ -31,13 +31,13 @@ from expunge.versions import versions
 def run(
     bench: Bench, folder: Path, cells: Sequence[Cell], *, jobs: int = 1
 ) -> Iterator[tuple[Cell, Row]]:
-    """Yield every cell's row, those of earlier runs first.
+    """Yield every cell's row, first those of earlier runs.
 
     Args:
         bench: what is compared.
-        folder: for pictures, edits and rows; other runs may use it too, one after the other.
+        folder: for pictures, edits and rows; later runs may use it too.
         cells: some of ``bench.cells()``.
-        jobs: cells that are worked on side by side, each in a process with its share of the cores.
+        jobs: cells to work on at once, each in a process with its share of the cores.
 
     Raises:
         ExpungeError: the suite doesn't know a concept, or a picture can't be judged.
@@ -66,7 +66,7 @@ def run(
 
 
 def _place(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Path:
-    """The file of a cell's row; its name changes with whatever would change the row."""
+    """The file of a cell's row; its name depends on everything that the row depends on."""
     concepts = bench.tasks[cell.task].erase.erase
     settings = presets.settings(cell.method, *concepts)
     key = digest(
@@ -147,7 +147,7 @@ def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
 
 
 def _measurements(evaluations: Sequence[Evaluation], column: str) -> list[Measurement]:
-    """Those of all concepts together."""
+    """The measurements that a column counts, of all concepts."""
     groups, metric = COLUMNS[column]
     if groups == KEPT:  # the same pictures for every concept, to be counted once
         evaluations = evaluations[:1]
@@ -167,7 +167,7 @@ def _drift(evaluation: Evaluation) -> Estimate:
 def _side_by_side(
     bench: Bench, folder: Path, cells: Sequence[Cell], jobs: int
 ) -> Iterator[tuple[Cell, Row]]:
-    """Each cell in one of ``jobs`` processes; rows as they come."""
+    """Work on cells in ``jobs`` processes; yield rows as they finish."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool:
@@ -192,7 +192,7 @@ def _start_worker(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Else a worker would learn of it only after its cell, which may take half an hour."""
+    """End this worker with its parent; else its cell would go on, perhaps for half an hour."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Rows of a bench, each what one edit did and cost, and what they come to together."""
+"""Rows of a bench, each what one edit did and cost, and the rows of a method pooled."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ COLUMNS = {
     "other objects": (KEPT, right_of("object")),
     "other styles": (KEPT, right_of("style")),
 }
-"""Groups of the suite that a column counts, and what is counted."""
+"""For each column, the suite's groups and the metric that it counts."""
 ERASED, RETAINED = tuple(COLUMNS)[:3], tuple(COLUMNS)[3:]
 
 TABLE = "table.csv"
@@ -38,19 +38,19 @@ class Row(Record):
     concepts: int
     """How many were erased together."""
     refused: str = ""
-    """Why the method can't do this, where it says so; all else is empty then."""
+    """Why the method can't do this; then all else is empty."""
     edit: str = ""
     base: Mapping[str, Rate] = {}
-    """Of the unedited model, by column; without those that the task doesn't ask."""
+    """Rates of the unedited model, by column; columns that the task doesn't ask are missing."""
     edited: Mapping[str, Rate] = {}
     drift: Estimate | None = None
-    """Of kept pictures: 1 - cosine of the judge's features, base to edited."""
+    """Drift of kept pictures: 1 - cosine of the judge's features, base to edited."""
     seconds: float = 0
     """Wall time of making the edit."""
     core_seconds: float = 0
-    """Processor time of the same, on all cores together."""
+    """Processor time of making the edit, summed over all cores."""
     memory: float = 0
-    """Bytes that making it took beyond what the loaded model had."""
+    """Peak bytes while making the edit, beyond the loaded model."""
     size: float = 0
     """Bytes of the edit."""
     protocols: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Line(NamedTuple):
 
     @property
     def balance(self) -> float | None:
-        """Harmonic mean of what is gone by name, gone by other words, and right of the rest."""
+        """Harmonic mean of three shares: gone by name, gone by other words, kept right."""
         named, kept = self.edited("its name"), self.edited(*RETAINED)
         other = self.edited("synonyms", "descriptions")
         if named is None or kept is None:
@@ -94,7 +94,7 @@ class Line(NamedTuple):
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
-    """The rows of each method that could do something, pooled; the best balance first."""
+    """The rows of each method that weren't refused, pooled; the best balance first."""
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         if not row.refused:
@@ -147,7 +147,7 @@ def write_table(rows: Sequence[Row], path: Path) -> None:
 
 
 def pooled(rates: Iterable[object]) -> Rate | None:
-    """All rates among ``rates`` as one, where there are any."""
+    """All rates among ``rates`` as one; ``None`` if there are none."""
     known = [rate for rate in rates if isinstance(rate, Rate)]
     if not known:
         return None

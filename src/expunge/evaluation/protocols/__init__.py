@@ -1,7 +1,7 @@
 """Published protocols as data: how a paper's number was made, by name.
 
-One YAML file a family, one entry a protocol: ``nudity.yaml`` holds ``mace``, which is called
-``nudity/mace``. What no source says is written ``not stated``, never guessed.
+A YAML file holds a family, each entry a protocol: ``mace`` in ``nudity.yaml`` is ``nudity/mace``.
+What no source says is ``not stated``, never guessed.
 """
 
 from collections.abc import Mapping
@@ -32,11 +32,11 @@ Unit = Literal[
 """What is counted. The first five are counted from detections, see ``protocols.nudity``."""
 
 
-class _Frozen(BaseModel):
+class _ProtocolRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class PublishedJudge(_Frozen):
+class PublishedJudge(_ProtocolRecord):
     """The network that looked at the pictures."""
 
     name: Words
@@ -48,34 +48,34 @@ class PublishedJudge(_Frozen):
     """It gives every picture one score for each class, not boxes."""
 
 
-class Threshold(_Frozen):
-    """From which score on something counts."""
+class Threshold(_ProtocolRecord):
+    """The score that a detection needs to count."""
 
     nominal: Share | None
-    """What is written; ``None`` where none is applied."""
+    """As published; ``None`` if there is none."""
     strict: bool = False
     """The score must be above it, not just reach it."""
     floor: Share | NotStated = "not stated"
-    """Nothing below is reported by the protocol's own detector."""
+    """The protocol's own detector reports nothing below this."""
 
     def effective(self, floor: float = 0.0) -> float:
-        """What acts, with detections from a detector that has this ``floor``."""
+        """The threshold that takes effect with a detector of this ``floor``."""
         own = 0.0 if self.floor == "not stated" else self.floor
         return max(self.nominal or 0.0, own, floor)
 
 
-class PublishedProtocol(_Frozen):
-    """All that decides a published number, as far as its sources say."""
+class PublishedProtocol(_ProtocolRecord):
+    """Everything that decides a published number, as far as its sources say."""
 
     name: Words
     version: Count = 1
-    """Of this entry: it grows when what is known of the protocol changes."""
+    """Version of this entry; it grows when we learn more about the protocol."""
     title: Words
-    """The number it makes."""
+    """The number that the protocol gives."""
     prompts: Annotated[tuple[Words, ...], Field(min_length=1)]
     """Names of prompt sets."""
     columns: tuple[Words, ...]
-    """What is used of them."""
+    """The columns of theirs that are used."""
     seeds: Words
     """How noise is drawn."""
     images_per_prompt: Count | NotStated = 1
@@ -87,14 +87,14 @@ class PublishedProtocol(_Frozen):
     """Pixels of a side; ``row`` is the prompt's own."""
     judge: PublishedJudge
     classes: tuple[Words, ...] = ()
-    """That count, in NudeNet's names of version 3 where it is NudeNet."""
+    """The classes that count; for NudeNet in the names of version 3."""
     threshold: Threshold | None = None
     unit: Unit
     aggregation: Words
     """How units become the number."""
     source: Annotated[tuple[Words, ...], Field(min_length=1)]
     grade: Literal["code", "paper", "notes"]
-    """Read in the released program, in the paper, or in others' notes of it."""
+    """Where we read it: in the released program, in the paper, or in others' notes."""
     notes: tuple[Words, ...] = ()
 
 

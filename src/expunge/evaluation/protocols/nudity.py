@@ -1,6 +1,6 @@
-"""From stored detections to a protocol's numbers; no picture is looked at here.
+"""A protocol's numbers from stored detections.
 
-So pictures are judged once, and any number of protocols is applied afterwards.
+Pictures are judged once; any number of protocols can be applied afterwards.
 """
 
 from collections import Counter
@@ -20,11 +20,11 @@ Found = Sequence[Sequence[Detection] | None]
 """What a detector found in each picture; ``None`` where it failed."""
 
 
-class _Frozen(BaseModel):
+class _CountRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Outcome(_Frozen):
+class Outcome(_CountRecord):
     """A protocol's numbers for the pictures of one model."""
 
     protocol: str
@@ -33,12 +33,12 @@ class Outcome(_Frozen):
     made_by: Identity
     """What judged the pictures."""
     threshold: float
-    """The effective one."""
+    """The effective threshold."""
     counts: tuple[int, ...]
     """Units of each picture."""
     total: int
     per_class: dict[str, int]
-    """Units by class; for images that fire, the images that have it."""
+    """Units by class; for images that fire, the images with that class."""
     rate: Rate
     """Pictures with at least one unit."""
     notes: tuple[str, ...]
@@ -49,8 +49,8 @@ class Outcome(_Frozen):
         return tuple(count > 0 for count in self.counts)
 
 
-class Comparison(_Frozen):
-    """An edited model M beside its base M0, on the same prompts and seeds."""
+class Comparison(_CountRecord):
+    """An edited model M compared with its base M0, on the same prompts and seeds."""
 
     base: int
     """n(M0)"""
@@ -61,17 +61,17 @@ class Comparison(_Frozen):
     difference: Estimate
     """Share of pictures that fire, edited minus base, paired."""
     effective_subset: Rate
-    """Of the rows where M0 fires, those where M still does."""
+    """Share of the rows where M0 fires for which M still does."""
     effective_reduction: float
     """The reduction on these rows alone."""
 
 
 def apply(protocol: PublishedProtocol, found: Found, *, made_by: Identity, floor: float) -> Outcome:
-    """A protocol's count of stored detections.
+    """Count stored detections as a protocol does.
 
     Args:
-        protocol: one whose unit is counted from detections, e.g. ``protocol("nudity/mace")``.
-        found: of each picture, highest score first or not.
+        protocol: must count detections, e.g. ``protocol("nudity/mace")``.
+        found: detections of each picture, in any order.
         made_by: the detector's identity.
         floor: the detector's own; nothing below it is in ``found``.
 
@@ -104,12 +104,12 @@ def apply(protocol: PublishedProtocol, found: Found, *, made_by: Identity, floor
 
 
 def compare(base: Outcome, edited: Outcome, seed: int = 0) -> Comparison:
-    """What an edit took away; the reduction's interval is a seeded bootstrap over pictures.
+    """What an edit removed. The reduction's interval is a seeded bootstrap over pictures.
 
     Resamples in which the base shows nothing have no reduction and are left out.
 
     Raises:
-        ExpungeError: the two weren't counted alike, or nothing is there to reduce.
+        ExpungeError: the two weren't counted in the same way, or the base shows nothing.
     """
     for name in ("protocol", "version", "made_by", "threshold"):
         one, other = getattr(base, name), getattr(edited, name)

@@ -1,4 +1,4 @@
-"""The suite for artists and styles, told by a classifier that you give or train.
+"""The suite for artists and styles, judged by a classifier that you give or train.
 
 ``expunge train-classifier`` makes one from folders of pictures; ``clip:`` chooses among the names.
 """
@@ -28,14 +28,14 @@ WORDING = Wording(
 
 
 plan = partial(worded, WORDING)
-"""The prompts for one artist; those that stay are the policy's ``keep``."""
+"""The prompts for one artist; the artists to keep are the policy's ``keep``."""
 
 
 def judge(options: Options, plans: Sequence[Plan]) -> Panel:
     """The classifier that was named.
 
     Raises:
-        ExpungeError: none was, or it doesn't know an artist.
+        ExpungeError: none was named, or it doesn't know an artist.
     """
     if not options.judge:
         raise ExpungeError(

@@ -1,7 +1,7 @@
-"""The suite for everything else: captions, how well their pictures fit, how far they moved.
+"""The suite for everything else: how well pictures fit captions, and how far they moved.
 
-Give COCO-30k or your own list with ``--captions`` and a CLIP with ``--clip``; without them it is
-drift and set distances on our own everyday scenes. It tells nothing of what was erased.
+Give COCO-30k or your own list with ``--captions`` and a CLIP with ``--clip``. Without them it
+measures drift and set distances on our own everyday scenes. It doesn't measure what was erased.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def plan(
     seeds: Sequence[int] | None = None,
     options: Options = NO_OPTIONS,
 ) -> Plan:
-    """The captions; the concept is only named in the report."""
+    """The captions; the concept only names the evaluation in the report."""
     refuse("coco", options, "judge", "clip", "captions")
     chosen = sized(size)
     scenes = captions(options, chosen)

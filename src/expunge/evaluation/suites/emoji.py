@@ -23,8 +23,8 @@ from expunge.evaluation.suite import (
     Options,
     Plan,
     Prompt,
-    Role,
     Suite,
+    groups_of,
     judgement,
     ranked,
     refuse,
@@ -36,29 +36,33 @@ from expunge.models.emoji.vocabulary import EmojiObject
 VERSION = 1
 PLAIN = "{object}, {style} style"
 
-Item = TypeVar("Item")
+Turn = TypeVar("Turn")
 
 
-class Size(NamedTuple):
+class EmojiPlanSize(NamedTuple):
     """How much of the vocabulary an evaluation draws."""
 
     templates: int
-    """Sentences around an erased object's name, each in all styles."""
+    """Sentences for an erased object's name; each is used in all styles."""
     wording_styles: int
-    """Styles for each of its other wordings and each neighbour."""
+    """Styles for each other wording of the object, and for each neighbour."""
     kept_every: int
-    """Every how manyth object is asked for to see what is kept."""
+    """Step through the catalogue's objects for the kept prompts: 3 takes every third."""
     kept_styles: int
-    """Styles for each of these."""
+    """Styles in which each of these objects is asked for."""
     styled_every: int
-    """Every how manyth object is asked for in an erased style."""
+    """The same step for the prompts in an erased style."""
     seeds: tuple[int, ...]
 
 
 SIZES = {
-    "brief": Size(2, wording_styles=2, kept_every=4, kept_styles=1, styled_every=5, seeds=(0,)),
-    "quick": Size(3, wording_styles=3, kept_every=3, kept_styles=1, styled_every=4, seeds=(0,)),
-    "full": Size(
+    "brief": EmojiPlanSize(
+        2, wording_styles=2, kept_every=4, kept_styles=1, styled_every=5, seeds=(0,)
+    ),
+    "quick": EmojiPlanSize(
+        3, wording_styles=3, kept_every=3, kept_styles=1, styled_every=4, seeds=(0,)
+    ),
+    "full": EmojiPlanSize(
         7, wording_styles=7, kept_every=1, kept_styles=7, styled_every=1, seeds=(0, 1, 2, 3, 4)
     ),
 }
@@ -72,10 +76,10 @@ def plan(
     seeds: Sequence[int] | None = None,
     options: Options = NO_OPTIONS,
 ) -> Plan:
-    """The prompts for one concept; nothing else in ``erased`` is among those to keep.
+    """The prompts for one concept. No concept of ``erased`` is asked for as a kept one.
 
     Raises:
-        ExpungeError: the model doesn't know a concept, there is no such size, or an option.
+        ExpungeError: the model doesn't know a concept, the size is unknown, or an option is set.
     """
     refuse("emoji", options)
     if size not in SIZES:
@@ -90,14 +94,14 @@ def plan(
         concept=concept,
         attribute=attribute,
         label=label,
-        groups=tuple(groups(label, gone, SIZES[size])),
+        groups=groups(label, gone, SIZES[size]),
         seeds=tuple(seeds) if seeds is not None else SIZES[size].seeds,
         notes=_notes(concept, attribute, label),
     )
 
 
 def find(concept: Concept) -> tuple[str, str]:
-    """``object`` or ``style``, and the catalogue's name for the concept.
+    """Whether the concept is an ``object`` or a ``style``, and its name in the catalogue.
 
     Raises:
         ExpungeError: the catalogue has no such thing; the message lists near names.
@@ -116,7 +120,7 @@ def find(concept: Concept) -> tuple[str, str]:
     return known[words]
 
 
-def _object_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
+def _object_groups(name: str, gone: set[str], size: EmojiPlanSize) -> tuple[Group, ...]:
     known = catalog()
     target = known.object(name)
     styles = [style.name for style in known.styles if style.name not in gone]
@@ -127,7 +131,7 @@ def _object_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
         return [_prompt(target, s, w) for w, s in _rotated(wordings, styles, size.wording_styles)]
 
     near = _rotated(neighbours, styles, size.wording_styles)
-    yield from _groups(
+    return groups_of(
         ("explicit", "efficacy", "its name", _sentences(target, styles, size.templates)),
         ("synonyms", "efficacy", "other words for it", worded(target.synonyms)),
         ("implicit", "efficacy", "described without a name", worded(target.implicit)),
@@ -136,10 +140,10 @@ def _object_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
     )
 
 
-def _style_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
+def _style_groups(name: str, gone: set[str], size: EmojiPlanSize) -> tuple[Group, ...]:
     drawn = [entry for entry in catalog().objects[:: size.styled_every] if entry.name not in gone]
     phrased = zip(drawn, cycle(_styled_templates()), strict=False)
-    yield from _groups(
+    return groups_of(
         (
             "explicit",
             "efficacy",
@@ -155,13 +159,7 @@ def _style_groups(name: str, gone: set[str], size: Size) -> Iterator[Group]:
     )
 
 
-def _groups(*drafts: tuple[str, Role, str, Sequence[Prompt]]) -> Iterator[Group]:
-    for name, role, about, prompts in drafts:
-        if prompts:
-            yield Group(name=name, role=role, about=about, prompts=tuple(prompts))
-
-
-def _kept(gone: set[str], size: Size) -> Iterator[tuple[EmojiObject, str]]:
+def _kept(gone: set[str], size: EmojiPlanSize) -> Iterator[tuple[EmojiObject, str]]:
     """The same objects and styles for every concept, so that base pictures are shared."""
     known = catalog()
     styles = [style.name for style in known.styles]
@@ -170,8 +168,8 @@ def _kept(gone: set[str], size: Size) -> Iterator[tuple[EmojiObject, str]]:
             yield entry, style
 
 
-def _rotated(items: Iterable[Item], styles: Sequence[str], each: int) -> Iterator[tuple[Item, str]]:
-    """Every item in ``each`` of the styles, going round so that all styles are used alike."""
+def _rotated(items: Iterable[Turn], styles: Sequence[str], each: int) -> Iterator[tuple[Turn, str]]:
+    """Each item in ``each`` styles; they take turns, so that all styles are used equally often."""
     turn = cycle(styles)
     for item in items:
         for style in islice(turn, min(each, len(styles))):
@@ -187,7 +185,7 @@ def _sentences(target: EmojiObject, styles: Sequence[str], count: int) -> list[P
 
 
 def _styled_templates() -> list[str]:
-    """The plain sentences first, then those that name a background too."""
+    """Templates with a style: first the plain ones, then those that also name a background."""
     styled = [template for template in catalog().templates if "{style}" in template]
     return sorted(styled, key=lambda template: "{background}" in template)
 

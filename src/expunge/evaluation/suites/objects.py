@@ -1,6 +1,6 @@
-"""The suite for things: ImageNet classes, told by EfficientNet-Lite0 or a classifier you give.
+"""The suite for objects: ImageNet classes, judged by EfficientNet-Lite0 or your classifier.
 
-Imagenette's ten classes, which ESD, UCE and RECE erase, are what stays beside the concept.
+The kept objects are Imagenette's ten classes, which ESD, UCE and RECE erase.
 """
 
 from collections.abc import Sequence
@@ -50,12 +50,12 @@ def judge(options: Options, plans: Sequence[Plan]) -> Panel:
 
 
 def told_apart(name: str, options: Options, plans: Sequence[Plan]) -> Panel:
-    """A judge that tells what the plans ask for with the classifier of this name.
+    """A judge that recognises what the plans ask for, with the classifier of this name.
 
-    A CLIP chooses among just these names; any other classifier among all that it has labels for.
+    A CLIP chooses among these names only, any other classifier among all of its labels.
 
     Raises:
-        ExpungeError: it is no classifier, isn't there, or doesn't know one of the names.
+        ExpungeError: it can't be loaded, is no classifier, or doesn't know one of the names.
     """
     wanted = named(plans)
     told = word_classifier(detector(name), tuple(wanted), phrases=wanted, template=TEMPLATE)

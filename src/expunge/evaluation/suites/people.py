@@ -1,7 +1,7 @@
 """The suite for people: faces beside reference pictures that you give, a folder a person.
 
-A model that draws no faces any more has no likeness in it either, so the share of pictures with a
-face stands beside every other number.
+A model that no longer draws faces draws nobody's likeness either, so every number is shown with the
+share of pictures that have a face.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def plan(concept: Concept, **asked: Any) -> Plan:
 
 
 def _with_faces(group: Group) -> Group:
-    """The same prompts, of each of which a face is expected."""
+    """The same prompts, where each picture should also show a face."""
     if group.name == CAPTIONS:
         return group
     prompts = tuple(
@@ -55,7 +55,7 @@ def _with_faces(group: Group) -> Group:
     return group.model_copy(update={"prompts": prompts})
 
 
-class Faces(Panel):
+class FacePanel(Panel):
     """Also says whether there is a face at all."""
 
     def read(self, judgement: Judgement) -> Judgement:
@@ -63,8 +63,8 @@ class Faces(Panel):
         return judgement.model_copy(update={"labels": {**judgement.labels, FACE: face}})
 
 
-def judge(options: Options, plans: Sequence[Plan]) -> Faces:
-    """The faces of a folder.
+def judge(options: Options, plans: Sequence[Plan]) -> FacePanel:
+    """A judge that knows the faces in the given folder.
 
     Raises:
         ExpungeError: no folder was named, or it has no pictures of somebody.
@@ -73,7 +73,7 @@ def judge(options: Options, plans: Sequence[Plan]) -> Faces:
         raise ExpungeError("who is who? Give --judge faces:FOLDER with a folder for each person")
     looks: People = detector(options.judge)
     wanted = named(plans)
-    return Faces(
+    return FacePanel(
         "person",
         looks,
         extractor_of(looks),

@@ -1,10 +1,10 @@
 """The suite for unsafe content: OpenNSFW, NudeNet under published protocols, or Q16.
 
-The prompts are a list that you have (``--prompts``, e.g. I2P); none is shipped. Without one the
-concept's own words are asked for. What such prompts draw is blurred in every report.
+Give your own list of prompts (``--prompts``, e.g. I2P); none is shipped. Without one, the prompts
+are the concept's own words. Reports blur the pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from expunge.concepts import Concept
 from expunge.detectors.base import Classifier, Detector, detector
@@ -13,7 +13,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.panel import NOTHING_UNSAFE, UNSAFE, Panel, extractor_of, fit_of
 from expunge.evaluation.protocols import PublishedProtocol, protocol
 from expunge.evaluation.protocols.nudity import apply
-from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Prompt, Suite, refuse
+from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Prompt, Suite, groups_of, refuse
 from expunge.evaluation.suites.worded import (
     CAPTIONS,
     LISTED,
@@ -27,9 +27,9 @@ from expunge.evaluation.suites.worded import (
 ATTRIBUTE = "content"
 SENTENCES = ("a picture of {}", "a photo of {}", "an image of {}", "a painting of {}", "{}")
 RULE = "nudity/mace"
-"""What turns NudeNet's findings into a verdict where no protocol is named."""
+"""The protocol that judges NudeNet's findings by default."""
 UNSAFE_LABELS = ("nsfw", "inappropriate")
-"""How classifiers call what is unsafe; all of their other labels are not."""
+"""Labels that classifiers have for unsafe content; all others are safe."""
 
 
 def plan(
@@ -44,20 +44,8 @@ def plan(
     refuse("unsafe", options, "judge", "clip", "prompts", "captions", "protocols")
     chosen = sized(size)
     listed = split(options.prompts, ATTRIBUTE, concept, sensitive=True)
-    named = [
-        Prompt(text=sentence.format(phrase), expected={ATTRIBUTE: UNSAFE}, sensitive=True)
-        for phrase in concept.phrases
-        for sentence in SENTENCES[: chosen.sentences]
-    ]
-    asked = [
-        prompt.model_copy(update={"expected": {ATTRIBUTE: UNSAFE}}) for prompt in listed.asking
-    ]
+    asked = _expecting(UNSAFE, listed.asking)
     scenes = captions(options, chosen, phrases(concept, *erased))
-    kept = [
-        prompt.model_copy(update={"expected": {ATTRIBUTE: NOTHING_UNSAFE}})
-        for prompt in scenes.prompts
-    ]
-    about = "rows of the given list" if asked else "its name"
     return Plan(
         suite="unsafe",
         version=1,
@@ -65,18 +53,15 @@ def plan(
         concept=concept,
         attribute=ATTRIBUTE,
         label=UNSAFE,
-        groups=(
-            Group(
-                name=LISTED if asked else "explicit",
-                role="efficacy",
-                about=about,
-                prompts=tuple(asked or named),
-            ),
-            Group(
-                name=CAPTIONS,
-                role="retention",
-                about="captions that name nothing erased",
-                prompts=tuple(kept),
+        groups=groups_of(
+            (LISTED, "efficacy", "rows of the given list", asked)
+            if asked
+            else ("explicit", "efficacy", "its name", _named(concept, chosen.sentences)),
+            (
+                CAPTIONS,
+                "retention",
+                "captions that name nothing erased",
+                _expecting(NOTHING_UNSAFE, scenes.prompts),
             ),
         ),
         seeds=tuple(seeds) if seeds is not None else chosen.seeds,
@@ -84,12 +69,26 @@ def plan(
     )
 
 
+def _named(concept: Concept, sentences: int) -> list[Prompt]:
+    """The concept's words in so many sentences."""
+    return [
+        Prompt(text=sentence.format(phrase), expected={ATTRIBUTE: UNSAFE}, sensitive=True)
+        for phrase in concept.phrases
+        for sentence in SENTENCES[:sentences]
+    ]
+
+
+def _expecting(label: str, prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The same prompts, a right picture of which has this label."""
+    return [prompt.model_copy(update={"expected": {ATTRIBUTE: label}}) for prompt in prompts]
+
+
 def judge(options: Options, plans: Sequence[Plan]) -> Panel:
-    """OpenNSFW, or what was named.
+    """The judge that was named; OpenNSFW by default.
 
     Raises:
-        ExpungeError: its package or weights aren't there, it tells nothing unsafe, or protocols
-            are named for a judge that isn't counted by them.
+        ExpungeError: its package or weights are missing, it doesn't recognise unsafe content, or
+            protocols are named for a judge that gives no detections.
     """
     looks = detector(options.judge or "opennsfw")
     rules = [protocol(name) for name in options.protocols]
@@ -117,7 +116,7 @@ def judge(options: Options, plans: Sequence[Plan]) -> Panel:
 
 
 def _check(rule: PublishedProtocol, looks: Detector) -> None:
-    """Raise where a protocol can't count what a detector finds."""
+    """Raise if a protocol counts something that the detector doesn't look for."""
     known = {V2_LABELS.get(label, label) for label in looks.labels}
     if missing := [label for label in rule.classes if label not in known]:
         raise ExpungeError(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Prompt, refuse
+from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Prompt, groups_of, refuse
 from expunge.generation.sampler import Sampler
 from expunge.prompts import PromptRow, PromptSet
 from expunge.prompts.prompt_set import Reading
@@ -18,10 +18,10 @@ CAPTIONS = "everyday scenes"
 LISTED = "listed"
 SAMPLER = Sampler(scheduler="ddim", steps=50, guidance_scale=7.5)
 LABELS = ("class", "artist", "name", "concept", "object", "label")
-"""Columns of a list of prompts that say what its row asks for; the first that is there counts."""
+"""Columns that may say what a row of a list asks for; the first that exists counts."""
 
 
-class Size(NamedTuple):
+class PlanSize(NamedTuple):
     """How much an evaluation draws."""
 
     sentences: int
@@ -35,9 +35,9 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "brief": Size(2, 1, kept=5, captions=10, seeds=(0,)),
-    "quick": Size(3, 2, kept=10, captions=20, seeds=(0, 1)),
-    "full": Size(5, 3, kept=100, captions=100, seeds=(0, 1, 2, 3, 4)),
+    "brief": PlanSize(2, 1, kept=5, captions=10, seeds=(0,)),
+    "quick": PlanSize(3, 2, kept=10, captions=20, seeds=(0, 1)),
+    "full": PlanSize(5, 3, kept=100, captions=100, seeds=(0, 1, 2, 3, 4)),
 }
 
 
@@ -49,9 +49,9 @@ class Wording(NamedTuple):
     sentences: tuple[str, ...]
     """With ``{}`` for the words; enough for every size."""
     others: tuple[str, ...]
-    """What is kept where the policy names nothing, or not enough."""
+    """Names to keep if the policy names none, or too few."""
     about: str
-    """Of the others, in words."""
+    """What the others are, in a word."""
 
 
 def worded(
@@ -66,39 +66,26 @@ def worded(
     """Prompts that name the concept, its synonyms, what stays, and everyday scenes.
 
     Raises:
-        ExpungeError: there is no such size, or a list can't be read or holds nothing of it, or an
-            option is set that such a suite has no use for.
+        ExpungeError: the size is unknown, a list can't be read or has no row for the concept, or
+            the suite has no use for an option.
     """
     refuse(wording.suite, options, "judge", "clip", "prompts", "captions")
     chosen, label = sized(size), concept.target.lower()
     gone = phrases(concept, *erased)
     own = dict.fromkeys(words for one in (concept, *erased) for words in one.keep)
     kept = [n for n in dict.fromkeys((*own, *wording.others)) if n.lower() not in gone]
-
-    def prompts(names: Iterable[str], count: int, expected: str = "") -> list[Prompt]:
-        return [
-            Prompt(
-                text=sentence.format(name), expected={wording.attribute: expected or name.lower()}
-            )
-            for name in names
-            for sentence in wording.sentences[:count]
-        ]
-
     listed = split(options.prompts, wording.attribute, concept, gone=gone)
     scenes = captions(options, chosen, gone)
-    drafts = [
-        ("explicit", "efficacy", "its name", prompts([concept.target], chosen.sentences, label)),
-        ("synonyms", "efficacy", "given names", prompts(concept.synonyms, chosen.sentences, label)),
+    others = _prompts(wording, kept[: chosen.kept], chosen.kept_sentences)
+    count = chosen.sentences
+    groups = groups_of(
+        ("explicit", "efficacy", "its name", _prompts(wording, [concept.target], count, label)),
+        ("synonyms", "efficacy", "given names", _prompts(wording, concept.synonyms, count, label)),
         (LISTED, "efficacy", "rows of the given list that ask for it", listed.asking),
-        (
-            f"other {wording.about}",
-            "retention",
-            "what must stay",
-            prompts(kept[: chosen.kept], chosen.kept_sentences),
-        ),
+        (f"other {wording.about}", "retention", "what must stay", others),
         ("listed others", "retention", "all other rows of the given list", listed.others),
         (CAPTIONS, "retention", "captions that name nothing erased", scenes.prompts),
-    ]
+    )
     return Plan(
         suite=wording.suite,
         version=VERSION,
@@ -106,17 +93,24 @@ def worded(
         concept=concept,
         attribute=wording.attribute,
         label=label,
-        groups=tuple(
-            Group.model_validate({"name": n, "role": role, "about": about, "prompts": tuple(rows)})
-            for n, role, about, rows in drafts
-            if rows
-        ),
+        groups=groups,
         seeds=tuple(seeds) if seeds is not None else chosen.seeds,
         notes=(*_cut(own, chosen), *listed.notes, *scenes.notes),
     )
 
 
-def _cut(own: Collection[str], size: Size) -> Iterator[str]:
+def _prompts(
+    wording: Wording, names: Iterable[str], count: int, expected: str = ""
+) -> list[Prompt]:
+    """Each name in the first ``count`` sentences; a right picture shows ``expected``, or it."""
+    return [
+        Prompt(text=sentence.format(name), expected={wording.attribute: expected or name.lower()})
+        for name in names
+        for sentence in wording.sentences[:count]
+    ]
+
+
+def _cut(own: Collection[str], size: PlanSize) -> Iterator[str]:
     if len(own) > size.kept:
         yield f"Of the {len(own)} things that the policy keeps, only {size.kept} were asked for."
 
@@ -126,7 +120,7 @@ def phrases(*concepts: Concept) -> set[str]:
     return {phrase.lower() for one in concepts for phrase in one.phrases}
 
 
-def sized(size: str) -> Size:
+def sized(size: str) -> PlanSize:
     """The size of this name.
 
     Raises:
@@ -137,24 +131,26 @@ def sized(size: str) -> Size:
     return SIZES[size]
 
 
-class Captions(NamedTuple):
-    """What everyday pictures are asked for with."""
+class CaptionPrompts(NamedTuple):
+    """Prompts for everyday pictures."""
 
     prompts: list[Prompt]
     notes: tuple[str, ...]
 
 
-def captions(options: Options, size: Size, gone: Collection[str] = ()) -> Captions:
-    """The user's captions, all of them, or as many of our own as the size says.
+def captions(options: Options, size: PlanSize, gone: Collection[str] = ()) -> CaptionPrompts:
+    """All of the user's captions, or as many of our own as the size says.
 
-    Those that name something of ``gone`` are left out.
+    Captions that name anything in ``gone`` are left out.
 
     Raises:
         ExpungeError: the user's can't be read, or every one names what is erased.
     """
     if not options.captions:
         ours = [row for row in published("expunge/scenes").prompts if not _names(row, gone)]
-        return Captions([Prompt(text=r.prompt, expected={}) for r in ours[: size.captions]], ())
+        return CaptionPrompts(
+            [Prompt(text=r.prompt, expected={}) for r in ours[: size.captions]], ()
+        )
     rows = PromptSet.load(options.captions, Reading(numbered=True))
     kept = [row for row in rows if not _names(row, gone)]
     if not kept:
@@ -163,11 +159,11 @@ def captions(options: Options, size: Size, gone: Collection[str] = ()) -> Captio
     if left_out := len(rows) - len(kept):
         name = Path(rows.source).name
         notes.append(f"Captions of {name} that name what is erased, and were left out: {left_out}.")
-    return Captions([listed_prompt(row, {}) for row in kept], tuple(notes))
+    return CaptionPrompts([listed_prompt(row, {}) for row in kept], tuple(notes))
 
 
 def _names(row: PromptRow, gone: Collection[str]) -> bool:
-    """Whether its prompt has one of these words in it, be it in the plural."""
+    """Whether its prompt holds one of these words, in the singular or plural."""
     return any(
         re.search(rf"\b{re.escape(words)}(s|es)?\b", row.prompt, re.IGNORECASE) for words in gone
     )
@@ -198,9 +194,10 @@ def split(
     gone: Collection[str] = (),
     sensitive: bool = False,
 ) -> Listed:
-    """A list's rows that ask for the concept, and the others; all ask for it if none says what.
+    """A list's rows that ask for the concept, and the other rows.
 
-    Rows of anything else in ``gone`` are in neither.
+    Without a column that says what a row asks for, all rows ask for the concept. Rows that ask for
+    another erased concept (``gone``) are left out.
 
     Raises:
         ExpungeError: the list can't be read, or no row of it asks for the concept.

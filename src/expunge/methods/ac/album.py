@@ -10,7 +10,7 @@ from torch import Tensor
 from expunge.method.run import Run
 from expunge.pictures import Pictures, latents_of, picture_bytes, pictures_of
 from expunge.seeding import derive, generator, integer
-from expunge.training.trajectories import Place, visited
+from expunge.training.latents import TrajectoryPoint, latents_at
 
 Choice = TypeVar("Choice")
 Pairs = Sequence[tuple[str, str]]
@@ -143,12 +143,12 @@ def _drawn_latents(run: Run, keys: Sequence[PictureKey], drawing: Drawing) -> Te
 
     They are the ends of the trajectories: no picture is decoded and encoded again.
     """
-    return visited(
+    return latents_at(
         run,
         "pictures",
         [key.words for key in keys],
         [derive(run.seed, "ac picture", key.words, key.number) for key in keys],
-        [Place(number, drawing.steps) for number in range(len(keys))],
+        [TrajectoryPoint(number, drawing.steps) for number in range(len(keys))],
         steps=drawing.steps,
         guidance_scale=drawing.guidance_scale,
     ).float()

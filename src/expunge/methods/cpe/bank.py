@@ -24,7 +24,7 @@ from expunge.models import Model
 from expunge.progress import track
 from expunge.prompts import lists
 from expunge.settings import or_file
-from expunge.training.trajectories import store, stored
+from expunge.training.cache import load_cached, save_cached
 
 BLOCK = 64
 """Number of prompts encoded at a time."""
@@ -187,7 +187,7 @@ def encoded(run: Run, prompts: Sequence[str]) -> Tensor:
         {"prompts": list(prompts), "base": run.model.fingerprint() if run.folder else ""}
     )
     path = run.folder / "prompts.safetensors" if run.folder else None
-    found = stored(path, wanted) if path else None
+    found = load_cached(path, wanted) if path else None
     if found:
         return found["rows"]
     blocks = [prompts[at : at + BLOCK] for at in range(0, len(prompts), BLOCK)]
@@ -199,5 +199,5 @@ def encoded(run: Run, prompts: Sequence[str]) -> Tensor:
         rows[number * BLOCK : number * BLOCK + len(block)] = part
     assert rows is not None  # the empty prompt is always there
     if path and run.process == 0:
-        store(path, {"rows": rows}, wanted)
+        save_cached(path, {"rows": rows}, wanted)
     return rows

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from expunge.algebra.ridge import factor, gram, joined
 from expunge.concepts import Concept, Context, Pair, Policy
-from expunge.edits.payloads import Change, LowRank, Ridge, SharedMatrix
+from expunge.edits.payloads import Change, LowRank, SharedMatrix
+from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample

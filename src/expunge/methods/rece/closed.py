@@ -17,7 +17,8 @@ from expunge.algebra.ridge import (
     shared_factors,
     solve,
 )
-from expunge.edits.payloads import Change, Dense, LowRank, Ridge, SharedMatrix
+from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
+from expunge.edits.ridge import Ridge
 from expunge.methods.uce.method import tensor_edit
 
 Technique = Literal["replace", "tensor"]

@@ -1,12 +1,7 @@
 """RECE: Reliable and Efficient Concept Erasure (Gong et al., ECCV 2024).
 
-<<<<<<< HEAD:src/expunge/methods/rece/method.py
 After UCE, some embeddings still bring the concept back: with them, the edited projections ``W``
-answer as the base projections ``W0`` answer the erased rows ``E``. They have a closed form:
-=======
-After UCE there still are embeddings that make the edited projections ``W`` answer as the base
-projections ``W0`` answer the erased rows ``E``. They have a closed form::
->>>>>>> docs:src/expunge/methods/rece.py
+answer as the base projections ``W0`` answer the erased rows ``E``. They have a closed form::
 
     C' = argmin  sum_W |W C'^T - W0 E^T|^2  +  r |C'|^2  =  E S^T (H + r I)^-1
     H = sum_W W^T W        S = sum_W W^T W0
@@ -14,13 +9,8 @@ projections ``W0`` answer the erased rows ``E``. They have a closed form::
 RECE moves these adversarial embeddings to the anchor with UCE's equation, and repeats both steps
 ``epochs`` times.
 
-<<<<<<< HEAD:src/expunge/methods/rece/method.py
 UCE multiplies every projection by one matrix, ``W = W0 M``, and so does each of these edits. The
-projections therefore matter only through their Gram matrix ``G = sum W0^T W0``, summed once:
-=======
-UCE multiplies every projection by one matrix, ``W = W0 M``, and so does each of these edits. So
-the projections enter through their Gram matrix ``G = sum W0^T W0`` alone, which is summed once::
->>>>>>> docs:src/expunge/methods/rece.py
+projections therefore matter only through their Gram matrix ``G = sum W0^T W0``, summed once::
 
     H = M^T G M            S = M^T G
 """
@@ -36,7 +26,8 @@ from torch import Tensor
 
 from expunge.algebra.ridge import Rows, gram, kept_rows
 from expunge.concepts import Concept, Context, Kind, Policy
-from expunge.edits.payloads import Change, Ridge
+from expunge.edits.payloads import Change
+from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Need
 from expunge.method.presets import preset

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from expunge.edits.factors import through
 from expunge.edits.installed import gated
-from expunge.edits.membranes import Membranes, Metric, Rule, through
+from expunge.edits.membranes import Membranes, Metric, Rule
 from expunge.edits.payloads import LowRank
 from expunge.method.batch import Batch
 from expunge.method.student import Returned, Student

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from expunge.algebra.ridge import Moved, Rows, factor, gram, joined
 from expunge.concepts import Concept, Context, Policy
-from expunge.edits.payloads import Change, Ridge
+from expunge.edits.payloads import Change
+from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Need
 from expunge.methods.kept import PROMPTS, kept_with_empty, weighed_rows

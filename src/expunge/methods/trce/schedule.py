@@ -17,7 +17,8 @@ from expunge.method.run import Run
 from expunge.method.training import TrainedWeights
 from expunge.models import Condition, Model, Process
 from expunge.seeding import derive, generator, integer
-from expunge.training.trajectories import Place, Timetable, ddim, visited
+from expunge.training.latents import TrajectoryPoint, latents_at
+from expunge.training.trajectories import Timetable, ddim
 
 RELEASED_FRAME = ("a photo of {}",)
 """The sentence that the program's trajectories start from."""
@@ -48,7 +49,7 @@ class Visit(NamedTuple):
     """A place on a trajectory, and the timestep and prompts at which it is evaluated."""
 
     sort: str
-    place: Place
+    place: TrajectoryPoint
     timestep: int
     prompt: str
     safe: str = ""
@@ -126,7 +127,7 @@ class SteeringSchedule(TrainedWeights):
         for row in range(self.batch_size):
             at = (number * self.batch_size + row) % len(erased.prompts)
             step = integer(draws, 0, self.max_early_timestep + 1)
-            place = Place(at, step + late)
+            place = TrajectoryPoint(at, step + late)
             steered.append(
                 Visit("erased", place, times[step], erased.prompts[at], erased.others[at])
             )
@@ -142,7 +143,7 @@ class SteeringSchedule(TrainedWeights):
             offset = integer(draws, 0, 1000 // len(times)) if original else 0
             # guidance also asks for the prediction without a prompt
             prompt = (way.prompts, way.others)[integer(draws, 0, 2)][at]
-            held.append(Visit(sort, Place(at, step + late), times[step] + offset, prompt))
+            held.append(Visit(sort, TrajectoryPoint(at, step + late), times[step] + offset, prompt))
         return BatchVisits(steered, held)
 
     def ways(self, policy: Policy, seed: int) -> dict[str, TrajectoryPrompts]:
@@ -193,12 +194,12 @@ class SteeringSchedule(TrainedWeights):
         self, run: Run, ways: Mapping[str, TrajectoryPrompts], visits: Sequence[Visit]
     ) -> "VisitTable":
         """The latents of all visits, and the conditions of their prompts."""
-        latents: dict[tuple[str, Place], Tensor] = {}
+        latents: dict[tuple[str, TrajectoryPoint], Tensor] = {}
         for sort, (prompts, _, scale) in ways.items():
             places = sorted({visit.place for visit in visits if visit.sort == sort})
             if not places:
                 continue
-            found = visited(
+            found = latents_at(
                 run,
                 sort,
                 prompts,
@@ -221,7 +222,7 @@ class SteeringSchedule(TrainedWeights):
 class VisitTable(NamedTuple):
     """The latents and conditions of all visits of a training."""
 
-    latents: Mapping[tuple[str, Place], Tensor]
+    latents: Mapping[tuple[str, TrajectoryPoint], Tensor]
     texts: Mapping[str, int]
     """The row of each prompt's condition."""
     conditions: Condition

@@ -23,7 +23,8 @@ from expunge.concepts import Concept, Policy, WordList
 from expunge.detectors.base import detector
 from expunge.detectors.vocabulary import WordClassifier, word_classifier
 from expunge.edits.applied import tried
-from expunge.edits.payloads import Change, Ridge
+from expunge.edits.payloads import Change
+from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample

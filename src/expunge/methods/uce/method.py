@@ -20,7 +20,8 @@ from torch import Tensor
 
 from expunge.algebra.ridge import Moved, Rows, joined, shared_factors
 from expunge.concepts import Concept, Context, Pair, Policy
-from expunge.edits.payloads import Change, LowRank, Ridge
+from expunge.edits.payloads import Change, LowRank
+from expunge.edits.ridge import Ridge
 from expunge.method.base import Method, Need
 from expunge.methods.kept import PROMPTS, weighed_rows
 from expunge.models import Model
