@@ -14,7 +14,8 @@ from expunge.doctor.costs import cost, measure
 from expunge.edits.applied import Applied
 from expunge.edits.residual_gates import ResidualGates
 from expunge.method.run import Run
-from expunge.methods import configured, cpe
+from expunge.methods import configured
+from expunge.methods.cpe import method as method_module
 from expunge.methods.cpe.bank import Bank, mentions, mixed, nearest_names
 from expunge.methods.cpe.losses import Prompts, Surface, attacking, erasing, kappa
 from expunge.methods.cpe.method import CPE
@@ -143,7 +144,7 @@ def test_groups_of_concepts_have_the_gradients_of_all_at_once(
     policy, method = Policy.of(["ghost", "dog", "cat"]), CPE(**SHORT)
     found = []
     for together in (2, 16):
-        monkeypatch.setattr(cpe, "TOGETHER", together)
+        monkeypatch.setattr(method_module, "TOGETHER", together)
         student = method.student(pico, policy, 0, None)
         with torch.no_grad():
             student.weights["up"] += random(*student.weights["up"].shape) / 9
