@@ -342,7 +342,7 @@ def test_sepmes_program_holds_the_anchor_ten_times(pico: Model) -> None:
         ("diffusers", "attn", 40),
         ("compvis", "crossattn", 24),
         ("compvis", "full-weight", 208),
-        ("sepme", "attn2", 20),
+        ("sepme", "cross-attention", 20),
     ],
 )
 def test_parameter_groups(pico: Model, variant: str | None, group: str, count: int) -> None:

@@ -24,6 +24,7 @@ from expunge.methods.spm.student import MembraneStudent
 from expunge.models import Condition
 from expunge.training import loop, saving
 from expunge.training.loop import Monitor, Trainer
+from toy_batches import same
 
 SHORT: dict[str, Any] = {"iterations": 2, "num_inference_steps": 4, "batch_size": 2, "lr": 1e-2}
 GHOST = Concept(target="ghost", keep=["cat"])
@@ -58,10 +59,6 @@ def through(student: MembraneStudent, turn: int, *at: Any) -> Tensor:
         return model.predict(*at)
     finally:
         model.weights.write(dict.fromkeys(changed))
-
-
-def tensor(value: Any) -> Tensor:
-    return value.rows if isinstance(value, Condition) else value
 
 
 def original(**values: Any) -> SPM:
@@ -233,7 +230,7 @@ def test_concepts_take_turns_in_their_own_prompts(pico: Model) -> None:
                 met.add(words)
         assert len(met) > 3
     again = taken(method, student, TWO, [5])[0]
-    assert all(torch.equal(tensor(again[key]), tensor(batches[5][key])) for key in again)
+    assert same(again, batches[5])
 
 
 def test_a_step_moves_the_membrane_of_its_turn_alone(pico: Model) -> None:

@@ -18,6 +18,7 @@ from expunge.methods import configured
 from expunge.methods.esd.method import ESD
 from expunge.models import Condition
 from expunge.training.loop import Monitor, Trainer, train
+from toy_batches import same
 
 SHORT: dict[str, Any] = {"iterations": 6, "trajectories": 3, "num_inference_steps": 4}
 TRAIN = """
@@ -57,10 +58,6 @@ def test_two_processes_train_what_one_trains(pico_folder: Path, tmp_path: Path) 
 
 def joined(parts: list[Any]) -> Any:
     return (Condition if isinstance(parts[0], Condition) else torch).cat(parts)
-
-
-def tensor(value: Any) -> torch.Tensor:
-    return value.rows if isinstance(value, Condition) else value
 
 
 def test_batches_that_processes_cannot_share_are_refused(
@@ -192,7 +189,7 @@ def test_trajectories_are_drawn_once(
 
     monkeypatch.setattr(pico, "predict", fail)
     again = next(method.batches(run, range(1)))
-    assert all(torch.equal(tensor(first[key]), tensor(again[key])) for key in first)
+    assert same(first, again)
 
 
 @pytest.mark.parametrize(
