@@ -39,10 +39,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         check(folder)
-        rates = (rate(dtype, 3 * arguments.runs) for dtype in (torch.float32, torch.float64))
-        print("{} threads: {:.0f} GFLOP/s in single and {:.0f} in double precision\n\n{}".format(
-            torch.get_num_threads(), *rates, HEADER
-        ))  # fmt: skip
+        single, double = (rate(kind, 3 * arguments.runs) for kind in (torch.float32, torch.float64))
+        print(
+            f"{torch.get_num_threads()} threads: {single:.0f} GFLOP/s in single and {double:.0f} "
+            f"in double precision\n\n{HEADER}"
+        )
         for name in arguments.only:
             model = sd14(folder) if arguments.model == "sd14" else load(testing.pipeline(folder))
             setting = Setting(model, folder, arguments.runs, COUNTS[arguments.model])

@@ -77,7 +77,7 @@ def probe(
     model: Model, name: str, edit: Edit | None, concept: str, options: argparse.Namespace
 ) -> None:
     judges = load_judges()
-    styles = [style.name for style in catalog().styles]
+    styles = [style.name for style in catalog().styles[: options.styles]]
     prompts = [f"{concept}, {style} style" for style in styles]
     shown = pictures(model, list(islice(cycle(prompts), options.pictures)), 10_000)
     known, _ = latents_of(model, shown.permute(0, 2, 3, 1))
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--concept", choices=ANCHORS, default="santa claus")
     parser.add_argument("--pictures", type=int, default=14, help="of the concept, to learn from")
     parser.add_argument("--drawn", type=int, default=7, help="pictures of each embedding")
+    parser.add_argument("--styles", type=int, help="that are asked for; all by default")
     parser.add_argument("--model", default="emoji", help="emoji or pico")
     options = parser.parse_args()
     model = model_of(options.model)

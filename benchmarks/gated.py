@@ -4,7 +4,8 @@
     python benchmarks/gated.py gates [--concepts 100 1000] [--sizes sd14]
     python benchmarks/gated.py sampling [--gates 100] [--steps 50] [--rounds 5] [--model emoji]
     python benchmarks/gated.py passes [--gates 100] [--steps 50] [--rounds 5] [--model sd14]
-    python benchmarks/gated.py many [--concepts 50] [--things 107] [--model emoji]
+    python benchmarks/gated.py many [--concepts 50] [--things 107] [--iterations 300]
+                                    [--model emoji]
 
 ``training`` and ``gates`` have the sizes of Stable Diffusion 1.4 (32 keys and values of 768-wide
 rows, 77 tokens) and random weights. ``training`` compares one step, forward and backward, with
@@ -282,7 +283,7 @@ def passes(count: int, steps: int, rounds: int, name: str) -> None:
     )
 
 
-def many(count: int, things: int | None, model: expunge.Model) -> None:
+def many(count: int, things: int | None, iterations: int | None, model: expunge.Model) -> None:
     known = catalog().objects[:things]
     concepts = [
         expunge.Concept(target=one.name, anchor=other.name)
@@ -290,6 +291,9 @@ def many(count: int, things: int | None, model: expunge.Model) -> None:
     ]
     policy = presets.policy(*concepts)
     values = presets.settings("cpe", concepts[0])
+    if iterations:
+        stages = ("first_iterations", "later_iterations", "attack_iterations")
+        values |= dict.fromkeys(stages, iterations)
     edits: list[Edit] = []
     taken = seconds(lambda: edits.append(expunge.erase(model, policy, "cpe", **values)))
     edit = edits[0]
@@ -333,6 +337,7 @@ def main() -> None:
     five = parts.add_parser("many")
     five.add_argument("--concepts", type=int, default=50)
     five.add_argument("--things", type=int, help="that are drawn; all by default")
+    five.add_argument("--iterations", type=int, help="of each stage, for the preset's")
     for part in (one, two):
         part.add_argument("--sizes", choices=SIZES, default="sd14")
     for part in (three, five):
@@ -349,7 +354,7 @@ def main() -> None:
         case "passes":
             passes(options.gates, options.steps, options.rounds, options.model)
         case "many":
-            many(options.concepts, options.things, model_of(options.model))
+            many(options.concepts, options.things, options.iterations, model_of(options.model))
 
 
 if __name__ == "__main__":

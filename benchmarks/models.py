@@ -3,6 +3,9 @@
 import tempfile
 from pathlib import Path
 
+import torch
+from diffusers import UNet2DConditionModel
+
 from expunge import Model, load, testing
 
 
@@ -25,8 +28,20 @@ def model_of(name: str, device: str = "auto", *, latents: int = 64, filled: bool
         if name == "sd14":
             pipe = testing.sd14(Path(folder), latents=latents, filled=filled)
         else:
-            net = testing.unet()
-            net.register_to_config(sample_size=32)
-            pipe = testing.pipeline(Path(folder), net)
+            pipe = testing.pipeline(Path(folder), _pico())
     pipe.set_progress_bar_config(disable=True)
     return load(pipe if device == "auto" else pipe.to(device))
+
+
+def _pico() -> UNet2DConditionModel:
+    """A UNet for larger latents than ``testing.unet``, with attention to the small ones alone."""
+    changed = {
+        "sample_size": 32,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    settings = {**testing.unet().config, **changed}
+    torch.manual_seed(1)
+    net: UNet2DConditionModel = UNet2DConditionModel.from_config(settings)
+    return net

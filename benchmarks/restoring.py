@@ -4,7 +4,7 @@
                                    [--styles 7] [--model emoji]
 
 Erases five things at once from the bundled model (or takes the edit that is given), takes out every
-set of them, draws all five in all styles each time, and counts how often the judge finds what is
+set of them, draws all of them in all styles each time, and counts how often the judge finds what is
 still erased and what was given back. Weights are compared with those of an edit that never had the
 others, and, with all given back, with the base, bit for bit.
 """
@@ -61,7 +61,7 @@ def main() -> None:
             **presets.settings(options.method, *concepts),
         )
     )
-    targets = [concept.target for concept in concepts]
+    targets = [concept.target for concept in edit.concepts]
     asked = {
         target: [
             ImageRequest(

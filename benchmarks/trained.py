@@ -206,7 +206,7 @@ class Look(NamedTuple):
     scores: Mapping[str, float]
 
 
-def way(model: Model, method: ESD, every: int, limit: float, count: int) -> list[Look]:
+def way(model: Model, method: ESD, every: int, options: argparse.Namespace) -> list[Look]:
     """What was seen until the style was erased or time was up; looking itself isn't counted."""
     concept = Concept(target="ink", kind="style", anchor="noto")
     policy = presets.policy(concept)
@@ -220,13 +220,13 @@ def way(model: Model, method: ESD, every: int, limit: float, count: int) -> list
     def look(now: Model) -> Mapping[str, float]:
         nonlocal looking, passes
         start, before = time.perf_counter(), passes
-        found = scores(now, concept, policy.kept, count)
+        found = scores(now, concept, policy.kept, options.things)
         seen.append(Look(start - begin - looking, before, found))
         looking, passes = looking + time.perf_counter() - start, before
         return found
 
     def enough(found: Mapping[str, float]) -> bool:
-        return found["erased"] <= 0.05 or seen[-1].seconds > limit
+        return found["erased"] <= 0.05 or seen[-1].seconds > options.limit
 
     counting = model.denoiser.register_forward_pre_hook(count)
     try:
@@ -236,19 +236,22 @@ def way(model: Model, method: ESD, every: int, limit: float, count: int) -> list
     return seen
 
 
-def esd(limit: float, count: int, model: Model) -> None:
+def esd(model: Model, options: argparse.Namespace) -> None:
     concept = Concept(target="ink", kind="style", anchor="noto")
-    ours = ESD(**presets.settings("esd", concept))
+    values = presets.settings("esd", concept)
+    if options.trajectories:
+        values["trajectories"] = options.trajectories
+    ours = ESD(**values)
     values = ours.model_dump(exclude={"preset"})
     fresh = {"batch_size": 1, "iterations": 10_000, "num_inference_steps": 50}
-    base = scores(model, concept, ["noto"], count)
+    base = scores(model, concept, ["noto"], options.things)
     print(f"{torch.get_num_threads()} threads; base {base}", flush=True)
     ways = {
-        "ours": way(model, ours, 10, limit, count),
-        "released schedule": way(model, Fresh(**{**values, **fresh}), 25, limit, count),
+        "ours": way(model, ours, options.every[0], options),
+        "released schedule": way(model, Fresh(**{**values, **fresh}), options.every[1], options),
     }
-    for label, seen in ways.items():
-        last, every = seen[-1], 10 if label == "ours" else 25
+    for (label, seen), every in zip(ways.items(), options.every, strict=True):
+        last = seen[-1]
         state = "erased" if last.scores["erased"] <= 0.05 else "not erased"
         print(
             f"{label}: {state} after {last.seconds:.0f} s ({every * len(seen)} steps, "
@@ -264,6 +267,10 @@ def main() -> None:
     parser.add_argument("part", choices=parts)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--limit", type=float, default=900, help="seconds of training at most")
+    parser.add_argument(
+        "--every", type=int, nargs=2, default=[10, 25], help="steps between looks, ours and theirs"
+    )
+    parser.add_argument("--trajectories", type=int, help="of ours, for the preset's")
     parser.add_argument("--things", type=int, default=27, help="that are drawn in each look")
     parser.add_argument("--model", help="sd14, or pico; for esd emoji, or pico")
     options = parser.parse_args()
@@ -274,7 +281,7 @@ def main() -> None:
         case "memory":
             memory(name)
         case "esd":
-            esd(options.limit, options.things, model_of(name))
+            esd(model_of(name), options)
         case "ours-memory":
             ours_memory(name)
         case "theirs-memory":

@@ -61,8 +61,8 @@ def remember(model: Model, prompts: Iterable[str]) -> None:
         context = torch.where(at[:, None] > last, 3 * means[last], means)
         rows = own[ids] + context + place + 0.2 * torch.randn(place.shape, generator=draws)
         rows[0] = own[ids[0]]
-        unit = rows / rows.norm(dim=1, keepdim=True)
-        model.remember({prompt: Condition(27 * unit[None])})
+        rows = 27 * rows / rows.norm(dim=1, keepdim=True)
+        model.remember({prompt: Condition(rows[None])})
 
 
 def prior(model: Model) -> Prior:
