@@ -6,8 +6,8 @@ Every changed matrix (a convolution counts as the matrix ``[out, in * height * w
 
 where ``up @ down`` is the sum of all changes of the edit, factored by an SVD in float64. The rank
 is the smallest whose error is below the rounding of the written type: 6e-8 of the change in
-float32, 5e-4 in float16. A cap on the rank makes the error larger. The error of the written tensors is
-measured for every matrix and recorded in the file's header.
+float32, 5e-4 in float16. A cap on the rank makes the error larger. The error of the written tensors
+is measured for every matrix and recorded in the file's header.
 """
 
 from collections.abc import Mapping, Sequence
