@@ -1,13 +1,13 @@
-"""The one error type that a user's mistake raises; the command line prints its text alone."""
+"""The errors that a user's mistake raises; the command line prints only their text."""
 
 
 class ExpungeError(ValueError):
-    """Something the caller can mend; the message says what was wrong and what to do."""
+    """A mistake that the caller can fix; the message says what was wrong and what to do."""
 
 
 class Unsupported(ExpungeError):
-    """What was asked makes sense, but this version can't do it yet."""
+    """The request makes sense, but this version can't do it."""
 
 
 class Missed(ExpungeError):
-    """What was asked was done and written down, and it doesn't meet the policy's limits."""
+    """An audit was done and saved, and the model doesn't meet the policy's limits."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: everything is written beside its place, then renamed."""
+"""Files that are whole or absent: each is written under another name, then renamed."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def digest(value: Any) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, or of the names and sums of a folder's files."""
+    """Hex SHA-256 of a file, or of the names and hashes of a folder's files."""
     if path.is_dir():
         return digest({p.name: sha256(p) for p in sorted(path.iterdir()) if p.is_file()})
     total = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work needs: that of this process, or of a GPU."""
+"""Peak memory of a piece of work, of this process or on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import psutil
 import torch
 
 INTERVAL = 0.005
-"""Seconds between two looks at this process."""
+"""Seconds between two readings."""
 
 
 @dataclass
@@ -17,13 +17,13 @@ class Usage:
     """Bytes in use around a block of work; complete when the block has ended."""
 
     before: int
-    """When the block began."""
+    """In use when the block began."""
     peak: int
-    """At most, from the beginning of the block to its end."""
+    """Most in use while the block ran."""
 
     @property
     def added(self) -> int:
-        """At most, beyond those in use before."""
+        """Peak minus what was in use before."""
         return self.peak - self.before
 
 
@@ -33,9 +33,8 @@ def peak_memory(
 ) -> Iterator[Usage]:
     """``with peak_memory(device) as used: ...``; then ``used.peak`` is the most bytes in use.
 
-    On a GPU that is what torch has allocated there. Elsewhere, and without a device, it is the
-    resident memory of this process; a thread looks at it every ``interval`` seconds, so what is
-    freed sooner may be missed.
+    On a GPU, this is what torch has allocated there. Otherwise it is the resident memory of this
+    process. A thread reads it every ``interval`` seconds, so short peaks may be missed.
     """
     if device is not None and device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

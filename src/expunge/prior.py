@@ -1,12 +1,17 @@
-"""What a text encoder says on average: the second moment of the embeddings of many prompts.
+"""A prior: the second moment of a text encoder's embeddings over many prompts.
 
+<<<<<<< HEAD
 Methods that hold everything but the erased words still (MACE, TRCE) ask that the keys and values
 of ordinary captions stay. All they need to know of the captions is one matrix::
+=======
+Methods that keep everything but the erased words (MACE, TRCE) require that the keys and values of
+ordinary captions stay the same. All they need from the captions is one matrix,
+>>>>>>> split
 
     C = sum over prompts and positions of e e^T
 
-with the rows ``e`` of the text encoder's output. It takes long to make, for hundreds of thousands
-of captions, and fits in a small file. It belongs to a text encoder, not to a UNet: every
+with the rows ``e`` of the text encoder's output. For hundreds of thousands of captions it takes
+long to compute, but fits in a small file. It depends on the text encoder, not on the UNet: every
 fine-tuned model with the same text encoder can use it.
 """
 
@@ -46,13 +51,13 @@ MOMENT_BATCH = 16
 BATCH = 64
 """Prompts encoded at a time."""
 SAVE_EVERY = 30.0
-"""Seconds between two states of an unfinished prior on disk."""
+"""Seconds between two checkpoints of an unfinished prior."""
 HEADER = "expunge.prior"
 """Entry of the safetensors header that holds the metadata."""
 AGREE = 1e-3
-"""Relative distance up to which two single-precision sums of an old cache are the same."""
+"""Single-precision sums of an old cache within this relative distance are the same."""
 PLAIN = ("a brown dog sleeps on a sofa", "a bowl of fruit on a wooden table in the kitchen")
-"""Captions as ordinary as those of the caches, to tell from a sum how many they were."""
+"""Ordinary captions, to estimate from the sum of an old cache how many captions it has."""
 
 
 class Metadata(BaseModel):
@@ -63,7 +68,7 @@ class Metadata(BaseModel):
     text_encoder: str
     """SHA-256 of the text encoder's weights (see ``Model.text_fingerprint``)."""
     prompts: str | None
-    """SHA-256 of the prompts; ``None`` for an old cache, which doesn't say."""
+    """SHA-256 of the prompts; ``None`` for an old cache, where it isn't known."""
     count: int = Field(ge=1)
     """How many prompts; for an old cache an estimate, to a few percent."""
     positions: int = Field(ge=1)
@@ -88,13 +93,13 @@ class Prior:
     def of(
         cls, model: Model, prompts: Sequence[str], *, checkpoint: PathLike | None = None
     ) -> "Prior":
-        """Encode all ``prompts`` and sum up.
+        """The prior of ``prompts``.
 
         Args:
-            model: whose text encoder to ask.
-            prompts: captions of ordinary pictures; one that is there twice counts twice.
-            checkpoint: a ``.safetensors`` file for the state of a run; if it is there already,
-                the run continues from it, to the same sum bit for bit.
+            model: its text encoder reads the prompts.
+            prompts: captions of ordinary pictures; duplicates count each time.
+            checkpoint: a ``.safetensors`` file for the state of a run. If it exists, the run
+                continues from it, to the same sum bit for bit.
 
         Raises:
             ExpungeError: there is no prompt, or the checkpoint is of another run.
@@ -151,7 +156,7 @@ class Prior:
         in the order down, up, middle.
 
         Args:
-            path: the file; it is read without executing anything in it.
+            path: the file; no code in it is run.
             model: the model that the cache was made with. The prior then serves all models with
                 the same text encoder.
 
@@ -190,10 +195,10 @@ class Prior:
         return cls(_sound((total + total.T) / 2, str(path)), metadata)
 
     def check(self, model: Model) -> None:
-        """See that the prior is of this model's text encoder.
+        """Check that the prior was made with this model's text encoder.
 
         Raises:
-            ExpungeError: it is of another one.
+            ExpungeError: it was made with another one.
         """
         if self.metadata.text_encoder != model.text_fingerprint():
             raise ExpungeError(
@@ -244,7 +249,7 @@ def _write(path: PathLike, total: Tensor, metadata: Metadata, *, done: int | Non
 
 
 def _read(path: PathLike) -> tuple[Tensor, Metadata, int | None]:
-    """The sum, its metadata, and how many prompts are in it if they aren't all."""
+    """The sum, its metadata, and the number of prompts so far if it is unfinished."""
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such prior")
     try:

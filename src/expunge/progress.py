@@ -1,4 +1,4 @@
-"""Progress bars with time left, silent unless a caller asks for them with ``shown()``."""
+"""Progress bars with the time left, shown only inside ``with shown():``."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

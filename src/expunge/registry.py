@@ -1,4 +1,4 @@
-"""Things found by name and imported when first used; packages add their own by entry point."""
+"""Objects by name, imported when first used; other packages add theirs by entry points."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ class Registry(Generic[Entry]):
 
     @cached_property
     def places(self) -> Mapping[str, str]:
-        """Every name with its place; our own names can't be taken over."""
+        """Every name with its place; other packages can't replace our own names."""
         if not self._group:
             return self._own
         found = {point.name: point.value for point in entry_points(group=self._group)}
@@ -38,10 +38,10 @@ class Registry(Generic[Entry]):
         return iter(sorted(self.places))
 
     def get(self, name: str) -> Entry:
-        """Import what stands under ``name``.
+        """Import the object called ``name``.
 
         Raises:
-            ExpungeError: nothing does; the message lists near names.
+            ExpungeError: there is none; the message lists similar names.
         """
         if name not in self.places:
             near = difflib.get_close_matches(name, self.places, n=3, cutoff=0.4) or list(self)

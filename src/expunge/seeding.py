@@ -1,4 +1,4 @@
-"""Named random generators from one seed: a new draw never shifts the numbers of another."""
+"""Named random generators from one seed: adding a draw never changes the others."""
 
 import hashlib
 

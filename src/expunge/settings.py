@@ -1,4 +1,4 @@
-"""Settings that are given as values or as the path of a file that holds them."""
+"""Settings given as a value, or as the path of a file that holds it."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from expunge.files import PathLike
 def or_file(
     read: Callable[[PathLike], Any], *, names_file: Callable[[str], bool] = lambda text: True
 ) -> BeforeValidator:
-    """The setting is a value, or what ``read`` makes of the path of one.
+    """Validates a setting that is a value, or the path of a file that ``read`` opens.
 
     Args:
         read: opens the file; an ``ExpungeError`` of it is a fault of the setting.

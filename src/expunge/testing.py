@@ -1,4 +1,4 @@
-"""Random models and edits to test and time code with; nothing is downloaded.
+"""Random models and edits for testing and timing; nothing is downloaded.
 
 For the tests of Expunge and of packages that extend it, and for benchmarks. ``pipeline`` builds a
 Stable Diffusion small enough for a test: 16 rows of width 32 a prompt, pictures of 16 x 16 pixels,
@@ -148,8 +148,8 @@ def sd14(folder: Path, *, latents: int = 64, filled: bool = True) -> StableDiffu
     Args:
         folder: for the files of the tokenizer.
         latents: height and width of the latents.
-        filled: whether the UNet's weights get random numbers, which takes some seconds; else they
-            are whatever the memory held.
+        filled: whether the UNet's weights get random numbers, which takes some seconds; otherwise
+            they are uninitialised memory.
     """
     settings = {**SD14, "sample_size": latents}
     if filled:

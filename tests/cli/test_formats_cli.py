@@ -129,7 +129,7 @@ def test_a_sum_and_what_is_left_without_a_part(
         ("export e --to onnx --output x.safetensors", "onnx"),
         ("import none --output x.safetensors", "none: no such file or folder"),
         ("import none --output x.pt", "give a name that ends .safetensors"),
-        ("import none --output x.safetensors --kind style", "--kind: say of which --concept"),
+        ("import none --output x.safetensors --kind style", "--kind: name the --concept"),
         ("compose --output x.safetensors", "say which edits to add up"),
         ("compose none --output x.safetensors", "none: no such edit"),
         ("compose none --output x", "give a name that ends .safetensors"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model
-from expunge.edits import membranes
+from expunge.edits import factors, membranes
 from expunge.edits.gates import Tokens
 from expunge.edits.membranes import Membranes
 from expunge.models import Condition
@@ -203,9 +203,9 @@ def test_folded_into_weights_or_not_it_is_the_same(
     several = [membrane(pico, Concept(target=f"ghost {n}"), n, rank=3) for n in range(3)]
     with several[0].applied(pico), several[1].applied(pico), several[2].applied(pico):
         folded, made = predicted(pico, prompts), []
-        whole = membranes._Folded.whole
+        whole = factors.PerPromptWeights.whole
         monkeypatch.setattr(
-            membranes._Folded, "whole", lambda *at: made.append(at[1]) or whole(*at)
+            factors.PerPromptWeights, "whole", lambda *at: made.append(at[1]) or whole(*at)
         )
         again = predicted(pico, prompts)
         assert torch.equal(folded, again)

@@ -15,13 +15,13 @@ from torch import Tensor
 TOLERANCE = 1e-5
 
 PIVOT = 1e-9
-"""A column of an orthonormal basis that adds less than this to those before it adds nothing."""
+"""A column that is less than this away from the span of those before it adds nothing."""
 
 
 def null_space(rows: Tensor, within: Tensor | None = None, tolerance: float = TOLERANCE) -> Tensor:
-    """The space of everything orthogonal to all ``rows`` ``[rows, width]``.
+    """A basis of the space orthogonal to all ``rows`` ``[rows, width]``.
 
-    ``within`` is a space to stay in; by default everything.
+    ``within`` is a basis of the space to stay in; by default the whole space.
     """
     rows = rows.double()
     space = _whole(rows) if within is None else within
@@ -59,7 +59,7 @@ def fitting(
     enough: Callable[[Tensor], bool],
     tolerance: float = TOLERANCE,
 ) -> int:
-    """How many of the first blocks of rows leave a null space that is ``enough``."""
+    """How many blocks, from the first on, leave a null space that is ``enough``."""
     space, count = within, 0
     for block in blocks:
         space = null_space(block, space, tolerance)
@@ -70,9 +70,9 @@ def fitting(
 
 
 def leading(rows: Tensor, within: Tensor, most: int = 0, tolerance: float = TOLERANCE) -> Tensor:
-    """Where ``rows`` ``[rows, width]`` lie inside of a space, the directions of most of them first.
+    """The directions that ``rows`` ``[rows, width]`` have inside a space, strongest first.
 
-    At most ``most`` directions, if that isn't 0.
+    At most ``most`` directions, unless it is 0.
     """
     rows = rows.double()
     if not len(within) or not len(rows):

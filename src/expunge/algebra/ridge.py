@@ -24,9 +24,9 @@ from torch import Tensor
 from expunge.errors import ExpungeError
 
 NEGLIGIBLE = 1e-10
-"""Share of the largest singular value below which a direction is rounding, not an edit."""
+"""Directions below this share of the largest singular value are rounding errors."""
 HOPELESS = 1e14
-"""Condition number from which on a float64 solution has no trustworthy digit left."""
+"""At this condition number, a float64 solution has no reliable digit left."""
 PANEL = 128
 """Columns of a Gram matrix computed at a time; what lies below them is copied."""
 
@@ -57,7 +57,7 @@ class SharedFactors(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """The two sums that a set of rows enters the system with; they add up and subtract."""
+    """The two sums through which rows enter the system; they can be added and subtracted."""
 
     gram: Tensor
     """``sum_i w_i s_i s_i^T``, ``[width, width]`` float64."""
@@ -71,7 +71,7 @@ class Statistics:
         return Statistics(self.gram - other.gram, self.shift - other.shift)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds: of the symmetric matrix the diagonal and what is above it."""
+        """What a file holds; of the symmetric matrix, only the upper triangle."""
         row, column = torch.triu_indices(*self.gram.shape, device=self.gram.device)
         return {"gram": self.gram[row, column], "shift": self.shift}
 
@@ -127,11 +127,11 @@ def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 Moved = Rows | Statistics
-"""Rows while they are fewer than their width, their sums afterwards."""
+"""Rows to move: the rows themselves if they are fewer than wide, else their sums."""
 
 
 def joined(parts: Sequence[Moved]) -> Moved:
-    """All rows together, in the shorter of the two forms."""
+    """All rows together, in the smaller of the two forms."""
     width = (parts[0].sources if isinstance(parts[0], Rows) else parts[0].shift).shape[1]
     rows = [part for part in parts if isinstance(part, Rows)]
     if len(rows) == len(parts) and sum(len(part.sources) for part in rows) < width:
@@ -158,7 +158,7 @@ def gram(*blocks: Tensor) -> Tensor:
 def kept_rows(blocks: Iterable[Tensor], weight: float, width: int) -> Tensor:
     """Rows ``P`` ``[kept, width]`` float64 with ``P^T P`` the weighted Gram matrix of all blocks.
 
-    They are the rows themselves, times the root of the weight, as long as those are few.
+    If the rows are fewer than wide, they are the rows themselves, times the root of the weight.
     """
     few: list[Tensor] = []
     total, count = torch.zeros(width, width, dtype=torch.float64), 0
@@ -174,7 +174,7 @@ def kept_rows(blocks: Iterable[Tensor], weight: float, width: int) -> Tensor:
 
 
 def factor(gram: Tensor) -> Tensor:
-    """Rows ``R`` with ``R^T R`` equal to a Gram matrix, no more of them than it has directions."""
+    """Rows ``R`` with ``R^T R`` equal to a Gram matrix; as many as its rank."""
     lower, failed = torch.linalg.cholesky_ex(gram)
     if not failed:
         whole: Tensor = lower.T.contiguous()

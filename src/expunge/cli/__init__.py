@@ -23,7 +23,7 @@ _COMMANDS = {
     "methods": "List the methods with their settings.",
     "prompts": "List published prompt sets, or check your copy of one.",
     "protocols": "List how published numbers were made.",
-    "prior": "Sum up captions that must stay, for methods that keep them.",
+    "prior": "Summarise captions that must stay, for methods that keep them.",
     "doctor": "Say what an edit would change in a model, and how it reads your words.",
     "export": "Write an edit as a LoRA of other programs, or the edited model whole.",
     "import": "Turn a published erased model into an edit.",
@@ -54,9 +54,9 @@ def application() -> App:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command and return its exit code.
 
-    The exit code is 0, 1 where a model misses a policy's limits, 2 after a mistake, 130 after an
+    That is 0, or 1 if a model misses a policy's limits, 2 after a mistake, 130 after an
     interruption.
     """
     tokens = sys.argv[1:] if arguments is None else list(arguments)
@@ -78,7 +78,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, UnknownCommandError):  # whose own text imports every command
         return f"no such command; there are {', '.join(_COMMANDS)}"
     cause: Any = error.__cause__
-    # By name, because no command has imported pydantic when a word is merely misspelt.
+    # By name: importing pydantic only to report a misspelt word would take long.
     if type(cause).__name__ == "ValidationError":
         from expunge.concepts import explain
 
@@ -88,7 +88,7 @@ def _one_line(error: Exception) -> str:
 
 @contextmanager
 def resumable(saved: str) -> Iterator[None]:
-    """Tell who interrupts this block what is saved, e.g. ``the pictures in runs/cats``."""
+    """After an interruption, say what is saved, e.g. ``the pictures in runs/cats``."""
     try:
         yield
     except KeyboardInterrupt:

@@ -22,18 +22,18 @@ def bench(
     seed: tuple[int, ...] = (),
     jobs: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
 ) -> None:
-    """Compare methods on the bundled model: each task with each method, one row each.
+    """Compare methods on the bundled model, with a row for each task and method.
 
-    The folder gets table.csv, a page with plots, the same as Markdown, all edits and pictures. A
-    run that was stopped continues with the same command; other methods, tasks and seeds can be
-    added to the same folder later.
+    The folder gets table.csv, a page with plots as HTML and as Markdown, all edits and pictures. A
+    run that was stopped continues with the same command. You can add other methods, tasks and
+    seeds to the same folder later.
 
     Parameters
     ----------
     output:
         Folder for the table and everything behind it.
     plan:
-        YAML file with other methods, tasks, seeds and settings than the project's own.
+        YAML file with methods, tasks, seeds and settings to use instead of the project's own.
     only:
         A method of the plan; repeat it for more. All by default.
     task:
@@ -41,7 +41,7 @@ def bench(
     seed:
         A seed of the plan; repeat it for more. All by default.
     jobs:
-        Edits made and measured side by side. On a CPU as many as it has cores is quickest.
+        Edits to make and measure at once. On a CPU, one per core is quickest.
     """
     chosen = Bench.load(plan)
     cells = chosen.cells(only, task, seed)

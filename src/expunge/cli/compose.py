@@ -1,4 +1,4 @@
-"""``expunge compose``: edits added up and taken out again."""
+"""``expunge compose``: add edits up, or take parts out again."""
 
 from functools import reduce
 from operator import add, sub
@@ -18,9 +18,9 @@ def compose(
     only: tuple[str, ...] = (),
     without_concept: tuple[str, ...] = (),
 ) -> None:
-    """Add edits up, take one out of a sum, or pick what erases some of the concepts.
+    """Add edits up, subtract some from the sum, or keep the parts of some concepts.
 
-    Closed-form edits are solved together: their sum erases what one call for all would erase.
+    Closed-form edits are solved together: the sum is the edit that erases all concepts in one call.
 
     Parameters
     ----------
@@ -29,12 +29,11 @@ def compose(
     output:
         The edit file to write, e.g. both.safetensors.
     without:
-        An edit file to take out of the sum; repeat it for more.
+        An edit file to subtract from the sum; repeat it for more.
     only:
-        Leave nothing but what erases the concept of these words; repeat it for more.
+        Keep only the part that erases this concept; repeat it for more.
     without_concept:
-        Leave out what erases the concept of these words, so that it is drawn again; repeat it
-        for more.
+        Remove the part that erases this concept, so that it is drawn again; repeat it for more.
     """
     safetensors_file(output)
     if not edits:

@@ -11,19 +11,19 @@ from expunge.report.words import cell
 
 
 def diff(first: Path, second: Path, /, *, everything: bool = False) -> None:
-    """Say how the models of two reports differ, and what was not the same in measuring them.
+    """Say how the numbers of two reports differ, and what was different in how they were made.
 
-    A run that is repeated elsewhere has the same numbers, or a line here says which version, seed
-    or setting differs.
+    If a run that was repeated elsewhere has other numbers, a line says which version, seed or
+    setting differs.
 
     Parameters
     ----------
     first:
         Folder of an audit or evaluation, or its report.json.
     second:
-        The same of another one.
+        The same for another audit or evaluation.
     everything:
-        List the numbers that are the same, too.
+        Also list the numbers that are the same.
     """
     console = Console(highlight=False)
     found = compare(Report.load(first), Report.load(second))

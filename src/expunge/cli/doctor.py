@@ -32,26 +32,26 @@ def doctor(
 ) -> None:
     """Say what an edit would change in a model, and how the model reads your words.
 
-    Nothing is erased and nothing is written. Without concepts only the model is looked at.
+    Nothing is erased or written. Without concepts, only the model is described.
 
     Parameters
     ----------
     method:
-        One of "expunge methods"; by default all that need no training are tried.
+        One of "expunge methods". By default, all that need no training are tried.
     as_json:
         Print one JSON object instead of tables.
     """
     named = bool(concepts.policy or concepts.concept)
     if not named and (concepts.described or concepts.keep or method):
         raise ExpungeError(
-            "--synonym, --kind, --anchor, --keep and --method need something to erase; name it "
+            "--synonym, --kind, --anchor, --keep and --method need a concept to erase; name it "
             "with --concept WORDS or --policy FILE"
         )
     if setting and not method:
         raise ExpungeError(f"--set {setting[0]}: of which method? Name it with --method")
     wanted = concepts.to_policy() if named else None
     chosen = configured(method, **assignments(method, setting)) if method else None
-    with Console(stderr=True).status("looking at the model ..."):
+    with Console(stderr=True).status("examining the model ..."):
         found = examine(load(model), wanted, chosen)
     if as_json:
         print(found.model_dump_json(indent=2))
@@ -162,7 +162,7 @@ def _costs(costs: tuple[Cost, ...]) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    """A table without lines; the columns with a ``#`` at the end hold numbers."""
+    """A table without lines; columns whose name ends in ``#`` hold numbers."""
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column.rstrip("#"), justify="right" if column[-1] == "#" else "left")

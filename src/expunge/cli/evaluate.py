@@ -1,4 +1,4 @@
-"""``expunge evaluate``: what an edit erased and what it kept, in figures."""
+"""``expunge evaluate``: measure what an edit erased and what it kept."""
 
 from functools import reduce
 from operator import add
@@ -31,13 +31,13 @@ def evaluate(
 ) -> None:
     """Measure what an edit erased and what it kept, on the same prompts and seeds.
 
-    The folder gets the pictures, the judgement of each, and report.json, of which "expunge
-    report" makes a page. A run that was stopped continues with the same command.
+    The folder gets the pictures, the judgement of each, and report.json, which "expunge report"
+    turns into a page. A run that was stopped continues with the same command.
 
     Parameters
     ----------
     edit:
-        An edit file; repeat it to measure several, each by itself, in one report.
+        An edit file; repeat it to measure several, each on its own, in one report.
     suite:
         The prompts and the judge.
     size:
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def table(evaluation: Evaluation) -> Table:
-    """Every measurement as a line, with 95 % intervals in brackets."""
+    """A line for each measurement, with 95 % intervals in brackets."""
     lines = Table("prompts", "measured", "base", "edited", "edited minus base")
     lines.title = f"{headline(evaluation).title}; in brackets 95 % intervals"
     for role in ("efficacy", "retention"):
@@ -104,7 +104,7 @@ def _scale(measured: Measurement) -> str:
 
 
 def show_headline(console: Console, evaluation: Evaluation) -> None:
-    """The sentences, erased and kept together."""
+    """Print the headline: what was erased, and what was kept."""
     said = headline(evaluation)
     console.print(f"\n[bold]{said.title}[/bold]")
     for sentence in said.sentences:

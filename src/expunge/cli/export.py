@@ -17,7 +17,7 @@ from expunge.models import Model, load
 Format = Literal["lora", "kohya", "peft", "diffusers", "checkpoint", "weights", "spm", "cpe"]
 LORAS = ("lora", "kohya", "peft")
 OWN = ("spm", "cpe")
-"""Layouts of gates, which hold them as they are."""
+"""Layouts that hold gates as they are."""
 USES: Mapping[Format, str] = {
     "lora": 'pipe.load_lora_weights("{}")',
     "kohya": 'A1111 or ComfyUI, folder of LoRAs; or pipe.load_lora_weights("{}")',
@@ -28,7 +28,7 @@ USES: Mapping[Format, str] = {
     "spm": "SPM's infer_spm.py --spm_path {}/*",
     "cpe": "CPE's generate_cpe.py --model_path {}",
 }
-"""How each is loaded."""
+"""How to load each format."""
 
 
 def export(
@@ -44,27 +44,26 @@ def export(
 ) -> None:
     """Write an edit in a format that other programs load.
 
-    Without --rank every format is exact up to the rounding of its precision.
+    Without --rank, every format is exact up to rounding.
 
     Parameters
     ----------
     edit:
         An edit file.
     to:
-        A LoRA for the unedited model: "lora" (diffusers), "kohya" (A1111, ComfyUI), "peft". The
-        edited model whole: "diffusers" (a folder), "checkpoint" (one file). Or the edited UNet
-        parameters alone: "weights". What SPM or CPE have made, in their own files:
-        "spm", "cpe".
+        A LoRA for the unedited model: "lora" (diffusers), "kohya" (A1111, ComfyUI) or "peft". The
+        whole edited model: "diffusers" (a folder) or "checkpoint" (one file). Only the edited
+        UNet parameters: "weights". SPM's or CPE's own files: "spm" or "cpe".
     output:
-        What to write: a new folder for "peft", "diffusers", "spm" and "cpe", else a .safetensors
-        file.
+        What to write: a new folder for "peft", "diffusers", "spm" and "cpe"; otherwise a
+        .safetensors file.
     dtype:
-        Precision of what is written; by default float32, and for a whole model that of its files.
+        Precision of what is written. By default float32; for a whole model, that of its files.
     rank:
-        Cap on the rank of a LoRA; what is lost is told and stands in the file.
+        Largest rank of a LoRA. How much that loses is printed and recorded in the file.
     approximate:
-        Write weights for gates, which can't do the same: nearly so for the prompts that the edit
-        was made for. How far they are off is told and stands in the file.
+        Replace gates by weights. These do nearly the same for the prompts that the edit was made
+        for. How far they are off is printed and recorded in the file.
     """
     if rank is not None and to not in LORAS:
         raise ExpungeError(f"--rank: only a LoRA has a rank, --to {to} is exact")
@@ -93,7 +92,7 @@ def export(
 
 
 def _approximated(edit: Edit, model: Model) -> Edit:
-    """Weights for gates, and a line that says how good they are."""
+    """The edit with weights for gates; prints how far they are off."""
     from expunge.formats.approximate import approximated
 
     plain, gap = approximated(edit, model)

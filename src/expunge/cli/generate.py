@@ -46,8 +46,8 @@ def generate(
     prompts:
         CSV file with the columns case_number, prompt, evaluation_seed (or seed, index, ...).
     prompt_set:
-        Which published set the file is, by a name of "expunge prompts": it is checked and read as
-        that set. Sets that come with the package need no file.
+        A published set, by its name in "expunge prompts". The file is checked and read as that
+        set; sets that come with the package need no file.
     prompt:
         A prompt, instead of a file; repeat it for more.
     seed:
@@ -75,7 +75,7 @@ def generate(
 def _source(
     console: Console, path: Path | None, prompt_set: str, words: tuple[str, ...], seed: int
 ) -> PromptSet:
-    """The prompts that were named, in one of three ways."""
+    """The prompts: given as words, as a file, or as a published set."""
     if bool(path or prompt_set) == bool(words):
         raise ExpungeError("give the prompts either with --prompts FILE or with --prompt WORDS")
     if words:

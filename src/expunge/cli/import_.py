@@ -1,4 +1,4 @@
-"""``expunge import``: an edit from a published erased model."""
+"""``expunge import``: turn a published erased model into an edit."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,15 +39,16 @@ def import_(
     output:
         The edit file to write, e.g. published.safetensors.
     model:
-        The base that it was made from: "emoji", a folder, or a Hugging Face id.
+        The base model that it was made from: "emoji", a folder, or a Hugging Face id.
     concept:
-        What it claims to erase, for the record; repeat it for more.
+        What it claims to erase, for the edit's record; repeat it for more.
     kind:
         What the concepts are.
     rule:
-        How SPM's membranes add up: as in its "paper" (the default), or in the "released" program.
+        How SPM's membranes add up: as in the "paper" (the default) or the "released" program.
     metric:
-        How close a prompt is to what a membrane erases; "clipcos_tokenuni" by default.
+        How a prompt's closeness to what a membrane erases is measured; "clipcos_tokenuni" by
+        default.
     strength:
         Factor of that closeness.
     """

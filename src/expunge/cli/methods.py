@@ -40,12 +40,12 @@ def _head(console: Console, method: type[Method]) -> None:
 
 
 def cost(method: type[Method]) -> str:
-    """What a method does and takes with its defaults, in a few words."""
+    """What a method does with its defaults and how many steps it takes, in a few words."""
     field = method.model_fields.get("iterations")
     if field is None:
         return "solves in seconds"
     steps = _as_set(field.default)
-    if not issubclass(method, Trained):  # the docstring says what is done so many times
+    if not issubclass(method, Trained):  # the field's docstring says what is repeated
         return f"solves, with {steps} {_clause(field)}"
     most = "at most " if method.finished is not Trained.finished else ""
     size = method.model_fields.get("batch_size")

@@ -20,10 +20,10 @@ def prior(
     legacy: Path | None = None,
     model: ModelName = "emoji",
 ) -> None:
-    """Sum up what a model's text encoder makes of many captions, for methods that keep them.
+    """Summarise many captions as a model's text encoder reads them, for methods that keep them.
 
     A run that was stopped continues with the same command and ends with the same file. Give the
-    file to a method with "expunge erase --set prior=FILE"; it serves every model with the same
+    file to a method with "expunge erase --set prior=FILE"; it works for every model with the same
     text encoder.
 
     Parameters
@@ -31,11 +31,11 @@ def prior(
     output:
         The file to write, e.g. prior.safetensors.
     prompts:
-        Captions of ordinary pictures: one a line of a .txt file, or the column prompt, caption
-        or text of a .csv file.
+        Captions of ordinary pictures: a .txt file with one per line, or a .csv file with a column
+        prompt, caption or text.
     legacy:
-        An old cache instead, a torch file with the entries 0_for_mat1, 0_for_mat2, ...; then
-        --model is the model that it was made with.
+        Import an old cache instead: a torch file with the entries 0_for_mat1, 0_for_mat2, ...
+        Then --model must be the model that it was made with.
     """
     if output.suffix != ".safetensors":
         raise ExpungeError(f"--output {output}: a prior is a .safetensors file")
@@ -62,5 +62,5 @@ def _summed(console: Console, prompts: Path, model: str, output: Path) -> Prior:
 
 
 def _state(output: Path) -> Path:
-    """Where an unfinished run is kept."""
+    """The file of an unfinished run."""
     return output.with_suffix(".unfinished.safetensors")

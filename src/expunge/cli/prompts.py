@@ -16,14 +16,14 @@ from expunge.prompts.published import (
 def prompts(name: str | None = None, file: Path | None = None, /) -> None:
     """List the prompt sets that the field uses, show one, or check your copy of one.
 
-    Others' prompts aren't shipped, and none is printed.
+    Other people's prompts aren't shipped, and no prompt is printed.
 
     Parameters
     ----------
     name:
         The prompt set, e.g. i2p; by default all of them.
     file:
-        Your copy of it, or the YAML file of names for a set that templates make.
+        Your copy of it; for a set made from templates, a YAML file of names.
     """
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if name is None:

@@ -17,7 +17,7 @@ def protocols(name: str | None = None, /) -> None:
     if name is None:
         for each in known().values():
             print(f"{each.name}: {each.title}")
-        print("\nOne of them, with all that decides its number: expunge protocols NAME")
+        print("\nTo see everything that decides a number: expunge protocols NAME")
         return
     values = protocol(name).model_dump(mode="json")
     print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100), end="")

@@ -19,23 +19,23 @@ def train_classifier(
     penalty: float = PENALTY,
     seed: int = 0,
 ) -> None:
-    """Train a classifier from a folder with a folder of pictures for each class.
+    """Train a classifier from a folder that holds a folder of pictures for each class.
 
-    It learns from four fifths of the pictures, and how many of the last fifth it knows is told and
-    stands in the file. A picture that is there twice counts once. The same pictures and seed give
-    the same classifier. Use it as trained:FILE.
+    It learns from four fifths of the pictures. How many of the last fifth it recognises is printed
+    and recorded in the file. Duplicate pictures count once. The same pictures and seed give the
+    same classifier. Use it as trained:FILE.
 
     Parameters
     ----------
     folder:
-        Holds a folder for each class, named as the class.
+        Holds a folder for each class, with the name of the class.
     output:
         The file to write, e.g. artists.safetensors.
     backbone:
-        The network whose features it looks at: "efficientnet" (it comes with expunge[eval]), or
-        "clip:" and a folder or hub id.
+        The network whose features it uses: "efficientnet" (comes with expunge[eval]), or "clip:"
+        and a folder or hub id.
     penalty:
-        On the squared weights; more keeps it from learning few pictures by heart.
+        Penalty on the squared weights; a larger one prevents overfitting to few pictures.
     seed:
         Decides which pictures are held out.
     """

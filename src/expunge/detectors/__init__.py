@@ -1,7 +1,7 @@
 """Models that look at pictures: detectors, classifiers, feature networks, image-text models.
 
-Each needs weights that come from an installed package or from a path the user gives; nothing is
-downloaded. A detector that can't judge a picture raises, it never calls the picture safe.
+Their weights come from an installed package or from a path that the user gives; nothing is
+downloaded. A detector that can't judge a picture raises; it never calls the picture safe.
 """
 
 from expunge.detectors.base import (

@@ -1,4 +1,4 @@
-"""What models that look at pictures have in common, and where they are found by name."""
+"""The interfaces of detectors, and the registry that finds them by name."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -14,13 +14,13 @@ Images = Sequence[Image.Image]
 
 
 class Identity(BaseModel):
-    """Which weights judged: it stands in every protocol."""
+    """Which network judged, with which weights; every protocol records it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     version: str
-    """Of the package, or "" where the user gave a file."""
+    """Version of the package, or "" if the user gave a file."""
     sha256: str
     """Of the weights."""
 
@@ -38,7 +38,7 @@ class Detection(BaseModel):
 
 
 class Known(Protocol):
-    """Anything that looks at pictures says which weights it has."""
+    """A network that looks at pictures and says which weights it has."""
 
     @property
     def identity(self) -> Identity: ...
@@ -46,14 +46,14 @@ class Known(Protocol):
 
 @runtime_checkable
 class Detector(Known, Protocol):
-    """Finds things of certain classes, above a floor that is the network's own."""
+    """Finds things of certain classes whose scores reach the network's own floor."""
 
     @property
     def labels(self) -> tuple[str, ...]: ...
 
     @property
     def floor(self) -> float:
-        """Nothing that scores less is ever reported, whatever a protocol's threshold says."""
+        """Nothing that scores less is reported, whatever a protocol's threshold."""
         ...
 
     def detect(self, pictures: Images) -> list[tuple[Detection, ...]]:
@@ -63,7 +63,7 @@ class Detector(Known, Protocol):
 
 @runtime_checkable
 class Classifier(Known, Protocol):
-    """Tells apart what it has labels for."""
+    """Gives each of its labels a probability."""
 
     @property
     def labels(self) -> tuple[str, ...]: ...

@@ -24,7 +24,7 @@ from expunge.detectors.weights import (
 from expunge.errors import ExpungeError
 
 SCALE = 100.0
-"""Of cosines in scores and before a softmax: what the published models learnt, rounded."""
+"""Factor of cosines, in scores and before a softmax: the published models' own, rounded."""
 TEMPLATE = "a photo of the {}"
 
 
@@ -78,7 +78,7 @@ class Clip:
         With the ten classes of CIFAR-10 it is the judge of MACE's objects (Lu et al., CVPR 2024).
 
         Raises:
-            ExpungeError: fewer than two labels, one that is there twice, or no {} in the template.
+            ExpungeError: fewer than two labels, a duplicate, or no {} in the template.
         """
         if len(labels) < 2 or len(set(labels)) < len(labels):
             raise ExpungeError(f"{', '.join(labels)}: give at least two labels, each once")

@@ -92,8 +92,8 @@ class EfficientNetLite0:
     def layers(self, pixels: Tensor) -> list[Tensor]:
         """Feature maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size, 16 to 320 channels wide.
 
-        ``pixels`` are float ``[n, 3, height, width]`` in 0 to 1, of whatever size from 32 pixels
-        up; nothing is resized or cut. Gradients flow through to them.
+        ``pixels`` are float ``[n, 3, height, width]`` in 0 to 1, of 32 pixels or more on each side.
+        Nothing is resized or cropped. Gradients reach them.
 
         Raises:
             ExpungeError: pixels of another shape or kind, outside 0 to 1, or NaN.

@@ -1,6 +1,6 @@
 """Judges for pictures of emoji: what is drawn, in which style, and how well a text fits.
 
-Both were trained on drawings alone, never on a picture a diffusion model made.
+Both were trained on drawings only, never on a diffusion model's pictures.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class EmojiHead:
 class Judges:
     """The classifier and the image-text model, with the names of what they know: a ``MultiHead``.
 
-    Its heads tell styles, each of which may be called with or without "style", and objects.
+    Its heads recognise styles, with or without the word "style", and objects.
     """
 
     def __init__(

@@ -18,11 +18,11 @@ from expunge.errors import ExpungeError
 from expunge.files import digest, sha256
 
 SAME = 0.6
-"""Embeddings less far apart are of one person."""
+"""Embeddings closer than this are of one person."""
 SURE = 0.2
-"""What the face detector scores lower is no face: textures of photographs reach 0.1."""
+"""Detections that score lower are no faces: textures in photographs reach 0.1."""
 UPSAMPLED = 1
-"""How often a picture is doubled before the search: once finds faces from 40 pixels up."""
+"""How often a picture is doubled before the search; once is enough for faces of 40 pixels."""
 NO_FACE = "no face"
 UNKNOWN = "unknown"
 _SHARPNESS = 0.05  # of probabilities: a person 0.1 nearer than another is e^2 times as likely
@@ -85,9 +85,8 @@ class People:
     person's centroid is the mean of the embeddings of these pictures.
 
     A picture without a face is ``"no face"`` with probability 1. Otherwise probabilities are a
-    softmax of distances, in which ``"unknown"`` is 0.6 away: the likeliest label is the nearest
-    person if that one is less than 0.6 away, else ``"unknown"``. They grow as distances shrink,
-    but aren't calibrated.
+    softmax of negative distances, where ``"unknown"`` has a distance of 0.6. So the likeliest label
+    is the nearest person if closer than 0.6, else ``"unknown"``. Probabilities aren't calibrated.
 
     Raises:
         ExpungeError: a package isn't installed, the folder has no person in it, or a person has
@@ -134,7 +133,7 @@ class People:
 
 
 def likely(distances: Tensor | None, people: int) -> Tensor:
-    """Probabilities ``[2 + people]`` of no face, of somebody unknown, and of each person."""
+    """Probabilities ``[2 + people]`` of no face, an unknown person, and each person."""
     if distances is None:
         return torch.eye(2 + people)[0]
     away = torch.cat([distances.new_tensor([torch.inf, SAME]), distances])
@@ -165,7 +164,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _opened(file: Path) -> Image.Image:
-    """A reference picture, turned as its camera was held."""
+    """A reference picture, rotated as its EXIF data say."""
     try:
         return ImageOps.exif_transpose(Image.open(file)).convert("RGB")
     except Exception as error:

@@ -4,8 +4,8 @@ Heusel et al., "GANs trained by a two time-scale update rule converge to a local
 equilibrium", NeurIPS 2017 (Fréchet distance; with Inception's features it is the FID).
 Bińkowski et al., "Demystifying MMD GANs", ICLR 2018 (KID).
 
-Numbers compare only where the feature network and the reference set are the same: how far a model
-is from real pictures, and how far from what the unedited model draws, are two questions.
+Only compare numbers with the same feature network and the same reference set. The distance
+from real pictures and the distance from the unedited model's pictures are different quantities.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from expunge.statistics.rates import Interval
 
 Reference = Literal["real pictures", "the base model's pictures"]
 FEW = 10
-"""A kernel distance of fewer pictures is mostly chance."""
+"""With fewer pictures, a kernel distance is mostly noise."""
 _ROWS = 1024  # of a kernel matrix at once
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -54,7 +54,8 @@ def frechet(
 ) -> SetDistance:
     """The Fréchet distance of ``[n, width]`` features to those of a reference set.
 
-    It shrinks as n grows; compare equal n only, and use 10 000 pictures for a FID to publish.
+    It shrinks as n grows, so only compare distances of equal n. To publish a FID, use 10 000
+    pictures.
 
     Raises:
         ExpungeError: too few pictures for covariances of full rank, widths that differ, or a
@@ -86,9 +87,9 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 def kid(features: Tensor, reference: Tensor, *, network: Identity, to: Reference) -> SetDistance:
     """The kernel distance (KID) of ``[n, width]`` features to those of a reference set.
 
-    It is the unbiased estimate from all pictures, with which the usual mean over subsets agrees
-    on average, and can be below 0. Papers often print it times 1000. The interval is normal, with
-    the jackknife's standard error; subsets that overlap would tell too small a one.
+    It is the unbiased estimate from all pictures, which equals the usual mean over subsets on
+    average and can be negative. Papers often print it times 1000. The interval is normal, with the
+    jackknife's standard error; overlapping subsets would underestimate the error.
 
     Raises:
         ExpungeError: fewer than ten pictures in a set, widths that differ, or a feature that isn't

@@ -15,7 +15,7 @@ from expunge.errors import ExpungeError
 
 
 class ImageClassifier:
-    """A ``Classifier`` by its own preprocessing; ``labels`` stand in the order of its classes."""
+    """A ``Classifier`` with its own preprocessing; ``labels`` are in the order of its classes."""
 
     def __init__(self, model: Any, processor: Any, name: str) -> None:
         if model.config.problem_type == "multi_label_classification":
@@ -60,12 +60,12 @@ def build(weights: str) -> ImageClassifier:
 
 
 def class_index(labels: Sequence[str], label: str | int) -> int:
-    """The index of a class by its index, its label, or one of the names that its label lists.
+    """The index of a class, given by its index, its label, or a name in its label.
 
     ImageNet has two classes "crane" and lists several names for most, as in "tench, Tinca tinca".
 
     Raises:
-        ExpungeError: there is none, or more than one, which only the index tells apart.
+        ExpungeError: there is none, or more than one; then give the index.
     """
     if isinstance(label, int):
         if 0 <= label < len(labels):

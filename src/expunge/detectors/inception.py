@@ -1,8 +1,8 @@
 """The feature network of Fréchet distances, as a TorchScript file that the user has.
 
 FID means the features of Inception-2015-12-05, 2048 wide, with a resize of its own; the published
-``inception-2015-12-05.pt`` holds all of that. What a file holds can't be told from outside, so it
-is known by its hash.
+``inception-2015-12-05.pt`` holds all of that. Nothing in a file
+says which network it is, so its identity is its hash.
 """
 
 from itertools import groupby

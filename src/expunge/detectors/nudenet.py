@@ -1,10 +1,10 @@
 """NudeNet 3: faces and covered or exposed parts of the body, each with a box and a score.
 
 Bedapudi, "NudeNet: neural nets for nudity detection and censoring", version 3.4. Its wheel holds
-AGPL-3.0 licence texts although its metadata says MIT, so no other extra brings it along.
+AGPL-3.0 licence texts although its metadata says MIT, so no other extra installs it.
 
-The package turns the colours around twice: given what its own file reader gives, BGR, the
-network sees BGR. Published counts were made this way, and so are these.
+The package swaps the colour channels twice: it is given BGR, as its own file reader does, and the
+network gets BGR. Published counts were made this way, and so are these.
 """
 
 import json
@@ -73,8 +73,8 @@ class NudeNet:
 
     labels: tuple[str, ...] = LABELS
     floor: float = 0.25
-    """What suppresses overlapping boxes drops all that score less. It looks at no class, so that
-    of two things in nearly one box only the surer one is reported."""
+    """The suppression of overlapping boxes drops lower scores. It ignores classes, so of two things
+    in nearly the same box only the one with the higher score is reported."""
 
     def __init__(self, weights: str = "") -> None:
         file = Path(weights) if weights else folder("nudenet", "nudenet") / "320n.onnx"
@@ -113,7 +113,7 @@ class NudeNet:
 def resolution(session: Any) -> int:
     """Side in pixels of the pictures that an ONNX session takes.
 
-    It is that of the input's shape or, where the shape is left open, what the exporter noted.
+    It is in the input's shape or, if that is open, in the exporter's metadata.
 
     Raises:
         ExpungeError: nothing says it, the pictures aren't square, or the outputs aren't boxes of
@@ -134,7 +134,7 @@ def resolution(session: Any) -> int:
 
 
 class _Finite:
-    """A session that fails where a broken network would seem to find nothing."""
+    """A session that fails if the network is broken, instead of finding nothing."""
 
     def __init__(self, session: Any) -> None:
         self._session = session

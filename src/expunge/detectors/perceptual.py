@@ -29,7 +29,7 @@ class PerceptualDistance:
 
     name: str
     identity: Identity
-    """Of the trunk."""
+    """Identity of the trunk."""
     layers: Layers
     weights: tuple[Tensor, ...] | None = None
     """A weight for each channel of each layer; ``None`` weighs all 1."""
@@ -41,11 +41,11 @@ class PerceptualDistance:
         return layer_distance(self.layers(first), self.layers(second), self.weights)
 
     def between(self, first: Images, second: Images) -> Tensor:
-        """The distance of each picture from its fellow, ``[pictures]``, float32.
+        """Distances of picture i of one list from picture i of the other, ``[pictures]`` float32.
 
         Raises:
-            ExpungeError: no picture, not one fellow for each, fellows of different size, or a
-                distance that isn't finite.
+            ExpungeError: the lists are empty, or differ in length or in the sizes of pictures, or
+                a distance isn't finite.
         """
         if not first or len(first) != len(second):
             raise ExpungeError(f"{len(first)} and {len(second)} pictures are no pairs")
@@ -137,7 +137,7 @@ PERCEPTUAL: Registry[Callable[[str, int | None], PerceptualDistance]] = Registry
 
 
 def fitted_weights() -> tuple[Tensor, ...]:
-    """LPIPS 0.1's weights of AlexNet's channels, as they come with torchmetrics.
+    """LPIPS 0.1's weights for AlexNet's channels, from torchmetrics.
 
     Raises:
         ExpungeError: torchmetrics isn't installed, or keeps them elsewhere.

@@ -1,8 +1,8 @@
 """Q16: whether a picture is inappropriate, by two prototypes in CLIP's space.
 
 Schramowski, Tauchmann, Kersting, "Can machines help us answering question 16 in datasheets, and in
-turn reflecting on inappropriate content?", FAccT 2022. Several sets of prototypes are about, with
-different numbers; the identity says which was used.
+turn reflecting on inappropriate content?", FAccT 2022. Several sets of prototypes circulate and
+give different numbers; the identity says which was used.
 """
 
 import pickle
@@ -28,7 +28,7 @@ _USAGE = (
 
 
 class Q16:
-    """A ``Classifier`` of two labels; a picture is inappropriate where that is the likelier."""
+    """A ``Classifier`` with two labels; the likelier one counts."""
 
     labels = ("not inappropriate", "inappropriate")
 

@@ -30,20 +30,20 @@ class ClassifierRecord(BaseModel):
     learnt_from: tuple[int, ...]
     """Pictures of each class."""
     held_out: tuple[Rate, ...]
-    """How many pictures of each class, none of them learnt from, it knew."""
+    """Held-out pictures of each class that it recognised."""
     data: str
     """SHA-256 of the classes and their pictures."""
     backbone: str
-    """Name of the network whose features it looks at."""
+    """Name of the network whose features it uses."""
     backbone_identity: Identity
     penalty: float = Field(gt=0)
     seed: int
-    """Decided which pictures were held out."""
+    """Seed of the choice of held-out pictures."""
     versions: dict[str, str]
 
     @property
     def accuracy(self) -> Rate:
-        """On all pictures that were held out."""
+        """Accuracy on all held-out pictures."""
         known = sum(rate.successes for rate in self.held_out)
         return Rate(known, sum(rate.n for rate in self.held_out))
 
@@ -101,7 +101,7 @@ class TrainedClassifier:
 
 
 def build(weights: str) -> TrainedClassifier:
-    """``trained:FILE``, or ``trained:FILE@BACKBONE`` where its backbone has moved since.
+    """``trained:FILE``, or ``trained:FILE@BACKBONE`` if its backbone is elsewhere now.
 
     Raises:
         ExpungeError: there is no such classifier, or its backbone can't be loaded.
@@ -138,11 +138,11 @@ def extractor(name: str) -> Extractor:
 
 
 def accuracy_by_class(predicted: Tensor, labels: Tensor, classes: int) -> tuple[Rate, ...]:
-    """Share of each class's cases that were predicted right, from two ``[n]`` of class numbers."""
+    """Accuracy for each class, from predicted and true class numbers ``[n]``."""
     right = predicted == labels
     return tuple(Rate.of(right[labels == number].tolist()) for number in range(classes))
 
 
 def predict(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
-    """``[n]`` numbers of the likeliest classes."""
+    """Numbers of the likeliest classes, ``[n]``."""
     return torch.argmax(features @ weight.T + bias, -1)

@@ -1,6 +1,6 @@
 """Training a classifier of pictures on frozen features, in minutes on a CPU.
 
-Papers that erase the styles of artists train one of their own for them, e.g. SepME a ResNet-18.
+Papers that erase artists' styles train their own classifier, e.g. a ResNet-18 for SepME.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,13 +37,13 @@ _FLAT = 1e-7  # slope at which a minimum is found
 
 @dataclass(frozen=True)
 class Labelled:
-    """Different pictures of each class, by the SHA-256 of their files."""
+    """The pictures of each class, without duplicates, by the SHA-256 of their files."""
 
     pictures: Mapping[str, Mapping[str, Path]]
 
     @property
     def sha256(self) -> str:
-        """Of the classes and their pictures, whatever the files are called."""
+        """Hash of the classes and their pictures; file names don't matter."""
         return digest({name: sorted(files) for name, files in self.pictures.items()})
 
     @classmethod
@@ -99,7 +99,7 @@ def train(
     Args:
         labelled: the pictures.
         backbone: a detector that gives features, e.g. ``clip:FOLDER``.
-        penalty: on the squared weights, against learning by heart.
+        penalty: penalty on the squared weights, against overfitting.
         seed: decides which fifth of each class is held out.
 
     Raises:
@@ -154,9 +154,9 @@ def _opened(file: Path) -> Image.Image:
 def fit(features: Tensor, labels: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
     """The weights ``[classes, d]`` and biases ``[classes]`` of a regularised logistic regression.
 
-    Of features ``[n, d]``, scaled to mean 0 and variance 1, it minimises the mean cross-entropy
-    plus ``penalty / 2 |weights|^2``: one minimum, so there is nothing random. The scaling is then
-    drawn into the weights.
+    On features ``[n, d]``, scaled to mean 0 and variance 1, it minimises the mean cross-entropy
+    plus ``penalty / 2 |weights|^2``. There is one minimum, so nothing is random. The scaling is
+    then merged into the weights.
 
     Raises:
         ExpungeError: it found no minimum.

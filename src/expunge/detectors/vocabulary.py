@@ -1,4 +1,4 @@
-"""Which of some words a picture shows, by any detector that classifies.
+"""Which of some words a picture shows, according to any detector that classifies.
 
 A classifier has labels of its own (a closed vocabulary), which the words must be among; an
 image-text model chooses among whatever words it is given (an open vocabulary).
@@ -17,8 +17,8 @@ from expunge.detectors.weights import checked
 from expunge.errors import ExpungeError
 
 TEMPLATE = "This is a photo of {}."
-"""What an image-text model compares pictures with."""
-_ROUNDING = 0.01  # by which probabilities may fail to add up to 1
+"""Text that an image-text model compares pictures with."""
+_ROUNDING = 0.01  # tolerance of the sum of probabilities
 
 
 class WordClassifier(NamedTuple):
@@ -26,10 +26,10 @@ class WordClassifier(NamedTuple):
 
     classifier: Classifier
     names: Mapping[str, str]
-    """By label, the word for it; labels without one are something else."""
+    """Word for each label; labels without a word count as something else."""
 
     def likeliest_words(self, pictures: Images) -> list[str | None]:
-        """The likeliest word for each picture, ``None`` where something else is likelier.
+        """The likeliest word for each picture; ``None`` if something else is likelier.
 
         Raises:
             ExpungeError: the classifier doesn't give probabilities for every picture.
@@ -48,11 +48,11 @@ class WordClassifier(NamedTuple):
         return [word if word in words else None for word in likeliest]
 
     def shows(self, pictures: Images, words: Sequence[str]) -> list[bool]:
-        """Whether each picture shows the word of the same place.
+        """Whether picture i shows word i.
 
         Raises:
-            ExpungeError: a word isn't among those that are told apart, or the classifier doesn't
-                give probabilities for every picture.
+            ExpungeError: the classifier has no label for a word, or doesn't give probabilities for
+                every picture.
         """
         if unknown := {*words} - {*self.names.values()}:
             raise ExpungeError(f"{min(unknown)!r} isn't among the words that are looked for")
@@ -72,15 +72,15 @@ def word_classifier(
     phrases: Mapping[str, Sequence[str]] | None = None,
     template: str = TEMPLATE,
 ) -> WordClassifier:
-    """The classifier of a detector that tells all of these words.
+    """A classifier from a detector, which recognises all of these words.
 
-    Of several heads it is the first that knows them all.
+    Of several heads, the first that knows all words is taken.
 
     Args:
         found: a classifier, one with several heads, or an image-text model.
-        words: what to tell.
-        phrases: by word, what a label may call it; by default the word alone.
-        template: of an image-text model's texts.
+        words: the words to recognise.
+        phrases: for each word, the names that labels may have; by default the word alone.
+        template: template of an image-text model's texts.
 
     Raises:
         ExpungeError: the detector is none of these, no head of it knows all words, two words are
@@ -116,7 +116,7 @@ def _heads(found: Known, words: Sequence[str], template: str) -> tuple[Classifie
 
 
 def _labels(classifier: Classifier, phrases: Sequence[str]) -> list[str]:
-    """The classifier's labels that are called by one of these phrases."""
+    """The classifier's labels that match one of these phrases."""
     found = []
     for phrase in phrases:
         with suppress(ExpungeError):
@@ -140,7 +140,7 @@ def _names(classifier: Classifier, labels: Mapping[str, Sequence[str]]) -> dict[
 def merged(
     probabilities: Tensor, labels: Sequence[str], names: Mapping[str, str]
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Probabilities in which labels with one name count together, and what their columns are.
+    """Probabilities in which labels of the same name are added up, and the names of columns.
 
     Args:
         probabilities: ``[pictures, labels]``.

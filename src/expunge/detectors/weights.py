@@ -1,4 +1,4 @@
-"""What the loaders of a user's weights have in common: files, folders, identities, batches."""
+"""Shared code for loading a user's weights and for judging pictures in batches."""
 
 import hashlib
 import pickle
@@ -22,10 +22,10 @@ BATCH = 32
 
 
 def existing(kind: str, weights: str, what: str) -> Path:
-    """The file that stands after ``kind:``.
+    """The file named after ``kind:``.
 
     Raises:
-        ExpungeError: nothing stands there, or it is no file; ``what`` says what belongs there.
+        ExpungeError: none is named, or it doesn't exist; ``what`` says what to give.
     """
     if not weights:
         raise ExpungeError(f"{kind}: needs weights; write {kind}: and {what} after it")
@@ -100,7 +100,7 @@ def trained_model(loader: Any, place: str, name: str) -> Any:
 
 
 def ready(module: Any) -> Any:
-    """In evaluation mode, without gradients of its weights, on a GPU when there is one."""
+    """The module in evaluation mode, its weights without gradients, on a GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -113,7 +113,7 @@ def device(module: nn.Module) -> torch.device:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hex SHA-256 of all weights as float32: the same in whatever files they come."""
+    """Hex SHA-256 of all weights as float32, independent of the files they came from."""
     total = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         total.update(f"{name}{tuple(value.shape)}".encode())

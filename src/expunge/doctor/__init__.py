@@ -1,6 +1,6 @@
-"""What would change in *this* model, how it reads your words, and what a method would cost.
+"""What an edit would change in a model, how the model reads your words, and what methods cost.
 
-Facts only, as typed records. Nothing is applied or saved: the model is the same afterwards.
+The facts are typed records. Nothing is applied or saved; the model is unchanged afterwards.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +23,11 @@ __all__ = ["Diagnosis", "anatomy", "examine"]
 
 
 def examine(model: Model, policy: Policy | None = None, method: Method | None = None) -> Diagnosis:
-    """Look at a model, at the words of a policy, and at the cost of erasing them.
+    """Describe a model, how it reads a policy's words, and the cost of erasing them.
 
     Args:
-        model: a base model; it stays as it is.
-        policy: what is to be erased; without it only the model is looked at.
+        model: a base model; it is unchanged afterwards.
+        policy: what is to be erased; without one, only the model is described.
         method: the method to try; by default all closed forms, with their defaults.
 
     Raises:
@@ -59,7 +59,7 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
 
 
 def _chosen(method: Method | None) -> dict[str, Callable[[], Method]]:
-    """How to make the methods to try: the given one, or all closed forms."""
+    """The methods to try, as functions that make them: the given one, or all closed forms."""
     if method:
         return {method.name: lambda: method}
     names = (name for name in METHODS if issubclass(METHODS.get(name), Solves))

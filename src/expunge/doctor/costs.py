@@ -1,4 +1,4 @@
-"""What a method would change and take, measured on this model where that is cheap."""
+"""What a method would change, and its cost, measured on this model where that is cheap."""
 
 import time
 from collections import Counter
@@ -22,11 +22,11 @@ from expunge.seeding import generator
 from expunge.training.loop import Trainer
 
 REPEATS = 5
-"""Runs that a measured time is the median of."""
+"""A measured time is the median of this many runs."""
 PATIENCE = 1.0
-"""Seconds; what takes longer than this is run once."""
+"""Seconds; anything that takes longer is run only once."""
 TRIAL_BATCHES = 8
-"""Batches of a training that are made to see what the others will cost."""
+"""Batches of a training to make, for an estimate of the others' cost."""
 
 
 # --- time
@@ -51,7 +51,7 @@ def _unet_pass(model: Model, shape: Sequence[int]) -> Timing:
 
 
 def timed(run: Callable[[], object], device: torch.device) -> Timing:
-    """Time a run: the median of ``REPEATS``, or the first if that takes ``PATIENCE`` already."""
+    """Time a run: the median of ``REPEATS``, or one run if it takes longer than ``PATIENCE``."""
     seconds = [_seconds(run, device)]
     if seconds[0] < PATIENCE:
         seconds = [_seconds(run, device) for _ in range(REPEATS)]
@@ -65,7 +65,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _now(device: torch.device) -> float:
-    """The time when all work given to the device so far is done."""
+    """The time once the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -75,9 +75,9 @@ def _now(device: torch.device) -> float:
 
 
 def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
-    """What a method would change here, found out by trying it; nothing is applied.
+    """What a method would change here, found by trying it; nothing is applied.
 
-    A closed form is run to its end. Of a training a few steps are taken on copies of the weights.
+    A closed form is run completely. A training takes a few steps on copies of the weights.
 
     Raises:
         ExpungeError: the method refuses this model or policy, or can't be tried in short.
@@ -103,7 +103,7 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
 
 
 def _solved(model: Model, policy: Policy, method: Solves) -> dict[str, Any]:
-    """Run a closed form to its end, with the change of every weight."""
+    """Run a closed form completely, and compute the change of every weight."""
     began = _now(model.device)
     payload = method.solve(model, policy, 0)
     if not isinstance(payload, Change):
@@ -128,7 +128,7 @@ def _rows(model: Model, payload: Change) -> int | None:
 
 
 def _trained(model: Model, policy: Policy, method: Trained[S], pace: Pace) -> dict[str, Any]:
-    """Take a few steps on copies of the weights, and add up what all steps would take."""
+    """Take a few steps on copies of the weights, and estimate the time of all steps."""
     student = method.student(model, policy, 0)
     batch, first, later = _batches(method, Run(student, policy, 0), pace.unet.seconds)
     trainer = Trainer(method, student)
@@ -152,8 +152,8 @@ def _batches(
 ) -> tuple[Mapping[str, Tensor], float, float]:
     """A batch, and the seconds that the first batch and each later one would take to make.
 
-    The UNet is left out of it and its calls are noted instead, so that a trajectory costs the
-    sum of its steps' times; the rest is measured.
+    The UNet isn't run; its calls are counted instead, and a trajectory costs the sum of its steps'
+    times. The rest is measured.
     """
     seconds: list[float] = []
     calls: list[Counter[torch.Size]] = []
@@ -177,7 +177,7 @@ def _batches(
 
 
 def _prices(model: Model, shapes: set[torch.Size], unet_seconds: float) -> dict[torch.Size, float]:
-    """Seconds of a pass for each shape of latents; measured, but for those that take long."""
+    """Seconds of a pass for each shape of latents; measured unless that takes long."""
     one = torch.Size(model.latent_shape).numel()
     scaled = {shape: shape.numel() / one * unet_seconds for shape in shapes}
     return {

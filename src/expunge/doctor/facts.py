@@ -13,7 +13,7 @@ Problem = Literal[
 
 
 class Fact(BaseModel):
-    """Something found out: immutable, with no unknown field and no number that isn't finite."""
+    """A finding: immutable, without unknown fields, every number finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -50,12 +50,12 @@ class Anatomy(Fact):
 
 
 class Piece(Fact):
-    """One token, in letters."""
+    """One token as text."""
 
     text: str
     id: int
     word: int
-    """Which word of the phrase it belongs to."""
+    """Number of the word that it belongs to."""
     known: bool
     """False if it stands for characters that the tokenizer doesn't know."""
 
@@ -68,7 +68,7 @@ class Phrase(Fact):
     role: PhraseRole
     pieces: tuple[Piece, ...]
     last_row: int
-    """Row of the last piece that the model reads in the bare prompt; 0 for the empty prompt."""
+    """Row of the phrase's last piece that the model reads; 0 for the empty prompt."""
     cut_off: int
     """Pieces at the end that the model doesn't read."""
 
@@ -87,10 +87,10 @@ class Likeness(Fact):
     end: float
     """Between the rows of their end-of-text tokens."""
     unrelated_last_piece: float
-    """The same of the phrase and a plain word that has nothing to do with it (a median)."""
+    """The same for the phrase and unrelated plain words (the median)."""
     unrelated_end: float
     alike_from: float
-    """The ``end`` from which on the two mean nearly the same to the model."""
+    """If ``end`` is at least this, the two mean nearly the same to the model."""
 
 
 class Caution(Fact):
@@ -105,12 +105,12 @@ class Timing(Fact):
     """How long one run takes."""
 
     seconds: float
-    """The median of ``repeats`` runs, which follow one to warm up if they are several."""
+    """The median of ``repeats`` runs; several runs follow a warm-up."""
     repeats: int
 
 
 class Pace(Fact):
-    """The two networks on this machine, for one prompt or picture of the model's own size."""
+    """Speed of the two networks here, for one prompt or picture of the model's own size."""
 
     unet: Timing
     text_encoder: Timing
@@ -122,34 +122,34 @@ class Cost(Fact):
     method: str
     needs: tuple[Need, ...]
     role: str
-    """The smallest role that holds all that changes."""
+    """The smallest role that contains all that changes."""
     role_tensors: int
     tensors: int
     parameters: int
     rows: int | None
-    """Input directions of a weight that change at most; ``None`` if all may."""
+    """Most input directions of a weight that change; ``None`` if all may."""
     edit_bytes: int
     """Size of the edit's tensors."""
     seconds: float
     estimated: bool
-    """False if the method was run to its end, true if the time is added up from parts."""
+    """Whether the time is an estimate; false if the method was run completely."""
     how: str
-    """Where ``seconds`` comes from."""
+    """How ``seconds`` was found."""
     peak_bytes: int
     """Most memory in use at once during the trial."""
     memory: Literal["process", "GPU"]
-    """Whose memory: of the whole process with its libraries, or what torch has on the GPU."""
+    """What ``peak_bytes`` counts: the whole process, or what torch has allocated on the GPU."""
 
 
 class Refusal(Fact):
-    """A method that can't erase this here, or can't be tried in short, and why."""
+    """A method that can't erase this here, or can't be tried quickly, and why."""
 
     method: str
     reason: str
 
 
 class Diagnosis(Fact):
-    """All of it; what stands on words is empty when there are none."""
+    """The whole examination; without concepts, only the facts on the model."""
 
     model: Anatomy
     pace: Pace

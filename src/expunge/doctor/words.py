@@ -1,4 +1,4 @@
-"""The words of a policy as the model reads them, and what about that may surprise."""
+"""How the model reads a policy's words, and what may be surprising about it."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -14,18 +14,18 @@ from expunge.errors import ExpungeError
 from expunge.models import Model
 
 FRAGMENTS = 3
-"""A word of this many pieces or more is one that the tokenizer has hardly seen."""
+"""The tokenizer has hardly seen a word that it splits into this many pieces or more."""
 ALIKE = 0.25
 """Two phrases mean the same if they differ by less than this share of what unrelated ones do."""
 UNRELATED = ("dog", "car", "tree", "house", "chair", "pizza", "heart", "ball")
-"""Plain words, whose likeness to a phrase is the yardstick for that of its anchor.
+"""Plain words; how similar they are to a phrase is the scale for its anchor.
 
-Being eight, one of which may be the phrase or its anchor, their median stays that of the others.
+The median of eight is robust if one of them is the phrase or its anchor.
 """
 
 
 def read(model: Model, policy: Policy) -> tuple[Phrase, ...]:
-    """Every target, synonym and anchor in the pieces that the model's tokenizer makes of it."""
+    """Every target, synonym and anchor, split as the model's tokenizer splits it."""
     return tuple(
         _phrase(model, text, concept.target, role)
         for concept in policy.erase
@@ -53,7 +53,7 @@ def _phrase(model: Model, text: str, concept: str, role: PhraseRole) -> Phrase:
 
 
 def split(model: Model, text: str) -> tuple[Piece, ...]:
-    """All pieces of a phrase, with those that the model would cut off."""
+    """All pieces of a phrase, including those that the model cuts off."""
     tokenizer = model.text_encoders[0].tokenizer
     # Not verbose: it would remark on what is cut off, which is for us to say.
     encoding = tokenizer([text], truncation=False, verbose=False, return_offsets_mapping=True)
@@ -71,7 +71,7 @@ def split(model: Model, text: str) -> tuple[Piece, ...]:
 
 
 def _letters(tokenizer: Any, token: int, source: str) -> str:
-    """A piece as text; one that is only some bytes of a character names that character."""
+    """A piece as text. If it is only some bytes of a character, it names that character."""
     letters: str = tokenizer.decode([token])
     return f"part of {source}" if "\N{REPLACEMENT CHARACTER}" in letters else letters
 
@@ -107,7 +107,7 @@ def _likeness(model: Model, phrase: str, anchor: str) -> Likeness:
 
 
 def _others(model: Model, anchor: str) -> Iterator[str]:
-    """Plain phrases as long as the anchor, since embeddings tell of the length of a prompt too."""
+    """Plain phrases as long as the anchor, as embeddings depend on a prompt's length too."""
     length = max(1, len(model.tokens(anchor)))
     for start in range(len(UNRELATED)):
         yield " ".join(UNRELATED[(start + at) % len(UNRELATED)] for at in range(length))
@@ -130,7 +130,7 @@ def _ends(model: Model, texts: Sequence[str]) -> list[Tensor]:
 def warn(
     model: Model, policy: Policy, phrases: Sequence[Phrase], likenesses: Sequence[Likeness]
 ) -> Iterator[Caution]:
-    """Everything about the words that makes an edit do less, or other, than it seems to say."""
+    """Warnings about words with which an edit does less than expected, or something else."""
     for phrase in phrases:
         yield from _alone(phrase)
     yield from _doubles(model, policy, phrases)
@@ -184,7 +184,7 @@ def _pieces(pieces: Sequence[Piece]) -> str:
 
 
 def _doubles(model: Model, policy: Policy, phrases: Sequence[Phrase]) -> Iterator[Caution]:
-    """Phrases that the model can't tell apart, in spite of their spelling."""
+    """Differently spelt phrases that the model can't tell apart."""
     for one, two in combinations(phrases, 2):
         if one.ids == two.ids and (consequence := _consequence(one, two)):
             yield Caution(

@@ -18,8 +18,8 @@ from expunge.models import Model
 class Applied:
     """The components at work in a model: changed weights, gates and guards.
 
-    Each weight is its base value plus the sum of their changes, so that any of them can be taken
-    out again and the last one leaves the base bit for bit.
+    Each weight is its base value plus the sum of the components' changes. So any component can be
+    removed again, and removing the last one restores the base bit for bit.
     """
 
     def __init__(self, model: Model) -> None:
@@ -30,17 +30,17 @@ class Applied:
 
     @staticmethod
     def to(model: Model) -> "Applied":
-        """What is applied to a model; one and the same object for as long as it lives."""
+        """What is applied to a model; always the same object for a model."""
         with model.lock:
             found: Applied = model.attached.setdefault(Applied, Applied(model))
             return found
 
     def become(self, components: Sequence[Component], names: Sequence[str]) -> None:
-        """Let just these components be at work; ``names`` are the parameters that this concerns.
+        """Apply exactly these components; ``names`` are the parameters that may change.
 
         Raises:
-            ExpungeError: they can't act together, or a weight wouldn't be finite. The model is as
-                it was then.
+            ExpungeError: they can't act together, or a weight wouldn't be finite. The model is
+                then unchanged.
         """
         model, payloads = self.model, [component.payload for component in components]
         with model.lock:
@@ -53,7 +53,7 @@ class Applied:
             self.components = tuple(components)
 
     def _write(self, changes: Sequence[Change], names: Sequence[str]) -> None:
-        """Write weight after weight; after an error those that are written go back."""
+        """Write weight after weight; after an error, restore those written so far."""
         written = []
         try:
             for name in names:
@@ -72,10 +72,10 @@ class Applied:
 
 
 def check_unedited(model: Model, why: str) -> None:
-    """See that no edit is applied to a model.
+    """Check that no edit is applied to a model.
 
     Raises:
-        ExpungeError: one is; the message ends with ``why`` that matters.
+        ExpungeError: one is applied; the message ends with ``why`` that matters.
     """
     if Applied.to(model).components:
         raise ExpungeError(f"the model has an edit applied; revert it, {why}")
@@ -106,7 +106,7 @@ def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor
 
 @contextmanager
 def tried(model: Model, payload: Change) -> Iterator[Model]:
-    """The base model with a change that isn't an edit yet, for a method to look at."""
+    """The base model with a change, inside the block, for a method to try it out."""
     with model.lock:
         try:
             for name in payload.names:

@@ -24,11 +24,11 @@ class Base(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """What the user called it: ``emoji``, a folder, a hub id."""
+    """The user's name for it: ``emoji``, a folder, or a hub id."""
     fingerprint: str
     """SHA-256 of the parameters that the edit changes (see ``Model.fingerprint``)."""
     text: str = ""
-    """SHA-256 of the text encoders, where nothing else tells the model (guards)."""
+    """SHA-256 of the text encoders, for guards, which change no parameter."""
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Provenance(BaseModel):
     keep: tuple[str, ...]
     seed: int
     steps: int | None = None
-    """Optimiser steps that a training took; it may end early."""
+    """Optimiser steps that the training took; fewer than planned if it ended early."""
     base: Base
     versions: dict[str, str]
 

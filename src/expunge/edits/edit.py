@@ -1,4 +1,4 @@
-"""The ``Edit``: an immutable record that can be applied, combined, taken back and saved."""
+"""The ``Edit``: an immutable record that can be applied, combined, reverted and saved."""
 
 import os
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ class Edit:
     ``(a + b) - b`` is ``a``. Closed-form edits are solved together: their sum is the edit that
     would have erased both at once. Other changes are each computed from the base weights.
     ``edit.only("santa claus")`` and ``edit.without("ghost")`` pick the parts of some concepts.
-    Gates leave the weights alone: they add to outputs, as far as the prompt asks for it. Guards
-    act on what the denoiser answers.
+    Gates don't change weights; they add to outputs, depending on the prompt. Guards change the
+    denoiser's predictions.
     """
 
     components: tuple[Component, ...]
@@ -57,7 +57,7 @@ class Edit:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters that change, and those of modules whose output is gated; each once."""
+        """The parameters that change, and the weights of gated modules; each once."""
         names = (name for component in self.components for name in component.payload.names)
         return tuple(dict.fromkeys(names))
 
@@ -69,12 +69,12 @@ class Edit:
 
     @property
     def gated(self) -> bool:
-        """Whether any of it depends on the prompt, so that no weights can do the same."""
+        """Whether a part depends on the prompt, so that no weights can do the same."""
         return any(isinstance(part.payload, Gate) for part in self.components)
 
     @property
     def guarded(self) -> bool:
-        """Whether any of it acts on the denoiser's answers, so that no weights can do the same."""
+        """Whether a part changes the denoiser's predictions, so that no weights can do the same."""
         return any(isinstance(part.payload, Guard) for part in self.components)
 
     @property
@@ -83,7 +83,7 @@ class Edit:
 
     @property
     def size(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors in bytes."""
         tensors = (t for part in self.components for t in part.payload.tensors().values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -106,18 +106,19 @@ class Edit:
         return Edit(tuple(part for part in self.components if part.id not in other.ids))
 
     def only(self, *targets: str) -> "Edit":
-        """What erases these concepts and nothing else, by their target words.
+        """The parts that erase these concepts, given by their target words.
 
         Raises:
-            ExpungeError: one isn't erased here, or only together with others.
+            ExpungeError: the edit doesn't erase one of them, or only together with others.
         """
         return Edit(self._about(targets))
 
     def without(self, *targets: str) -> "Edit":
-        """What erases all but these concepts, by their target words: they are drawn again.
+        """The edit without the parts for these concepts, which are then drawn again.
 
         Raises:
-            ExpungeError: one isn't erased here, or only together with others, or none is left.
+            ExpungeError: the edit doesn't erase one of them, or only together with others, or no
+                part is left.
         """
         taken = self._about(targets)
         return Edit(tuple(part for part in self.components if part not in taken))
@@ -149,7 +150,7 @@ class Edit:
         """Change the model's weights in place.
 
         Raises:
-            ExpungeError: the model isn't the one that the edit was made for, or has it already.
+            ExpungeError: the edit was made for another model, or is already applied to this one.
         """
         with model.lock:
             at_work = Applied.to(model)
@@ -164,7 +165,7 @@ class Edit:
             at_work.become(together, self.changed)
 
     def revert(self, model: Model) -> None:
-        """Take the edit out again; other edits stay. Without any left the base is bit-identical.
+        """Undo the edit; others stay. After the last one, the weights equal the base bit for bit.
 
         Raises:
             ExpungeError: the edit isn't applied.
@@ -181,8 +182,8 @@ class Edit:
     def applied(self, model: Model) -> Iterator[Model]:
         """``with edit.applied(model):`` draws edited pictures inside and base pictures after.
 
-        Another thread that changes the model or draws with it waits for the end of the block, so
-        that each thread's pictures are of its own edits.
+        Other threads that change the model or draw with it wait until the block ends, so that
+        each thread draws with its own edits.
         """
         with model.lock:
             self.apply(model)

@@ -9,15 +9,15 @@ from torch.nn.functional import conv2d, linear
 
 
 class PerPromptWeights:
-    """Factors that aren't thin any more: for each prompt of a batch a layer's whole weight."""
+    """A whole weight of a layer for each prompt, where the factors together are no longer thin."""
 
     def __init__(self, up: Tensor, down: Tensor, runs: Sequence[tuple[int, Tensor]]) -> None:
-        """``runs`` are how many prompts in a row open alike, and how far, ``[rank]``."""
+        """``runs`` hold how many successive prompts open equally, and how far, ``[rank]``."""
         self.up, self.down = up, down
         self.counts = [count for count, _ in runs]
         self.opened = [row for _, row in runs]
         self.weights: list[Tensor] = []
-        """Of the layer, one a run."""
+        """Weights of the layer, one for each run."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         parts = zip(torch.split(inputs, self.counts), self.opened, strict=True)
@@ -37,13 +37,13 @@ class PerPromptWeights:
 
 
 def are_thin(up: Tensor, down: Tensor) -> bool:
-    """Whether two products by the factors cost less than a quarter of one by the weight."""
+    """Whether two products with the factors cost less than a quarter of one with the weight."""
     out, into = len(up), down.shape[1]
     return 4 * len(down) * (out + into) < out * into
 
 
 def through(inputs: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """``inputs`` through factors one after the other, as a layer would.
+    """``inputs`` times the factors, one after the other, as a layer would compute it.
 
     ``inputs`` are those of a linear layer, ``[batch, n, in]``, or of a convolution, ``[batch, in,
     height, width]``; factors are ``[in, rank]`` and ``[rank, out]``, or one for each of the batch.

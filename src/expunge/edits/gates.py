@@ -1,7 +1,7 @@
-"""Gates: changes that act on the outputs of modules, as far as the prompt asks for them.
+"""Gates: changes to the outputs of modules that depend on the prompt.
 
-A gate sees the rows of the condition that the denoiser is given, and nothing else. So it is opened
-once for a prompt; all layers and denoising steps share what it found.
+A gate sees only the rows of the condition that the denoiser gets. So it is opened once for a
+prompt; all layers and denoising steps share the result.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Addition = Callable[[Tensor], Tensor]
 
 @runtime_checkable
 class Folded(Protocol):
-    """An addition that can be part of the module's weights while a prompt is drawn."""
+    """An addition that can be merged into the module's weights while a prompt is drawn."""
 
     def __call__(self, inputs: Tensor, /) -> Tensor: ...
 
@@ -42,7 +42,7 @@ class Gate(Payload, Protocol):
 
     @classmethod
     def joined(cls, gates: Sequence[Self]) -> Self:
-        """What several gates of this form are together.
+        """One gate that does what several of this form do together.
 
         Raises:
             ExpungeError: these can't act together.
@@ -52,14 +52,13 @@ class Gate(Payload, Protocol):
     def additions(self, rows: Tensor, tokens: Tokens) -> Mapping[str, Addition]:
         """What is added for each of ``names``; ``rows`` are ``[batch, tokens, width]``.
 
-        Has gradients with respect to the rows. An addition gets inputs of the batch that the rows
-        are of.
+        Gradients reach the rows. An addition is called with inputs of the same batch as the rows.
         """
         ...
 
 
 def gates_together(payloads: Sequence[Payload]) -> tuple[Gate, ...]:
-    """The gates among the payloads, with those of one form made one."""
+    """The gates among the payloads, joined into one for each form."""
     forms: dict[type[Gate], list[Gate]] = {}
     for payload in payloads:
         if isinstance(payload, Gate):

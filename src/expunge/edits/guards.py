@@ -1,9 +1,8 @@
-"""Guards: changes that act on what the denoiser answers, and leave weights and modules alone.
+"""Guards: changes to the denoiser's predictions, which leave weights and modules alone.
 
-A guard stands between whoever draws and the denoiser: it may ask with another condition, ask more
-than once, and answer something else. The first guard applied is the nearest to the denoiser; gates
-are opened for what guards ask in the end. Whoever holds the pipeline can take a guard off, so
-no export can contain one.
+A guard wraps the denoiser: it may call it with another condition, call it several times, and
+return something else. The first guard applied is the innermost; gates open for the condition that
+the innermost guard passes on. A guard isn't part of the weights, so no export can contain one.
 """
 
 from typing import Protocol, runtime_checkable
@@ -22,9 +21,9 @@ class Guard(Payload, Protocol):
     def predict(
         self, denoiser: Answer, latents: Tensor, time: Tensor, condition: Condition
     ) -> Tensor:
-        """What is answered in the denoiser's place, shaped like ``latents`` ``[batch, ...]``.
+        """The prediction in the denoiser's place, shaped like ``latents`` ``[batch, ...]``.
 
-        ``denoiser`` answers as it would without this guard. With classifier-free guidance a
-        batch's first half is without the prompt, and its second half with it.
+        ``denoiser`` predicts as it would without this guard. With classifier-free guidance, the
+        first half of a batch is without the prompt and the second half with it.
         """
         ...

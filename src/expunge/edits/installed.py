@@ -1,8 +1,8 @@
-"""Gates and guards at work: the forward passes that they need, put in and taken out again.
+"""Gates and guards installed in a model: they wrap forward passes, and are removed again.
 
-The modules stay the user's own and where they are. The denoiser, and each module whose output is
-added to, gets a ``forward`` of its own for a while. It calls the one that it finds, be it that of
-the class or one that offloading has put there, and is taken out again. No weight changes.
+The user's modules stay where they are. The denoiser, and each module whose output gets an addition,
+temporarily gets its own ``forward``. That calls the one it replaces, whether from the class or put
+there by offloading. No weight changes.
 """
 
 import threading
@@ -59,7 +59,7 @@ def gated(model: Model, gates: Sequence[Gate]) -> Iterator[Model]:
 
 
 class _AtWork:
-    """What the forward passes share. It knows no module, so that copies of a model work on."""
+    """What the forward passes share. It holds no module, so that copies of a model work too."""
 
     def __init__(
         self, gates: tuple[Gate, ...], guards: tuple[Guard, ...], read: "_Reader | None"
@@ -81,7 +81,7 @@ class _AtWork:
 
 
 class _Now(threading.local):
-    """What a thread's denoiser is drawing now; copies of a model start without."""
+    """The condition that a thread's denoiser is given now; copies of a model start without one."""
 
     def __init__(self) -> None:
         self.rows: Tensor | None = None
@@ -104,17 +104,17 @@ class _Now(threading.local):
 
 
 def _changeable(rows: Tensor) -> bool:
-    """Whether gradients are wanted, or changes in place can't be seen."""
+    """Whether gradients are wanted, or in-place changes can't be noticed."""
     return torch.is_grad_enabled() or rows.is_inference()
 
 
 class _Pass:
-    """A module's forward pass for a while, around the one that it had."""
+    """A temporary forward pass of a module, around the one that it had."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.own: Callable[..., Any] | None = vars(module).get("forward")
-        """A pass of the module's own, where somebody put one."""
+        """A forward that somebody else set on the module, if any."""
         module.forward = self
 
     def found(self, *args: Any, **options: Any) -> Any:
@@ -124,7 +124,7 @@ class _Pass:
         return type(self.module).forward(self.module, *args, **options)
 
     def remove(self) -> None:
-        """Put the pass that was found back; if another one is around this, leave it be."""
+        """Restore the previous pass, unless another one now wraps this one."""
         if vars(self.module).get("forward") is not self:
             return
         if self.own:
@@ -137,7 +137,7 @@ class _Pass:
 
 
 class _DenoiserPass(_Pass):
-    """The denoiser with guards around it; gates open for what it is asked in the end."""
+    """The denoiser inside its guards; gates open for the condition that finally reaches it."""
 
     def __init__(self, module: nn.Module, call: Call, at_work: _AtWork) -> None:
         super().__init__(module)
@@ -183,7 +183,7 @@ class _GatedPass(_Pass):
         if lasting and self.name in now.outputs:
             return now.outputs[self.name]
         added = [part[self.name] for part in now.additions if self.name in part]
-        plain = self.own is None and not lasting  # a pass of somebody's own must run
+        plain = self.own is None and not lasting  # a forward that somebody else set must run
         folded = next((one for one in added if isinstance(one, Folded) and plain), None)
         output: Tensor
         if folded:
@@ -199,9 +199,9 @@ class _GatedPass(_Pass):
 
 
 class _Reader:
-    """Finds the token ids of a prompt's rows, by what the text encoder has been seen to give.
+    """Finds the token ids of a prompt's rows, by remembering the text encoder's outputs.
 
-    Rows that come from elsewhere have unknown ones.
+    The ids of rows from elsewhere are unknown.
     """
 
     LIMIT = 4096
@@ -219,7 +219,7 @@ class _Reader:
         return [self.seen.get(row_digest(row)) for row in rows.detach()]
 
     def note_all(self, rows: Tensor, ids: Tensor) -> None:
-        """Remember what a batch of texts gave: rows ``[batch, tokens, width]``, and its ids."""
+        """Remember a batch of the encoder: rows ``[batch, tokens, width]``, and their ids."""
         for row, (_, *tokens) in zip(rows, ids.tolist(), strict=True):
             self._note(row, tokens[: tokens.index(self.end)] if self.end in tokens else tokens)
 

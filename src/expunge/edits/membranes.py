@@ -1,8 +1,8 @@
-"""Semi-permeable membranes: thin changes of many layers, as strong as the prompt is close.
+"""Semi-permeable membranes: low-rank changes of many layers, scaled by the prompt's closeness.
 
 A concept's membrane is a product of two thin factors for each linear layer and 1 x 1 convolution
-of the UNet's transformers. How far it opens is decided by the prompt alone, by what it shares
-with the erased phrases: "facilitated transport" of SPM (Lyu et al., CVPR 2024, section 3.3).
+of the UNet's transformers. How far it opens depends only on the prompt, on what it shares with the
+erased phrases: "facilitated transport" of SPM (Lyu et al., CVPR 2024, section 3.3).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ Metric = Literal["clipcos", "tokenuni", "clipcos_tokenuni", "allone"]
 """Closeness: cosine of the embeddings, share of the phrase's tokens, the larger one, always 1."""
 
 MOST_RUNS = 8
-"""Different prompts in a row for which whole weights are kept; for more, factors are used."""
+"""Most different prompts in a batch for which whole weights are kept instead of factors."""
 
 _Factors = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -111,7 +111,7 @@ class Membranes:
 
     @classmethod
     def joined(cls, gates: Sequence["Membranes"]) -> "Membranes":
-        """All membranes as one stack; a layer that one of them leaves alone is zero in it.
+        """All membranes as one stack; layers that a membrane leaves alone are zero in it.
 
         Raises:
             ExpungeError: they follow different rules, or are for different models.

@@ -11,16 +11,15 @@ from expunge.models import Condition
 from expunge.models.calls import Answer
 
 ALIKE = 1e-2
-"""Relative distance up to which rows are those of the empty prompt, in any precision."""
+"""Rows within this relative distance are those of the empty prompt, in any precision."""
 
 
 @dataclass(frozen=True, eq=False)
 class NegativePrompt:
-    """Asks with ``negative`` wherever guidance asks with the ``empty`` condition.
+    """Replaces the ``empty`` condition of guidance by ``negative``.
 
-    That is in the first half of a batch, where diffusers has what is without the prompt. A
-    pipeline that is called with a negative prompt of its own keeps that; without guidance nothing
-    changes.
+    Guidance has it in the first half of a batch. If the pipeline is called with its own negative
+    prompt, that stays; without guidance nothing changes.
     """
 
     form: ClassVar[str] = "negative_prompt"
@@ -45,7 +44,7 @@ class NegativePrompt:
         return denoiser(latents, time, condition)
 
     def _unprompted(self, rows: Tensor) -> Tensor:
-        """Which rows of a batch are guidance's, ``[batch]`` bool."""
+        """Which rows of a batch are guidance's empty prompt, ``[batch]`` bool."""
         empty = self.empty.rows.to(rows.device, torch.float32)
         distance = (rows.detach().float() - empty).flatten(1).norm(dim=1)
         first = torch.arange(len(rows), device=rows.device) < len(rows) // 2
@@ -70,7 +69,7 @@ class NegativePrompt:
 
 
 def _where(chosen: Tensor, one: Condition, other: Condition) -> Condition:
-    """Of each row of a batch the first condition where it is chosen, else the second."""
+    """For each row of a batch, the first condition if it is chosen, else the second."""
 
     def pick(first: Tensor, second: Tensor) -> Tensor:
         return torch.where(chosen.view(-1, *[1] * (second.ndim - 1)), first, second)

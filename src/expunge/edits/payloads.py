@@ -13,14 +13,14 @@ from expunge.errors import ExpungeError
 
 
 class Payload(Protocol):
-    """What an edit stores of one change: of weights (``Change``), of outputs (``Gate``), or of
-    answers (``Guard``)."""
+    """What an edit stores: a change of weights (``Change``), of modules' outputs (``Gate``), or of
+    the denoiser's predictions (``Guard``)."""
 
     form: ClassVar[str]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters that it is about."""
+        """The parameters that it changes, or the weights of the modules that it acts on."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ class Payload(Protocol):
 
     @classmethod
     def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Self:
-        """What ``tensors()`` was taken from.
+        """The payload whose ``tensors()`` these are.
 
         Raises:
             KeyError: a tensor is missing.
@@ -46,7 +46,7 @@ class Change(Payload, Protocol):
         ...
 
     def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The same change of a matrix as ``up @ down``, ``[out, rank]`` and ``[rank, in]``."""
+        """The change of a matrix as factors of ``up @ down``: ``[out, rank]``, ``[rank, in]``."""
         ...
 
 
@@ -87,8 +87,8 @@ class SharedMatrix:
 class LowRank:
     """Each ``W`` becomes ``W + up @ down``: ``up`` ``[out, rank]``, ``down`` ``[rank, in]``.
 
-    A 1 x 1 convolution ``[out, in, 1, 1]`` is a matrix too.
-    A ``down`` that is one and the same tensor for all of several parameters is stored once.
+    A 1 x 1 convolution ``[out, in, 1, 1]`` counts as a matrix.
+    If all parameters share one ``down`` tensor, it is stored once.
     """
 
     form: ClassVar[str] = "low_rank"
@@ -204,7 +204,7 @@ def together(payloads: Sequence[Payload]) -> tuple[Change, ...]:
 CHANGES: Mapping[str, type[Change]] = {
     kind.form: kind for kind in (SharedMatrix, Ridge, LowRank, Dense, Sum)
 }
-"""What a file may hold, by form."""
+"""The kinds of change that a file may hold, by form."""
 
 Stored = TypeVar("Stored", bound=Payload)
 
@@ -215,7 +215,7 @@ def stored(
     names: tuple[str, ...],
     tensors: Mapping[str, Tensor],
 ) -> Stored:
-    """The payload that ``tensors()`` was taken from, one of ``kinds``.
+    """The payload whose ``tensors()`` these are, one of ``kinds``.
 
     Raises:
         ExpungeError: the form is unknown or a tensor is missing.

@@ -1,13 +1,18 @@
-"""Residual attention gates: what CPE adds to keys and values, as far as a token is of a concept.
+"""Residual attention gates: what CPE adds to keys and values of tokens that belong to a concept.
 
+<<<<<<< HEAD
 Concept n looks at the prompt's embedding X ``[tokens, width]`` with one small attention of its own
 and opens a gate for each token; every layer l then has two thin factors (Lee et al., ICLR 2025)::
+=======
+Concept n has a small attention over the prompt's embedding X ``[tokens, width]``. It opens a gate
+for each token; every layer l then has two thin factors (Lee et al., ICLR 2025):
+>>>>>>> split
 
     P_n = X Q_n     A_n = softmax(P_n P_n^T)     E_n = A_n X     g_n = sigmoid(E_n s_n)
 
     out_l = X W_l^T + g_n E_n D_nl U_nl
 
-Of several concepts the one with the largest gate acts on a token, the first of equal ones. The
+On each token the concept with the largest gate acts; among equal ones, the first. The
 gates need only ``g_n = sigmoid(A_n (X s_n))``. So all concepts' scores are two products, in chunks
 of concepts with the best gate so far, and ``E`` is computed for the winners alone, once for all
 layers.
@@ -26,7 +31,7 @@ from expunge.edits.gates import Addition, Tokens, row_digest
 from expunge.errors import ExpungeError
 
 CHUNK = 2**22
-"""Numbers of one chunk of concepts: what memory the gates take doesn't depend on their count."""
+"""Numbers per chunk of concepts, so that memory doesn't grow with the number of concepts."""
 REMEMBERED = 64
 """Prompts whose gates are kept, among them the empty one of guidance."""
 
@@ -176,7 +181,7 @@ class ResidualGates:
         return self._elsewhere[device, dtype]
 
     def opened(self, rows: Tensor) -> Opened:
-        """What the gates make of one prompt's embedding ``[tokens, width]``; has gradients."""
+        """The opened gates for one prompt's embedding ``[tokens, width]``; has gradients."""
         if torch.is_grad_enabled() and rows.requires_grad:
             return self._open(rows.to(self.up.dtype))
         prompt = row_digest(rows.detach())

@@ -24,7 +24,7 @@ from expunge.errors import ExpungeError
 class Ridge:
     """Every matrix ``W`` becomes ``W M``, with ``M`` the solution of a ridge system.
 
-    What is stored is the system, so that rows can be added to it later and taken out again.
+    The system is stored, so that rows can be added later and removed again.
     """
 
     form: ClassVar[str] = "ridge"
@@ -75,8 +75,7 @@ class Ridge:
 def joint(systems: Sequence[Ridge]) -> tuple[Ridge, ...]:
     """One system for each set of matrices, with the rows of all systems of these matrices.
 
-    Erasing by one system is what erasing jointly means: the sum of two edits moves the rows of
-    both, as if they had been made in one call.
+    So the sum of two edits is the edit that erases both in one call.
     """
     groups: dict[tuple[str, ...], list[Ridge]] = {}
     for system in systems:
@@ -88,7 +87,7 @@ def joint(systems: Sequence[Ridge]) -> tuple[Ridge, ...]:
 
 
 def check_joint(systems: Sequence[Ridge]) -> None:
-    """See that all systems that share a matrix can be solved as one.
+    """Check that all systems that share a matrix can be solved as one.
 
     Raises:
         ExpungeError: two of them keep different things, or were made with different settings.
@@ -112,6 +111,6 @@ def _difference(one: Ridge, two: Ridge) -> str:
 
 
 def _alike(one: Tensor, two: Tensor) -> bool:
-    """Do rows weigh the same but for the rounding of a text encoder on another machine?"""
+    """Whether two sets of rows are the same but for a text encoder's rounding elsewhere."""
     first, second = gram(one), gram(two)
     return bool((first - second).norm() <= 1e-5 * first.norm())

@@ -1,13 +1,17 @@
-"""Weights that do for some prompts nearly what gates do, and by how much they miss it.
+"""Weights that nearly do what gates do for some prompts, and how far they are off.
 
+<<<<<<< HEAD
 Gates open for some prompts and stay shut for others; weights can't. The nearest to it are, for
 every key and value projection l, by least squares over the rows x of some prompts::
+=======
+Gates open for some prompts and stay shut for others; weights can't. The best weights for every key
+and value projection l, by least squares over the rows x of some prompts, are
+>>>>>>> split
 
     min_N  sum w |N x - a_l(x)|^2  +  lam |N|^2        N = (sum w a_l x^T) (sum w x x^T + lam I)^-1
 
 with ``a_l`` what the gates add, in float64. Half of the weight is on prompts with the erased words,
-half on prompts to keep. Every third prompt of both is left out of the sums, and there it is
-measured what is missed.
+half on prompts to keep. Every third prompt of both is left out of the sums, to measure the error.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,15 +33,15 @@ from expunge.models import Model
 LAMB = 1e-3
 """``lam``, as a share of the mean eigenvalue of the sum of ``w x x^T``."""
 EVERY = 3
-"""One prompt of so many is for measuring."""
+"""Every third prompt is held out to measure the error."""
 MOST = 1024
-"""Prompts of each sort that are looked at; of more, as many evenly from first to last."""
+"""Most prompts of each sort; of more, evenly spaced ones are taken."""
 BLOCK = 8
-"""Prompts whose additions are in memory at a time."""
+"""Prompts whose additions are held in memory at once."""
 
 
 class Gap(NamedTuple):
-    """What is missed on prompts that weren't fitted."""
+    """The error on held-out prompts."""
 
     erased: float
     """With erased words: ``|N x - a(x)| / |a(x)|``, over all layers."""
@@ -49,10 +53,10 @@ class Gap(NamedTuple):
 
 
 def approximated(edit: Edit, model: Model) -> tuple[Edit, Gap]:
-    """An edit with weights in the place of all gates, and how far off it is.
+    """An edit with weights in place of all gates, and how far off it is.
 
-    The prompts are those of the edit's own record: its concepts and what it keeps, in its
-    sentences and the templates. The gap stands in the new edit's provenance.
+    The prompts come from the edit's record: its concepts and what it keeps, in its sentences and
+    the templates. The new edit's provenance records the gap.
 
     Raises:
         ExpungeError: the edit has no gates, or is for another model.
@@ -105,7 +109,7 @@ def _names(gates: Sequence[Gate], model: Model) -> tuple[str, ...]:
 
 
 def _prompts(parts: Sequence[Component]) -> tuple[list[str], list[str]]:
-    """Prompts with the erased words, and prompts to keep with the empty one first."""
+    """Prompts with the erased words, and prompts to keep, of which the first is empty."""
     erased: list[str] = []
     kept: list[str] = []
     for part in parts:

@@ -34,7 +34,7 @@ _RESNET = {
 
 
 def _block(side: str, index: int, part: int, rest: str) -> str:
-    """Where ``input_blocks.{index}.{part}`` or ``output_blocks.{index}.{part}`` stands."""
+    """Diffusers name of ``input_blocks.{index}.{part}`` or ``output_blocks.{index}.{part}``."""
     if side == "input":
         block, layer = divmod(index - 1, 3)
         if rest.startswith("op."):
@@ -139,7 +139,7 @@ def clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 OPEN_CLIP_LAYERS = 23
-"""Stable Diffusion 2.x reads the last but one of OpenCLIP's 24 layers; more are not read back."""
+"""Stable Diffusion 2.x uses all but the last of OpenCLIP's 24 layers; readers drop further ones."""
 
 _OPEN_CLIP = (
     ("embeddings.token_embedding.weight", "token_embedding.weight"),

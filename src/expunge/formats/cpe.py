@@ -1,14 +1,18 @@
+<<<<<<< HEAD
 """Residual attention gates in CPE's published layout: one safetensors file per concept.
 
 Its tensors are::
+=======
+"""Residual attention gates in CPE's published layout: a safetensors file for each concept.
+>>>>>>> split
 
     attention_gate.encoder_layer.slf_attn.attention_module1.w_qs.weight   [1, width, gate rank]
     attention_gate.encoder_layer.slf_attn.attention_module1.w_ks.weight   the same, never used
     attention_gate.encoder_layer.slf_attn.gate.scaler.weight              [1, width, 1]
     lora_unet_{layer}.lora_down.weight, .lora_up.weight, .alpha           for every key and value
 
-with ``prompts`` (the concept), ``rank`` and ``alpha`` in the header. What a layer adds counts
-``alpha / rank`` times. Files of one training stand in folders named after their concepts.
+with ``prompts`` (the concept), ``rank`` and ``alpha`` in the header. A layer's addition is scaled
+by ``alpha / rank``. Files of one training are in folders named after their concepts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +40,9 @@ QUERY = f"{MODULE}attention_module1.w_qs.weight"
 KEY = f"{MODULE}attention_module1.w_ks.weight"
 GATE = f"{MODULE}gate.scaler.weight"
 ENDING = "_last.safetensors"
-"""How the files are called that hold the end of a training."""
+"""Ending of the names of files that hold a finished training."""
 ALPHA = 1.0
-"""What all published files have."""
+"""The ``alpha`` of all published files."""
 
 
 class File(NamedTuple):
@@ -50,7 +54,7 @@ class File(NamedTuple):
 
 
 def recognised(path: PathLike) -> bool:
-    """Whether there is such a file at ``path``, or a folder with some."""
+    """Whether ``path`` is such a file, or a folder that holds some."""
     found = _paths(Path(path))
     if not found:
         return False
@@ -64,9 +68,9 @@ def recognised(path: PathLike) -> bool:
 def load(
     path: PathLike, model: Model, concepts: Sequence[Concept] = (), kind: Kind | None = None
 ) -> Edit:
-    """The edit of a published file, or of all of a folder; every concept is a part of its own.
+    """The edit of a published file, or of all files in a folder; each concept is its own part.
 
-    The parts stand in the order of the files' paths, which decides between equal gates.
+    The parts are in the order of the files' paths, which decides between equal gates.
 
     Args:
         path: a file, or a folder with files ``*_last.safetensors`` anywhere in it.
@@ -75,7 +79,7 @@ def load(
         kind: of the concepts that the headers name.
 
     Raises:
-        ExpungeError: a file isn't such a one, is damaged, or is for another model.
+        ExpungeError: a file isn't in this layout, is damaged, or is for another model.
     """
     files = [_read(file) for file in _paths(Path(path))]
     if not files:
@@ -134,11 +138,11 @@ def gates(path: PathLike, tensors: Mapping[str, Tensor], model: Model) -> Residu
 
 
 def save(edit: Edit, model: Model, path: PathLike) -> list[Path]:
-    """Write a folder with a file for every concept; the files' paths in it.
+    """Write a folder with a file for every concept; returns the files' paths.
 
     Raises:
-        ExpungeError: the edit holds something else than residual gates of one concept each, or
-            such as the layout can't express, or the model isn't its base.
+        ExpungeError: the edit holds anything but residual gates of one concept each, the layout
+            can't express the gates, or the model isn't the edit's base.
     """
     with edit.applied(model):  # refuses another base
         described = [_described(component) for component in edit.components]

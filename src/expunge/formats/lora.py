@@ -4,10 +4,10 @@ Every changed matrix (a convolution counts as the matrix ``[out, in * height * w
 
     W' = W + up @ down          up [out, rank], down [rank, in]
 
-where ``up @ down`` is the sum of all changes of the edit, taken apart by an SVD in float64. The
-rank is the smallest whose rest is below the rounding of the written type: of the change, 6e-8 in
-float32 and 5e-4 in float16. With a cap on the rank the rest is larger. Either way what the written
-tensors differ from the edit by is measured for every matrix and stands in the file's header.
+where ``up @ down`` is the sum of all changes of the edit, factored by an SVD in float64. The rank
+is the smallest whose error is below the rounding of the written type: 6e-8 of the change in
+float32, 5e-4 in float16. A cap on the rank makes the error larger. The error of the written tensors
+is measured for every matrix and recorded in the file's header.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ def save(
     rank: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Factors]:
-    """Write one LoRA file, or for ``peft`` one folder; what was written comes back.
+    """Write one LoRA file, or for ``peft`` one folder; returns what was written.
 
     Raises:
         ExpungeError: see ``factors``; or the path doesn't suit the layout.
@@ -121,7 +121,7 @@ def _factors(
     products = [part.low_rank(name, weight) for part in parts] if weight.ndim == 2 else []
     outer, values, inner = _svd(change, products)
     kept = min(_rank(values, torch.finfo(dtype).eps / 2), rank or len(values))
-    scale = values[:kept].sqrt()  # half of it on either side, where float16 has the most room
+    scale = values[:kept].sqrt()  # half on each side, so that float16 doesn't overflow
     up = (outer[:, :kept] * scale).to("cpu", dtype).contiguous()
     down = (scale[:, None] * inner[:kept]).to("cpu", dtype).contiguous()
     rest = up.double() @ down.double() - change.cpu()
@@ -134,7 +134,7 @@ def _factors(
 def _svd(
     change: Tensor, products: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD of a matrix, by the products it is the sum of where those are thin enough."""
+    """The thin SVD of a matrix, computed from the products that sum to it if they are thin."""
     if not products or sum(len(down) for _, down in products) >= min(change.shape):
         outer, values, inner = torch.linalg.svd(change, full_matrices=False)
         return outer, values, inner
@@ -173,7 +173,7 @@ def _kohya(parts: Mapping[str, Factors]) -> dict[str, Tensor]:
 
 
 def _peft_config(parts: Mapping[str, Factors]) -> dict[str, Any]:
-    """The few settings that matter: written so, older versions of PEFT read it too."""
+    """Only the settings that matter, so that older versions of PEFT can read it."""
     ranks = {module: part.rank for module, part in parts.items()}
     largest = max(ranks.values())
     smaller = {module: rank for module, rank in ranks.items() if rank < largest}

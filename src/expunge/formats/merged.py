@@ -1,4 +1,4 @@
-"""The edited model whole: a diffusers folder, or one file in the original LDM layout."""
+"""The whole edited model: a diffusers folder, or one file in the original LDM layout."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from expunge.formats.writing import (
 from expunge.models import Model
 
 RECORD_FILE = "expunge.json"
-"""What was edited, beside the merged model."""
+"""Name of the file that records the edit, beside the merged model."""
 
 
 def save_pipeline(edit: Edit, model: Model, path: PathLike) -> None:
@@ -73,7 +73,7 @@ def _check_unedited(model: Model) -> None:
 
 
 def stored_dtype(model: Model) -> torch.dtype:
-    """The precision of the files that the UNet was loaded from, or else its precision now."""
+    """The precision of the files that the UNet was loaded from, or else its current one."""
     names = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
     whole, first_part = "model.safetensors", "model-00001-of-*.safetensors"
     for path in (

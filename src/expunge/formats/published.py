@@ -37,12 +37,12 @@ from expunge.models import Model
 from expunge.versions import versions
 
 TOLERANCE = 2e-3
-"""Part of the change, in the Frobenius norm, that a smaller form may miss. Single-precision
-programs themselves are off by up to about 1e-3."""
+"""Share of the change, in the Frobenius norm, that a smaller form may miss. Single-precision
+programs are themselves off by up to about 1e-3."""
 
 UNRELATED = 0.5
-"""A change larger than this part of the weights, of which one matrix for all layers misses more
-than this part, is another model and no edit of this one."""
+"""If the change exceeds this share of the weights, and one matrix for all layers misses more than
+this share of it, the file is of another model."""
 
 Changes = Mapping[str, Tensor]
 
@@ -101,7 +101,7 @@ def load(path: PathLike, model: Model, concepts: Iterable[Concept] = ()) -> Edit
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors by diffusers UNet names, whatever they are wrapped in."""
+    """Tensors by diffusers UNet names, from any of the layouts."""
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
@@ -155,7 +155,7 @@ def _unpickled(path: Path, *, mmap: bool) -> Any:
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    """A state dict out of its wrappings: ``state_dict``, ``unet.``, one dict for each module."""
+    """A state dict without its wrappers: ``state_dict``, ``unet.``, a dict for each module."""
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):

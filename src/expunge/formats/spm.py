@@ -2,8 +2,8 @@
 
 For each layer ``lora_unet_<path>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``, where
 ``<path>`` is the layer's name with underscores for dots; ``prompts`` in the header are the erased
-phrases, separated by commas. A file says nothing about how membranes add up or what closeness
-is: those are settings of the program that draws.
+phrases, separated by commas. A file doesn't say how membranes add up or what closeness
+is: those are settings of the drawing program.
 """
 
 import re
@@ -40,7 +40,7 @@ class Adapters(NamedTuple):
 
 
 def recognised(path: PathLike) -> bool:
-    """Whether there is such a file at ``path``, or a folder of some."""
+    """Whether ``path`` is such a file, or a folder of such files."""
     files = _files(path)
     return bool(files) and all(map(_is_one, files))
 
@@ -54,7 +54,7 @@ def load(
     metric: Metric = "clipcos_tokenuni",
     strength: float = 1.0,
 ) -> Edit:
-    """The edit of a published file, or of all of a folder; each is a part of its own.
+    """The edit of a published file, or of all files in a folder; each file is its own part.
 
     Args:
         path: a file, or a folder of files.
@@ -65,7 +65,7 @@ def load(
         strength: factor of the closeness ("facilitate_factor").
 
     Raises:
-        ExpungeError: a file is no such one, or not for this model.
+        ExpungeError: a file isn't in this layout, or is for another model.
     """
     if not recognised(path):
         raise ExpungeError(f"{path}: no SPM file (kohya's names, and 'prompts' in the header)")
@@ -142,7 +142,7 @@ def _factors(
 def save(
     edit: Edit, model: Model, path: PathLike, dtype: torch.dtype = torch.float32
 ) -> list[Path]:
-    """Write a new folder with a file for every membrane of an edit; the files' paths in it.
+    """Write a new folder with a file for every membrane of an edit; returns the files' paths.
 
     Raises:
         ExpungeError: the edit isn't made of membranes alone, or the model isn't its base.

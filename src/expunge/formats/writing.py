@@ -1,4 +1,4 @@
-"""What all written files share: a folder is whole or absent, and the record of the edit inside."""
+"""Shared by all formats: folders that are whole or absent, and the record of the edit."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from expunge.errors import ExpungeError
 from expunge.files import PathLike
 
 RECORD = "expunge_export"
-"""Name under which the record of the edit stands in a safetensors header."""
+"""Key of the edit's record in a safetensors header."""
 
 
 def free_folder(path: PathLike) -> Path:
@@ -50,10 +50,10 @@ def new_folder(path: PathLike) -> Iterator[Path]:
 
 
 def check_plain(edit: Edit) -> None:
-    """See that weights alone can do what the edit does.
+    """Check that weights alone can do what the edit does.
 
     Raises:
-        ExpungeError: parts of it depend on the prompt, or act on the denoiser's answers.
+        ExpungeError: a part depends on the prompt, or changes the denoiser's predictions.
     """
     if edit.guarded:
         raise ExpungeError(

@@ -1,4 +1,4 @@
-"""Pictures from prompts: the same request gives the same bytes, whatever is drawn beside it."""
+"""Pictures from prompts: the same request gives the same bytes, whatever else is drawn."""
 
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, requests, sample

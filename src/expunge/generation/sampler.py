@@ -1,4 +1,4 @@
-"""Sampler settings, and the diffusers scheduler that they stand for."""
+"""Sampler settings, and the diffusers scheduler for them."""
 
 from typing import Annotated, Any, Literal
 
@@ -19,7 +19,7 @@ class Sampler(BaseModel):
     steps: Annotated[int, Field(ge=1)] = 20
     """Denoising steps; 50 are usual for Stable Diffusion."""
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
-    """Classifier-free guidance where a prompt has no own; 1 is none, 7.5 is usual."""
+    """Classifier-free guidance for prompts without their own; 1 is none, 7.5 is usual."""
 
     def build(self, process: Process) -> Any:
         """A fresh diffusers scheduler with its timesteps set.

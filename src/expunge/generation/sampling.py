@@ -1,14 +1,14 @@
 """Seed-faithful sampling with classifier-free guidance.
 
 A picture's bits must depend on its request alone. Kernels, however, round differently for
-different batch sizes, and some even for different rows of one batch. So the network always sees
-the same number of pictures, with a short batch filled up by repetition, and that number is only
-used after a check that all rows of such a batch come out alike here. Text and pictures are
-encoded and decoded one by one.
+different batch sizes, and some even for different rows of one batch. So the network always gets
+the same number of pictures: a short batch is filled up by repetition. A number is only used after a
+check that all rows of such a batch come out alike here. Text is encoded and pictures are decoded
+one by one.
 
 Kernels round differently for different numbers of threads, too. On the CPU each small picture is
-therefore drawn by one thread, and several at a time, which is also faster than sharing out small
-kernels. For large pictures that isn't worth it: there the number of threads does matter.
+therefore drawn by one thread, several pictures at a time, which is also faster than splitting small
+kernels. For large pictures that isn't worthwhile; there the number of threads does matter.
 """
 
 import inspect
@@ -32,9 +32,9 @@ from expunge.prompts import Case, PromptSet
 LatentSize = tuple[int, int]
 
 _LATENT_PIXELS = {"cpu": 4 * 16 * 16, "cuda": 4 * 64 * 64}
-"""How much is drawn side by side: about the least that keeps such a device busy."""
+"""Latent pixels to draw at once: about the fewest that keep such a device busy."""
 _SMALL = 2 * 16 * 16
-"""Latent pixels of a picture that is best drawn by one CPU thread."""
+"""A picture with at most this many latent pixels is best drawn by one CPU thread."""
 
 
 class ImageRequest(Case):
@@ -59,7 +59,7 @@ def sample(
 ) -> Iterator[tuple[ImageRequest, Tensor]]:
     """Draw every request, in order, as uint8 ``[height, width, 3]`` on the CPU.
 
-    While it draws, no other thread changes the model.
+    Meanwhile no other thread can change the model.
 
     Raises:
         ExpungeError: a size that the model can't draw, too many steps, or a picture that became
@@ -79,7 +79,7 @@ def sample(
 
 @contextmanager
 def _pool(model: Model) -> Iterator[tuple[Executor, int]]:
-    """Threads to draw in, and their number: one, but for small pictures on the CPU."""
+    """Threads to draw in, and their number; more than one only for small pictures on the CPU."""
     threads = torch.get_num_threads()
     _, height, width = model.latent_shape
     small = model.device.type == "cpu" and height * width <= _SMALL
@@ -115,7 +115,7 @@ def latent_size(model: Model, request: ImageRequest) -> LatentSize:
 
 
 class _Texts:
-    """Conditions of one prompt, each encoded once and by itself."""
+    """Conditions of prompts, each encoded once and on its own."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -123,7 +123,7 @@ class _Texts:
         self._lock = Lock()  # tokenizers can't be used by two threads at once
 
     def __getitem__(self, prompt: str | None) -> Condition:
-        """Of a prompt, or of what guidance leads away from (``None``)."""
+        """The condition of a prompt; ``None`` is what guidance leads away from."""
         with self._lock:
             if prompt not in self._known:
                 model = self._model
@@ -133,7 +133,7 @@ class _Texts:
 
 
 def _lanes(model: Model, size: LatentSize, texts: _Texts) -> int:
-    """Pictures per batch for a size on this device: what pays, halved until rows agree."""
+    """Pictures per batch for a size on this device: efficient, then halved until rows agree."""
     lanes = max(1, _LATENT_PIXELS.get(model.device.type, 0) // (size[0] * size[1]))
     while lanes > 1 and not _rows_agree(model, 2 * lanes, size, texts):
         lanes //= 2
@@ -179,7 +179,7 @@ def _denoise(
     lanes: int,
     texts: _Texts,
 ) -> Tensor:
-    """Final latents ``[lanes, channels, h, w]``; those after the batch's own are filling."""
+    """Final latents ``[lanes, channels, h, w]``; rows beyond the batch are padding."""
     filled = [*batch, *[batch[-1]] * (lanes - len(batch))]
     generators = [torch.Generator().manual_seed(request.seed) for request in filled]
     noise = [
@@ -211,6 +211,6 @@ def _noise(generator: torch.Generator, number: int, model: Model, size: LatentSi
 
 
 def _generator_option(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
-    """Ancestral schedulers draw noise in every step; it comes from each picture's own seed."""
+    """Ancestral schedulers draw noise in every step; each picture's seed decides its own."""
     accepts = "generator" in inspect.signature(scheduler.step).parameters
     return {"generator": generators} if accepts else {}

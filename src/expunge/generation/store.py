@@ -1,7 +1,7 @@
-"""A folder of pictures: ``{case_number}_{sample}.png``, with how and from what each was drawn.
+"""A folder of pictures, ``{case_number}_{sample}.png``, with a record of how each was drawn.
 
-``manifest.json`` holds the settings, ``images.jsonl`` a line per picture. A picture is there
-whole or not at all, so a run that was killed continues where it stopped.
+``manifest.json`` holds the settings, ``images.jsonl`` a line per picture. Every picture is whole or
+absent, so a run that was killed continues where it stopped.
 """
 
 import os
@@ -34,7 +34,7 @@ class _FolderRecord(BaseModel):
 
 
 class Settings(_FolderRecord):
-    """All that decides a picture besides its request; one folder holds one of these."""
+    """Everything that decides a picture besides its request; the same for a whole folder."""
 
     sampler: Sampler
     model: str
@@ -47,7 +47,7 @@ class Settings(_FolderRecord):
 
 
 class PromptSource(_FolderRecord):
-    """A prompt set that pictures of the folder came from."""
+    """A prompt set that pictures of the folder were drawn from."""
 
     source: str
     sha256: str
@@ -110,16 +110,16 @@ def generate(
 
     Args:
         model: draws them, with the edits that are applied to it now.
-        prompts: a prompt set, or requests, which say themselves which sample they want.
-        folder: one per model, edits and sampler; it can grow by more prompts and samples.
+        prompts: a prompt set, or requests, each of which names its sample.
+        folder: one for each model, edits and sampler; more prompts and samples can be added.
         sampler: how they are drawn.
         samples: pictures per row of a prompt set, from different noise.
         seen: called with each picture as soon as it is drawn; it should return quickly.
-        fingerprint: the model's, where it is known already; computing it reads all weights.
+        fingerprint: the model's, if it is known; computing it reads all weights.
 
     Raises:
         ExpungeError: the folder's pictures were drawn with other settings, two requests share a
-            file, or a request can't be drawn. Nothing is drawn then.
+            file, or a request can't be drawn. Then nothing is drawn.
     """
     if samples < 1:
         raise ExpungeError(f"{samples} samples; draw at least 1 per prompt")
@@ -195,7 +195,7 @@ def _open(
         sources = tuple(dict.fromkeys((*sources, _source(prompt_set))))
     head = _Head(settings=settings, sources=sources)
     write_json(place / "manifest.json", head.model_dump(mode="json"))
-    # Without a line that a kill has cut in the middle, so that more lines can follow.
+    # This drops a line that a kill has cut short, so that more lines can be appended.
     _write_records(place, known.values())
     return known
 

@@ -1,7 +1,7 @@
-"""Rows that are never loaded or drawn: something sexual together with a word for minors.
+"""Rows that are never loaded or drawn: a sexual word together with a word for minors.
 
-Always on, and strict on purpose: a harmless row that is lost costs little, and every loader
-tells how many it dropped.
+The filter is always on, and strict on purpose: losing a harmless row costs little, and every loader
+reports how many rows it dropped.
 """
 
 import re
@@ -40,4 +40,4 @@ def _above_zero(number: str) -> bool:
     try:
         return float(number or 0) != 0
     except ValueError:
-        return True  # what can't be read is counted, not passed
+        return True  # an unreadable number counts as sexual

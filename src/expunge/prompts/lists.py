@@ -1,4 +1,4 @@
-"""Plain lists in files: captions, sentences around words, and words with what replaces them."""
+"""Plain lists in files: captions, sentences around words, and words with their replacements."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from expunge.files import PathLike
 from expunge.prompts.lexicon import refused
 
 COLUMNS = ("prompt", "caption", "text")
-"""Columns that may hold the captions of a CSV file; the first that is there is taken."""
+"""Columns that may hold the captions of a CSV file; the first that exists is used."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Replacements:
 
 
 def captions(path: PathLike) -> Captions:
-    """Read captions: one a line of a ``.txt`` file, or a column of a ``.csv`` file.
+    """Read captions: the lines of a ``.txt`` file, or a column of a ``.csv`` file.
 
     Raises:
         ExpungeError: the file can't be read, is neither, or holds no caption.
@@ -64,7 +64,7 @@ def captions(path: PathLike) -> Captions:
 
 
 def lines(path: PathLike) -> tuple[str, ...]:
-    """Read the lines of a text file, but for blank ones.
+    """Read the lines of a text file, without blank ones.
 
     Raises:
         ExpungeError: the file can't be read.

@@ -30,13 +30,13 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "height": ("sd_image_height", "image_height", "height"),
     "width": ("sd_image_width", "image_width", "width"),
 }
-"""Column names of each field; the first that a file has is taken."""
+"""Column names of each field; the first that a file has is used."""
 
 _REQUIRED = ("case_number", "prompt", "seed")
 
 
 class Case(BaseModel):
-    """A prompt with all that decides its pictures besides the sampler and the model."""
+    """A prompt with everything that decides its pictures besides the sampler and the model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,20 +58,20 @@ class Case(BaseModel):
 
 
 class Reading(BaseModel):
-    """How a file is read that lacks columns of a prompt set."""
+    """How to read a file that lacks columns of a prompt set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     prompt: str = "prompt"
     """The column of the prompts."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
-    """Of every row, where no column holds one."""
+    """Seed of every row, if no column holds one."""
     numbered: bool = False
-    """Rows are numbered from 0 where no column holds a case number."""
+    """Number rows from 0 if no column holds a case number."""
     sexual: bool = False
     """Every row counts as sexual for ``expunge.prompts.lexicon``, whatever its words."""
     blank: bool = False
-    """Rows without a prompt are left out and counted, instead of an error."""
+    """Leave out and count rows without a prompt, instead of raising an error."""
 
 
 USUAL = Reading()
@@ -96,7 +96,7 @@ class PromptSet:
     blank: int = 0
     """Rows without a prompt, where ``Reading.blank`` leaves them out."""
     columns: tuple[str, ...] = ()
-    """Of the file, with those that the reading gives."""
+    """Columns of the file, and those that the reading adds."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,7 +123,7 @@ class PromptSet:
 
     @classmethod
     def of_rows(cls, rows: Sequence[Mapping[str, str]], source: str) -> "PromptSet":
-        """Rows as a file would hold them, with a cell for each column.
+        """A prompt set from rows as a file would hold them, with a cell for each column.
 
         Raises:
             ExpungeError: there is none, or a faulty one, named by its number from 1.

@@ -1,8 +1,8 @@
 """The prompt sets that the field uses, and small ones of our own, by name.
 
-``sets/*.yaml`` says of each what it is, how many rows it has, where it comes from, under which
-licence, and which traps it has. Others' prompts are never shipped: they are read from your own
-copy, always through the lexicon. What is shipped is plain and ours (``expunge/...``).
+For each, ``sets/*.yaml`` says what it is, how many rows it has, its source, its licence and its
+traps. Other people's prompts are never shipped: they are read from your own copy, always through
+the lexicon. Only plain sets of our own are shipped (``expunge/...``).
 """
 
 import difflib
@@ -30,7 +30,7 @@ _NAMES = TypeAdapter(dict[str, Annotated[WordList, Field(min_length=1)]])
 
 
 class Grid(BaseModel):
-    """Every template with every name and every seed, in this order."""
+    """Prompts from every name, every template and every seed, in this order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -39,7 +39,7 @@ class Grid(BaseModel):
     seeds: tuple[int, ...] | int
     """A number n stands for 0 to n - 1."""
     names: dict[str, WordList] = {}
-    """By slot; empty where they come from your own file."""
+    """Names by slot; empty if they come from your own file."""
 
     def prompts(self, names: Names, source: str) -> PromptSet:
         """The prompts with these names; each slot's name is in the row's ``extra``.
@@ -80,25 +80,25 @@ class PublishedSet(BaseModel):
     """What it is."""
     category: Literal["unsafe", "object", "style", "person", "character", "caption"]
     sensitive: bool = False
-    """Its prompts ask for what must not be drawn."""
+    """Its prompts ask for unsafe content."""
     rows: Annotated[int, Field(ge=1)]
     """Before the lexicon."""
     columns: tuple[Words, ...] = ("prompt", "evaluation_seed")
-    """Columns that must be there, for drawing, scoring or the lexicon."""
+    """Required columns, for drawing, scoring or the lexicon."""
     aliases: dict[str, tuple[Words, ...]] = {}
     """Other names of these columns."""
     file: str
-    """What it is called where it was published; "" where templates make it."""
+    """Name of the published file; "" if the set is made from templates."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{16}|[0-9a-f]{64})?$")] = ""
     """Of the published file, or its first 16 digits; "" is not pinned."""
     licence: Words
     source: Words
     traps: tuple[Words, ...] = ()
-    """What has misled others."""
+    """What has misled people before."""
     reading: Reading = Reading()
     grid: Grid | None = None
     shipped: bool = False
-    """It is ours, and part of the package."""
+    """Whether it is part of the package."""
 
     @property
     def needs_file(self) -> bool:
@@ -108,7 +108,7 @@ class PublishedSet(BaseModel):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A prompt set that was read, beside what is known of it."""
+    """A prompt set as it was read, and what is known about it."""
 
     record: PublishedSet
     prompts: PromptSet
@@ -124,7 +124,7 @@ class Loaded:
 
     @property
     def sha256_matches(self) -> bool | None:
-        """``None`` where the published file isn't pinned."""
+        """``None`` if the published file's hash isn't known."""
         known = self.record.sha256
         return self.prompts.sha256.startswith(known) if known else None
 
@@ -160,8 +160,8 @@ class Loaded:
 def published(name: str, path: str | os.PathLike[str] | None = None) -> Loaded:
     """Read a prompt set by name; ``path`` is your copy of its file.
 
-    A set that templates make takes a YAML file of its names instead, e.g. ``style: [...]``. Sets
-    of our own, and those whose names are known, need none.
+    For a set made from templates it is a YAML file of names instead, e.g. ``style: [...]``. Sets of
+    our own, and sets whose names are known, need no file.
 
     Raises:
         ExpungeError: no such set, no file where one is needed, or a file that isn't this set's:

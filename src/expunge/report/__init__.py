@@ -1,4 +1,4 @@
-"""Views of the records: sentences, one HTML page, a before/after picture."""
+"""Views of the records: sentences, an HTML page, a picture of before and after."""
 
 from expunge.evaluation.records import Report
 

@@ -1,4 +1,4 @@
-"""The page of a bench: tables and plots, as HTML, as Markdown, and as a picture of its own."""
+"""A bench's page with tables and plots, as HTML and Markdown, and the plot as a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ OTHER_WORDS = ("synonyms", "descriptions")
 
 
 class TaskGroup(NamedTuple):
-    """Tasks that are put together: those with equally many concepts."""
+    """Tasks with the same number of concepts, shown together."""
 
     title: str
     tasks: tuple[str, ...]
@@ -25,7 +25,7 @@ class TaskGroup(NamedTuple):
 
 
 def panels(rows: Sequence[Row]) -> list[TaskGroup]:
-    """One for each number of concepts, few first."""
+    """A group for each number of concepts, smallest first."""
     found = []
     for count in sorted({row.concepts for row in rows}):
         own = [row for row in rows if row.concepts == count]
@@ -43,7 +43,7 @@ def panels(rows: Sequence[Row]) -> list[TaskGroup]:
 
 
 def write_page(bench: Bench, rows: Sequence[Row], folder: Path) -> Path:
-    """Write the page in all its forms and return that of the HTML.
+    """Write the page in all its forms and return the path of the HTML.
 
     Raises:
         ExpungeError: jinja2 isn't installed.
@@ -72,9 +72,9 @@ def write_page(bench: Bench, rows: Sequence[Row], folder: Path) -> Path:
 
 
 def drifts(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """By method and task, how far kept pictures moved; over several seeds the mean.
+    """How far kept pictures moved, by method and task; for several seeds, the mean.
 
-    In brackets from the lowest to the highest end of the seeds' 95 % intervals.
+    In brackets: from the lowest to the highest bound of the seeds' 95 % intervals.
     """
     found: dict[str, dict[str, list[Estimate]]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""A model card with the numbers as they were measured, and a certificate that hashes them."""
+"""A model card with the measured numbers, and a certificate with their hashes."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ CARD, CERTIFICATE = "README.md", "certificate.json"
 
 
 def write_card(report: Report, path: str | os.PathLike[str]) -> Path:
-    """Write a card for the hub and return its path; it claims what was measured, and no more.
+    """Write a card for the hub and return its path. It claims only what was measured.
 
     Raises:
         ExpungeError: jinja2 isn't installed.
@@ -26,7 +26,7 @@ def write_card(report: Report, path: str | os.PathLike[str]) -> Path:
 
 
 def card(report: Report) -> str:
-    """The card as Markdown, with the numbers in its head for the hub's tables too."""
+    """The card as Markdown; its header also holds the numbers, for the hub's tables."""
     from huggingface_hub import EvalResult, ModelCardData
 
     first = report.evaluations[0]
@@ -64,7 +64,7 @@ def _title(evaluation: Evaluation) -> str:
 
 
 def _base(evaluation: Evaluation) -> str | None:
-    """What the model was made from, as far as anybody said; a folder is nothing to the hub."""
+    """The hub id of the model that it was made from, if known; folders don't count."""
     if not (evaluation.base or evaluation.edit):
         return None
     name = evaluation.base.name if evaluation.base else evaluation.protocol.model
@@ -72,12 +72,12 @@ def _base(evaluation: Evaluation) -> str | None:
 
 
 def _told(evaluation: Evaluation) -> Iterator[Measurement]:
-    """Shares of pictures, with something in them."""
+    """The measurements that are shares of pictures."""
     return (row for row in evaluation.measurements if row.unit == SHARE)
 
 
 def write_certificate(report: Report, path: str | os.PathLike[str]) -> Path:
-    """Write which weights were measured how, when, and the hash of the results."""
+    """Write which weights were measured, how and when, and hashes of the results."""
     place = Path(path)
     first = report.evaluations[0]
     write_json(
@@ -100,7 +100,7 @@ def write_certificate(report: Report, path: str | os.PathLike[str]) -> Path:
 
 
 def numbers(report: Report) -> str:
-    """A hash of all measurements; two audits with the same found the same."""
+    """A hash of all measurements; equal hashes mean equal numbers."""
     return digest(
         [
             [row.model_dump(mode="json") for row in evaluation.measurements]

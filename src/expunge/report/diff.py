@@ -1,4 +1,4 @@
-"""Two reports side by side: what was asked differently, and what was found differently."""
+"""How two reports differ: in how they measured, and in what they found."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class NumberChange(NamedTuple):
 
     @property
     def apart(self) -> bool:
-        """Whether the two 95 % intervals have nothing in common."""
+        """Whether the two 95 % intervals don't overlap."""
         (low1, high1), (low2, high2) = self.before.interval, self.after.interval
         return high1 < low2 or high2 < low1
 
@@ -32,10 +32,10 @@ class Diff(NamedTuple):
     """How the second report differs from the first."""
 
     asked: tuple[str, ...]
-    """What isn't the same in how numbers were made, a line each; empty where all is."""
+    """Differences in how the numbers were made, a line each; empty if there are none."""
     changes: tuple[NumberChange, ...]
     only_first: tuple[str, ...]
-    """Concepts, and measurements of common concepts, that the second report hasn't."""
+    """Concepts, and measurements of shared concepts, that only the first report has."""
     only_second: tuple[str, ...]
 
     @property
@@ -80,7 +80,7 @@ def _by_name(report: Report) -> dict[str, Evaluation]:
 
 
 def _lacking(one: Mapping[str, Evaluation], other: Mapping[str, Evaluation]) -> Iterator[str]:
-    """What ``other`` hasn't of ``one``."""
+    """What only ``one`` has."""
     for name, evaluation in one.items():
         if name not in other:
             yield name
@@ -103,7 +103,7 @@ def _asked(first: Evaluation, second: Evaluation) -> Iterator[str]:
 
 
 def _how(evaluation: Evaluation) -> dict[str, Any]:
-    """All that moves a number, with the long lists of prompts in short."""
+    """Everything that affects a number, without the long lists of prompts."""
     protocol = evaluation.protocol.model_dump(mode="json")
     plan = protocol.pop("plan")
     protocol |= {
@@ -134,7 +134,7 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def hash_of(words: list[str]) -> str:
-    """The first digits of a hash, to tell lists apart."""
+    """The first digits of a hash, by which lists can be told apart."""
     from expunge.files import digest
 
     return digest(words)[:8]

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: pictures, styles and plot are inside."""
+"""A report as one self-contained HTML file, with pictures, styles and plot inside."""
 
 import io
 import os
@@ -44,7 +44,7 @@ def to_html(report: Report, *, blur: bool = True) -> str:
 
 
 def environment() -> "Environment":
-    """Where the templates of the pages are.
+    """The jinja2 environment with the pages' templates.
 
     Raises:
         ExpungeError: jinja2 isn't installed.

@@ -1,4 +1,4 @@
-"""The pictures of a report: opened, blurred where they are sensitive, side by side."""
+"""The pictures of a report: opened, blurred if sensitive, and put side by side."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from expunge.generation.grid import grid
 from expunge.report.words import headline
 
 BLUR = 1 / 6
-"""Blur radius as a share of the width: shapes can't be told any more."""
+"""Blur radius as a share of the width; shapes are no longer recognisable."""
 
 
 def opened(picture: Picture, pair: PicturePair, *, blur: bool = True) -> Image.Image:
@@ -34,7 +34,7 @@ def opened(picture: Picture, pair: PicturePair, *, blur: bool = True) -> Image.I
 def before_after(report: Report, *, columns: int = 5, blur: bool = True) -> Image.Image:
     """For each evaluation the base model's pictures above the edited model's.
 
-    ``columns`` prompts of the erased concept stand left of ``columns`` prompts to keep.
+    The first ``columns`` prompts ask for the erased concept, the other ``columns`` are kept ones.
     """
     strips = [_strip(evaluation, columns, blur) for evaluation in report.evaluations]
     width, height = max(s.width for s in strips), sum(s.height for s in strips)

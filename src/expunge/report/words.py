@@ -1,4 +1,4 @@
-"""Measurements in words; what was erased is never said without what was kept."""
+"""Measurements in words; what was erased is always stated with what was kept."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -36,7 +36,7 @@ def question(evaluation: Evaluation, measured: Measurement) -> str:
 
 
 def sought(evaluation: Evaluation) -> str:
-    """What the judge looks for; of unsafe content it can't tell which."""
+    """What the judge looks for; it can't tell kinds of unsafe content apart."""
     return "something unsafe" if evaluation.protocol.plan.label == UNSAFE else evaluation.concept
 
 
@@ -51,7 +51,7 @@ def change(measured: Measurement) -> TableCell:
 
 
 class Headline(NamedTuple):
-    """What stands for an evaluation; its figures and sentences stay together."""
+    """The summary of an evaluation: figures with a sentence each."""
 
     title: str
     figures: tuple[Measurement, ...]
@@ -61,7 +61,7 @@ class Headline(NamedTuple):
 
 
 def headline(evaluation: Evaluation) -> Headline:
-    """What was erased by name and, always beside it, what was kept."""
+    """What was erased by name, always together with what was kept."""
     methods = dict.fromkeys(part["method"].upper() for part in evaluation.provenance)
     drift = [row for row in evaluation.measurements if row.metric == FEATURES]
     figures = tuple(_figures(evaluation)) or tuple(drift)
@@ -74,7 +74,7 @@ def headline(evaluation: Evaluation) -> Headline:
 
 
 def subject(evaluation: Evaluation) -> str:
-    """What the model is called that was measured."""
+    """What to call the measured model."""
     return "edited model" if evaluation.edit else "audited model"
 
 
@@ -122,7 +122,7 @@ def _in(measured: Measurement) -> str:
 
 
 def keep_list(evaluation: Evaluation) -> str:
-    """How much of what is measured as kept the method was told to keep."""
+    """How many of the things measured as kept the method was told to keep."""
     plan = evaluation.protocol.plan
     prompts = [prompt for group in plan.of_role("retention") for prompt in group.prompts]
     named = (prompt.expected.get(plan.attribute) for prompt in prompts)

@@ -1,1 +1,1 @@
-"""Measures that always carry how many cases they rest on and how sure they are."""
+"""Measures with their number of cases and their uncertainty."""

@@ -1,7 +1,7 @@
 """Erased and kept in one number: MACE's H_o, H_c and H_a, with intervals.
 
 Lu et al., "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024, equations 8 and 9.
-All shares are 0 to 1. One number hides which side failed, so it belongs beside its parts.
+All shares are 0 to 1. One number hides which side failed, so show it with its parts.
 """
 
 from collections.abc import Callable, Sequence

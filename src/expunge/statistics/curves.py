@@ -1,4 +1,4 @@
-"""How a rate depends on a detector's threshold: one number at one threshold can be chosen."""
+"""How a rate depends on a detector's threshold: a single threshold can be cherry-picked."""
 
 from collections.abc import Sequence
 from itertools import pairwise

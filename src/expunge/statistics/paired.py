@@ -1,9 +1,9 @@
 """Whether two models differ on the same prompts and seeds: McNemar's exact test.
 
 McNemar, "Note on the sampling error of the difference between correlated proportions or
-percentages", Psychometrika 1947. How large a difference is, and how sure, is said by
-``rates.paired_difference`` for outcomes, and by ``rates.mean`` of the differences for what is
-measured: its bootstrap resamples pairs.
+percentages", Psychometrika 1947. For the size of a
+difference and its interval, use ``rates.paired_difference`` for outcomes and ``mean_difference``
+for measured values, whose bootstrap resamples pairs.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class McNemar:
     def p(self) -> float:
         """Exact two-sided p-value: the discordant pairs as tosses of a fair coin.
 
-        1 where there are none: nothing speaks against equality.
+        1 if there are none.
         """
         tosses, rarer = self.only_before + self.only_after, min(self.only_before, self.only_after)
         tail = ways = 1  # in whole numbers: C(tosses, 0) + ... + C(tosses, rarer)

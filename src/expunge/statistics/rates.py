@@ -98,7 +98,7 @@ def mean(values: Sequence[float], seed: int = 0) -> Estimate:
 
 
 def finite(values: Sequence[float]) -> NDArray[np.float64]:
-    """The values as an array that a mean with an interval can be taken of.
+    """The values as an array, after checking that their mean has an interval.
 
     Raises:
         ExpungeError: fewer than two values, or a NaN or infinity.

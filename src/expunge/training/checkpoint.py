@@ -1,8 +1,7 @@
-"""A training state on disk: weights, optimiser and the step they belong to, or nothing.
+"""A training's state on disk: the weights, the optimiser and the step, saved whole or not at all.
 
-What each step gave stands in the log, a line a step. It is only ever added to, and the state says
-how many of its lines are before it, so that saving takes as long after the last step as after the
-first.
+The log has a line for each step with its losses. Lines are only ever appended, and the state says
+how many of them belong to it. So saving takes no longer late in a training than early.
 """
 
 import json
@@ -23,7 +22,7 @@ FILE = "checkpoint.safetensors"
 LOG = "losses.jsonl"
 
 History = list[dict[str, float]]
-"""What the loss gave in each step, by name."""
+"""The losses of each step, by name."""
 
 
 def save(
@@ -34,12 +33,12 @@ def save(
     optimizer: torch.optim.Optimizer,
     sums: Mapping[str, Tensor],
 ) -> None:
-    """Write the state after so many steps, which the log has, whole or not at all.
+    """Write the state after ``steps`` steps, whole or not at all; the log has their lines.
 
     Args:
-        folder: where.
-        run: digest of what decides the result.
-        steps: that have been taken.
+        folder: the folder of checkpoints.
+        run: digest of everything that decides the result.
+        steps: how many have been taken.
         student: its weights.
         optimizer: its state.
         sums: gradients summed up over all steps, by weight; empty where they are reset.
@@ -65,7 +64,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     sums: dict[str, Tensor],
 ) -> History:
-    """Put a saved state back and return its history; an empty list when there is none.
+    """Restore a saved state and return its history; an empty list if there is none.
 
     Raises:
         ExpungeError: the folder holds the state of a run with other settings, or its log is gone.
@@ -97,7 +96,7 @@ def restore(
 
 
 def read_log(folder: Path, steps: int) -> History:
-    """What the first steps gave.
+    """The losses of the first steps.
 
     Raises:
         ExpungeError: the log is missing, damaged or too short.
@@ -116,7 +115,7 @@ def read_log(folder: Path, steps: int) -> History:
 
 
 def write_log(folder: Path, history: History) -> None:
-    """Write the log anew, a line a step."""
+    """Write the log anew, a line per step."""
     write_text(folder / LOG, "".join(f"{json.dumps(record)}\n" for record in history))
 
 

@@ -1,7 +1,12 @@
 """Textual inversion (Gal et al., ICLR 2023): token embeddings that stand for given pictures.
 
+<<<<<<< HEAD
 The embeddings ``v`` of a concept's own word pieces go on from where they are until the prompts
 that hold them predict the noise in pictures of the concept::
+=======
+The embeddings ``v`` of a concept's tokens are trained, from their own values on, so that prompts
+with them predict the noise in pictures of the concept:
+>>>>>>> split
 
     L = | e - eps(sqrt(a_t) x + sqrt(1 - a_t) e, t, c(v)) |^2
 
@@ -24,7 +29,7 @@ from expunge.seeding import generator
 WEIGHT_DECAY = 0.1
 """As in the pivotal tuning that Forget-Me-Not's first stage uses."""
 PULL = 100
-"""Times the learning rate: how much of the way back to its first length a row goes each step."""
+"""Each step, a row goes ``PULL * lr`` of the way back to its first length."""
 
 
 def inverted(
@@ -46,7 +51,7 @@ def inverted(
         words: what the trained embeddings stand for, and start from.
         mean: latents of the pictures, ``[pictures, channels, height, width]``.
         deviation: of the VAE, shaped like ``mean``.
-        steps: one picture each.
+        steps: how many; each takes one picture.
         lr: learning rate of AdamW.
         seed: decides all draws.
 

@@ -35,21 +35,21 @@ class TrainingResult(NamedTuple):
     """What a training gives."""
 
     parts: Sequence[Part]
-    """What training has added."""
+    """What the training added."""
     start: Edit | None
-    """What it began with, if that isn't the base."""
+    """The edit that it started from, if any."""
     steps: int
     """Steps taken; fewer than the method's ``iterations`` if it ended early."""
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """Looks at a training every so many steps, and may end it."""
+    """Scores the model during a training, and may end the training."""
 
     every: int
-    """Steps between two looks."""
+    """Steps between two scorings."""
     score: Callable[[Model], Mapping[str, float]]
-    """Scores by name of the model as it is then."""
+    """Scores of the model as it is then, by name."""
     stop: Callable[[Mapping[str, float]], bool] = lambda scores: False
     """Whether training ends with these scores."""
 
@@ -69,13 +69,13 @@ class Trainer(Generic[S]):
         """Gradients of all steps so far, by weight, where they aren't reset."""
 
     def restored(self, folder: Path, run: str) -> History:
-        """Go on from a checkpoint; the history up to it."""
+        """Continue from a checkpoint; returns the history up to it."""
         history = checkpoint.restore(folder, run, self.student, self.optimizer, self.sums)
         self.pace(len(history))
         return history
 
     def pace(self, step: int) -> None:
-        """Take up the learning rate of a step."""
+        """Set the learning rate of a step."""
         self.schedule.load_state_dict({**self.schedule.state_dict(), "last_epoch": step})
         for group, lr, factor in zip(
             self.optimizer.param_groups,
@@ -90,7 +90,7 @@ class Trainer(Generic[S]):
         checkpoint.save(folder, run, steps, self.student, self.optimizer, self.sums)
 
     def reach(self, step: int, seed: int) -> None:
-        """Get ready for a step: a new stage has its own beginning, and a fresh optimiser."""
+        """Get ready for a step: a new stage starts in its own way, with a fresh optimiser."""
         if not isinstance(self.method, Staged):
             return
         stage = self.method.stage(step)
@@ -99,7 +99,7 @@ class Trainer(Generic[S]):
             self.method.enter(self.student, stage, seed)
 
     def step(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """One step of the optimiser; what the loss gave before it, averaged over the batches.
+        """Take a step of the optimiser; returns the losses before it, averaged over the batches.
 
         ``batches`` are those of this process; ``accumulation`` counts those of all.
 
@@ -189,7 +189,7 @@ def train(
     monitor: Monitor | None = None,
     tracker: str | None = None,
 ) -> TrainingResult:
-    """Run a method to its end, from its last checkpoint if there is one.
+    """Train a method to its end, from the last checkpoint if there is one.
 
     The state is written as ``saving.Saving`` says, and a batch
     depends on its number, the seed and the weights alone: a run that was killed ends with the same
@@ -202,7 +202,7 @@ def train(
         policy: what to erase and to keep.
         seed: decides every random draw.
         checkpoints: folder of the state and of ``losses.jsonl``.
-        monitor: looks at the model on the way and may end the training.
+        monitor: scores the model on the way and may end the training.
         tracker: an experiment tracker that accelerate knows, e.g. tensorboard.
     """
     if not isinstance(method, Trained):
@@ -228,7 +228,7 @@ def train(
 def _steps(
     trainer: Trainer[S], run: Run[S], history: History, name: str, monitor: Monitor | None
 ) -> None:
-    """Take the steps that are left and add what they give to ``history``."""
+    """Take the remaining steps and add their losses to ``history``."""
     method, log = trainer.method, step_log(run, history)
     ended = partial(_ended, method, history, monitor)
     todo = range(len(history), method.iterations)
@@ -268,7 +268,7 @@ def _ended(method: Trained[Any], history: History, monitor: Monitor | None) -> b
 
 
 def _scores(run: Run, monitor: Monitor) -> dict[str, float]:
-    """What the monitor says of the model as it is now; the same on every process."""
+    """The monitor's scores of the model as it is now; the same on every process."""
     with run.student.shown() as model:
         return dict(run.agreed(monitor.score(model)))
 

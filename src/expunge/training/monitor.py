@@ -5,9 +5,9 @@ It knows two scores::
     erased   share of the pictures asked for by the erased words that still show the concept
     kept     share of the pictures asked for by the kept words that show what was asked for
 
-Each look draws the same few pictures from the same noise, so that the scores of two looks differ
-by the weights alone. A share of 24 pictures is a rough number: it is good enough to end a
-training, and ``expunge evaluate`` measures.
+Each time the same few pictures are drawn from the same noise, so that two scores differ only by the
+weights. A share of 24 pictures is rough: good enough to end a training. To measure, use
+``expunge evaluate``.
 """
 
 import operator
@@ -47,14 +47,14 @@ Spread = TypeVar("Spread")
 
 
 class StopCondition(NamedTuple):
-    """One comparison of a score, e.g. ``erased <= 0.05``."""
+    """A bound on a score, e.g. ``erased <= 0.05``."""
 
     score: str
     sign: str
     bound: float
 
     def holds(self, scores: Mapping[str, float]) -> bool:
-        """Whether it is true of these scores; of scores that lack it, it isn't."""
+        """Whether these scores meet it; they don't if they lack the score."""
         return self.score in scores and _COMPARE[self.sign](scores[self.score], self.bound)
 
 
@@ -83,7 +83,7 @@ def _comparison(text: str) -> StopCondition:
 
 
 class Probe(NamedTuple):
-    """Pictures that ask for one concept, and who looks for it in them."""
+    """Pictures that ask for one concept, and the classifier that looks for it."""
 
     requests: tuple[ImageRequest, ...]
     classifier: WordClassifier
@@ -110,7 +110,7 @@ def monitor(
         every: steps between two looks.
         judge: a detector that classifies, with its weights behind a colon, e.g. ``clip:FOLDER``.
         contexts: sentences around the words, as in training.
-        pictures: of each score; at least one of each erased concept.
+        pictures: how many per score; at least one of each erased concept.
         sampler: how they are drawn.
         seed: of their noise.
 
@@ -144,7 +144,7 @@ def monitor(
 
 
 def check(monitor: Monitor, model: Model) -> None:
-    """Look at the unedited model, on which nothing may be true yet that ends the training.
+    """Check that the unedited model wouldn't end the training at once.
 
     Raises:
         ExpungeError: the scores would end it at once, e.g. because the classifier never finds
@@ -160,7 +160,7 @@ def check(monitor: Monitor, model: Model) -> None:
 
 
 def _concepts(score: str, policy: Policy, most: int) -> Sequence[Concept]:
-    """The concepts of a score: the erased ones, or some of the words to keep."""
+    """The concepts that a score is about: the erased ones, or some of the kept words."""
     if score == "erased":
         return policy.erase
     if not policy.kept:
@@ -171,7 +171,7 @@ def _concepts(score: str, policy: Policy, most: int) -> Sequence[Concept]:
 
 
 def _words(policy: Policy, found: Known, concept: Concept) -> tuple[str, ...]:
-    """What to tell: among a classifier's own labels this word, else one of all words at hand."""
+    """The words to choose among: for a closed vocabulary the concept's, else all that are given."""
     if not is_open_vocabulary(found):
         return (concept.target,)
     instead = [one.replacement for one in policy.erase if one.replacement]
@@ -194,7 +194,7 @@ def _requests(
 
 
 def _spread(items: Sequence[Spread], count: int) -> list[Spread]:
-    """``count`` of these, evenly from the first to the last."""
+    """``count`` of these, evenly spaced."""
     return [items[number * len(items) // count] for number in range(count)]
 
 

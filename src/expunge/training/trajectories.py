@@ -1,4 +1,4 @@
-"""Denoising trajectories: where the latents come from that a trained method learns on."""
+"""Denoising trajectories, which give trained methods their latents."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ BLOCK = 16
 """Trajectories that are drawn side by side."""
 
 Timetable = Callable[[Process, int], Any]
-"""A diffusers scheduler of so many steps with the noise levels of a process."""
+"""A diffusers scheduler with the noise levels of a process, set to a number of steps."""
 
 
 def ddim(process: Process, steps: int) -> Any:
@@ -88,7 +88,7 @@ def denoise(
     guidance_scale: float,
     timesteps: Sequence[Tensor],
 ) -> Iterator[Step]:
-    """Walk down ``timesteps`` from ``latents``, drawn as the scheduler wants its first ones."""
+    """Denoise ``latents`` step by step; they must be scaled as the scheduler's first ones."""
     for timestep in timesteps:
         batch = timestep.to(latents.device).expand(len(latents))
         scaled = scheduler.scale_model_input(latents, timestep)
@@ -128,22 +128,23 @@ def trajectories(
     latents_only: bool = False,
     scheduler: Timetable = ddim,
 ) -> Trajectories:
-    """Denoise every prompt with the base model from the noise of its seed.
+    """Denoise every prompt with the base model, from the noise of its seed.
 
-    Several processes share the prompts. What is drawn is kept in the run's folder and, from
-    there, is mapped into memory when a stopped run goes on.
+    Several processes share the prompts. The run's folder keeps the trajectories for when a stopped
+    run continues.
 
     Args:
-        run: whose model, folder and processes.
-        name: of the file in the folder.
-        prompts: one a trajectory.
-        seeds: one a trajectory, each of its own generator.
-        anchors: other prompts to predict for on the way, one a trajectory; the empty one if none.
-        steps: of a whole trajectory.
-        keep: the steps to keep, by number; nothing after the last of them is computed.
-        guidance_scale: of the trajectories.
+        run: gives the model, the folder and the processes.
+        name: name of the file in the folder.
+        prompts: one for each trajectory.
+        seeds: one for each trajectory.
+        anchors: other prompts to predict for on the way, one for each trajectory; by default the
+            empty prompt.
+        steps: length of a whole trajectory.
+        keep: numbers of the steps to keep; nothing after the last of them is computed.
+        guidance_scale: scale of classifier-free guidance.
         latents_only: leave the predictions out.
-        scheduler: of the trajectories.
+        scheduler: makes the scheduler.
     """
     kept = list(range(steps) if keep is None else keep)
     recipe = {
