@@ -1,12 +1,7 @@
 """A prior: the second moment of a text encoder's embeddings over many prompts.
 
-<<<<<<< HEAD
 Methods that hold everything but the erased words still (MACE, TRCE) ask that the keys and values
 of ordinary captions stay. All they need to know of the captions is one matrix::
-=======
-Methods that keep everything but the erased words (MACE, TRCE) require that the keys and values of
-ordinary captions stay the same. All they need from the captions is one matrix,
->>>>>>> split
 
     C = sum over prompts and positions of e e^T
 

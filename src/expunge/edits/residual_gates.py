@@ -1,12 +1,7 @@
 """Residual attention gates: what CPE adds to keys and values of tokens that belong to a concept.
 
-<<<<<<< HEAD
 Concept n looks at the prompt's embedding X ``[tokens, width]`` with one small attention of its own
 and opens a gate for each token; every layer l then has two thin factors (Lee et al., ICLR 2025)::
-=======
-Concept n has a small attention over the prompt's embedding X ``[tokens, width]``. It opens a gate
-for each token; every layer l then has two thin factors (Lee et al., ICLR 2025):
->>>>>>> split
 
     P_n = X Q_n     A_n = softmax(P_n P_n^T)     E_n = A_n X     g_n = sigmoid(E_n s_n)
 

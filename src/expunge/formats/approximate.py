@@ -1,12 +1,7 @@
 """Weights that nearly do what gates do for some prompts, and how far they are off.
 
-<<<<<<< HEAD
 Gates open for some prompts and stay shut for others; weights can't. The nearest to it are, for
 every key and value projection l, by least squares over the rows x of some prompts::
-=======
-Gates open for some prompts and stay shut for others; weights can't. The best weights for every key
-and value projection l, by least squares over the rows x of some prompts, are
->>>>>>> split
 
     min_N  sum w |N x - a_l(x)|^2  +  lam |N|^2        N = (sum w a_l x^T) (sum w x x^T + lam I)^-1
 

@@ -1,10 +1,6 @@
-<<<<<<< HEAD
 """Residual attention gates in CPE's published layout: one safetensors file per concept.
 
 Its tensors are::
-=======
-"""Residual attention gates in CPE's published layout: a safetensors file for each concept.
->>>>>>> split
 
     attention_gate.encoder_layer.slf_attn.attention_module1.w_qs.weight   [1, width, gate rank]
     attention_gate.encoder_layer.slf_attn.attention_module1.w_ks.weight   the same, never used

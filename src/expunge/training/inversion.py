@@ -1,12 +1,7 @@
 """Textual inversion (Gal et al., ICLR 2023): token embeddings that stand for given pictures.
 
-<<<<<<< HEAD
 The embeddings ``v`` of a concept's own word pieces go on from where they are until the prompts
 that hold them predict the noise in pictures of the concept::
-=======
-The embeddings ``v`` of a concept's tokens are trained, from their own values on, so that prompts
-with them predict the noise in pictures of the concept:
->>>>>>> split
 
     L = | e - eps(sqrt(a_t) x + sqrt(1 - a_t) e, t, c(v)) |^2
 
