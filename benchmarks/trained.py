@@ -36,6 +36,7 @@ from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods import configured
 from expunge.methods.esd.method import ESD
+from expunge.methods.kept import kept_words
 from expunge.models.emoji import catalog
 from expunge.seeding import generator
 from expunge.training.loop import Monitor, Trainer, train
@@ -157,7 +158,8 @@ class Fresh(ESD):
     name = "esd-fresh"
 
     def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
-        model, words = run.model, self._kept_words(run.model, run.policy)
+        model = run.model
+        words = kept_words(model, run.policy, self.contexts, self.preserve_scale)
         pairs = [pair for one in run.policy.erase for pair in one.pairs(self.contexts)]
         empty = model.condition([""])
         for number in numbers:

@@ -22,16 +22,23 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_help_is_fast() -> None:
-    """In processor time, since the machine may be busy with other things."""
-    seconds = []
-    for _ in range(5):
-        before = os.times()
-        printed = subprocess.check_output([sys.executable, "-m", "expunge", "--help"], text=True)
-        after = os.times()
-        used = after.children_user - before.children_user
-        seconds.append(used + after.children_system - before.children_system)
+    """Under 0.3 s or, where that is more, twice what its command-line library takes alone."""
+    ours, library = [], []
+    for _ in range(5):  # in turns, and in processor time, since the machine may be busy
+        printed, seconds = _timed("-m", "expunge", "--help")
+        ours.append(seconds)
+        library.append(_timed("-c", "import cyclopts.help")[1])
     assert all(f"│ {name} " in printed for name in _COMMANDS)
-    assert min(seconds) < 0.3
+    assert min(ours) < max(0.3, 2 * min(library))
+
+
+def _timed(*arguments: str) -> tuple[str, float]:
+    """What a Python process prints, and its processor seconds."""
+    before = os.times()
+    printed = subprocess.check_output([sys.executable, *arguments], text=True)
+    after = os.times()
+    used = after.children_user - before.children_user
+    return printed, used + after.children_system - before.children_system
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -109,7 +109,7 @@ def test_a_training_ends_when_the_shares_say_so(
         ("esd", ["--judge", "emoji"], "only with --stop-when"),
         ("esd", ["--look-every", "5"], "only with --stop-when"),
         ("esd", ["--tracker", "tensorbord"], "accelerate knows aim"),
-        ("esd", ["--tracker", "tensorboard"], "it isn't installed; pip install tensorboard"),
+        ("esd", ["--tracker", "tensorboard"], "isn't installed; pip install tensorboard"),
         ("uce", ["--stop-when", "erased<=0"], "uce can't be resumed, watched or tracked"),
         ("uce", ["--tracker", "tensorboard"], "uce can't be resumed, watched or tracked"),
     ],

@@ -397,7 +397,7 @@ def test_stopping_anywhere_changes_nothing(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"parameter_group": "embedding"}, "the diffusers program crashes on it"),
+        ({"parameter_group": "embedding"}, "the released program crashes on it"),
         ({"parameter_group": "xattn"}, "choose one of cross-attn, attn, full-weight"),
         ({"variant": "compvis"}, 'variant: only with fidelity="original"'),
         ({"augment": True}, 'augment: only with fidelity="original"'),
@@ -406,7 +406,7 @@ def test_stopping_anywhere_changes_nothing(
             'contexts: only with fidelity="corrected"',
         ),
         ({"fidelity": "original", "variant": "sepme", "memorized": True}, "no such setting"),
-        ({"prompts": ["a dog"], "contexts": ["a {}"]}, "give one of the two"),
+        ({"prompts": ["a dog"], "contexts": ["a {}"]}, "set only one of the two"),
         ({"prompts": "nowhere.txt"}, "nowhere.txt: can't read it"),
         ({"prompts": ["a house"]}, "no prompt holds the anchor of 'ghost', 'dog'"),
         ({"fidelity": "original", "prompts": ["a house"]}, "name an anchor, and prompts that hold"),

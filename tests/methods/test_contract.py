@@ -16,6 +16,7 @@ SOLVED = {
     "rece": {},
     "trce": {},
     "mace": {"rank": 0},
+    "negative-prompt": {},
     "uce-debias": {"attributes": ["cat", "dog"]},
 }
 

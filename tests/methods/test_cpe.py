@@ -421,8 +421,8 @@ def test_shifts_are_squared_once_for_a_stage(pico: Model) -> None:
         ({"lr_schedule": "constant"}, "cpe: lr_schedule: Extra inputs"),
         ({"rounds": 0}, "rounds: Input should be greater"),
         ({"rounds": "many"}, "rounds: Input should be a valid integer"),
-        ({"fidelity": "original", "noise": 0.1}, "always takes the same; leave it at 0.001"),
-        ({"fidelity": "original", "tied": False}, "tied: the released program has one map"),
+        ({"fidelity": "original", "noise": 0.1}, "always uses this value; leave it at 0.001"),
+        ({"fidelity": "original", "tied": False}, "tied: the released program uses one map"),
         ({"contexts": ["no place"]}, "must hold {} once"),
     ],
 )

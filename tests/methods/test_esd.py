@@ -11,6 +11,7 @@ from expunge.formats import lora
 from expunge.method.run import Run
 from expunge.method.student import Student
 from expunge.methods.esd.method import ESD
+from expunge.methods.kept import kept_words
 from expunge.models import Condition
 from expunge.training.loop import fit
 
@@ -216,7 +217,7 @@ def test_kept_keys_and_values_are_held(pico: Model) -> None:
     with torch.no_grad():
         for name, change in loose.components[0].payload.tensors().items():
             student.weights[name] += change
-    words = ESD()._kept_words(pico, Policy.of(concept))["kept_words"]
+    words = kept_words(pico, Policy.of(concept), (), 1.0)["kept_words"]
     assert student.projection_change(words).item() == pytest.approx(moved(loose, kept), rel=1e-4)
 
 
@@ -227,7 +228,7 @@ def test_kept_keys_and_values_are_held(pico: Model) -> None:
         ({"variant": "compvis"}, 'only with fidelity="original"'),
         ({"erase_from": ["a dog", "a cat"]}, "2 prompts for 1 concepts"),
         ({"fidelity": "original", "erase_from": "a dog"}, "the compvis program doesn't have it"),
-        ({"fidelity": "original", "variant": "diffusers-sdxl"}, "isn't for a model of sd"),
+        ({"fidelity": "original", "variant": "diffusers-sdxl"}, "isn't for models of family sd"),
         ({"contexts": ["no place"]}, "must hold {} once"),
         ({"fidelity": "original", "variant": "compvis", "train_method": "esd-x"}, "it knows xattn"),
         ({"fidelity": "original", "variant": "compvis", "batch_size": 2}, "one latent at a time"),

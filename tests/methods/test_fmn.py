@@ -324,7 +324,7 @@ def test_inversion_fits_the_pictures_and_leaves_the_model_alone(pico: Model) -> 
         ({"no_real_image": True, "pictures": {"dog": []}}, "leave pictures out"),
         ({"pictures": {"cat": []}}, "none of 'dog'; there are some of cat"),
         ({"contexts": ["a {}s"]}, "doesn't hold the tokens"),
-        ({"fidelity": "original", "batch_size": 2}, "right for one picture only"),
+        ({"fidelity": "original", "batch_size": 2}, "work for one picture only"),
         ({"fidelity": "original", "max_grad_norm": 1.0}, "cuts no gradient of the whole UNet"),
         ({"fidelity": "original", "contexts": ["{}"]}, 'contexts: only with fidelity="corrected"'),
         ({"fidelity": "original", "train_method": "x-strict"}, "train_method: not x-strict"),

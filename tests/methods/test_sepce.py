@@ -421,7 +421,7 @@ def test_a_killed_joint_run_ends_the_same(
     [
         ({"train_method": "x"}, "train_method"),
         ({"rank": 4}, "rank: Extra inputs"),
-        ({"variant": "joint"}, 'only with fidelity="original"'),
+        ({"variant": "joint"}, 'needs fidelity="original"'),
         ({"fidelity": "original", "variant": "joint", "accumulation": 2}, "one batch a step"),
         ({"fidelity": "original", "protect": 1}, 'protect: only with fidelity="corrected"'),
         ({"fidelity": "original", "tolerance": 0.1}, 'tolerance: only with fidelity="corrected"'),

@@ -116,7 +116,7 @@ def test_what_is_not_there_yet_is_refused(tiny: SDXL) -> None:
         match="is a DDIMPipeline; known are StableDiffusionPipeline, StableDiffusionXLPipeline",
     ):
         load(DDIMPipeline(**parts))
-    with pytest.raises(ExpungeError, match="variant: diffusers-sd isn't for a model of sdxl"):
+    with pytest.raises(ExpungeError, match="variant: diffusers-sd isn't for models of family sdxl"):
         erase(tiny, "ghost", "esd", fidelity="original", variant="diffusers-sd")
     with pytest.raises(Unsupported, match="has 2 text encoders"):
         tiny.listen(lambda rows, ids: None)
