@@ -2,7 +2,7 @@
 
 Training uses pictures of the concept, noised to a timestep ``t``. ``A_l`` is the cross-attention of
 a layer ``l`` (softmax over the rows of the prompt). ``S`` are the rows of the concept's words, the
-end of the text and the padding, and the mask ``M`` shows where the concept is. The loss is
+end of the text and the padding, and the mask ``M`` shows where the concept is. The loss is::
 
     L = sum_l | A_l[:, M_l, S] |_F
 

@@ -2,7 +2,7 @@
 
 Each concept gets a semi-permeable membrane: thin factors ``U_l D_l`` beside every linear layer and
 1 x 1 convolution ``l`` of the UNet's transformers. ``eps`` is the frozen noise prediction and
-``eps_m`` the one with the membrane. The latents x come from denoising with the membrane. The loss
+``eps_m`` the one with the membrane. The latents x come from denoising with the membrane. The loss::
 
     L = |eps_m(x, t, c) - (eps(x, t, c0) - eta (eps(x, t, c) - eps(x, t, c0)))|^2
         + lambda mean over anchors a of |eps_m(x, t, a) - eps(x, t, a)|^2

@@ -1,7 +1,7 @@
 """TRCE: Towards Reliable Malicious Concept Erasure (Chen et al., ICCV 2025), stage 1.
 
 The end-of-text row, right after a prompt's words, carries what the prompt says. Each key and value
-projection ``W`` of the cross-attention becomes the closed-form minimiser of
+projection ``W`` of the cross-attention becomes the closed-form minimiser of::
 
     sum_i sum_r w_r b_ir |W' c_ir - W s_ir|^2  +  eta sum_j |W' e_j - W e_j|^2  +  lam |W' - W|^2
 

@@ -1,6 +1,6 @@
 """UCE: Unified Concept Editing (Gandikota et al., WACV 2024).
 
-Each key and value projection ``W`` of the cross-attention becomes the closed-form minimiser of
+Each key and value projection ``W`` of the cross-attention becomes the closed-form minimiser of::
 
     a |W' C^T - V^T|^2 + p |W' P^T - W P^T|^2 + lam |W' - W|^2
 
