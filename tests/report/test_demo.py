@@ -14,7 +14,7 @@ from expunge.generation import Sampler
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    size = emoji.Size(1, 2, kept_every=26, kept_styles=1, styled_every=26, seeds=(0,))
+    size = emoji.EmojiPlanSize(1, 2, kept_every=26, kept_styles=1, styled_every=26, seeds=(0,))
     monkeypatch.setitem(emoji.SIZES, "quick", size)
     monkeypatch.setattr(evaluation, "Sampler", partial(Sampler, steps=2))
     erase = command.erase
