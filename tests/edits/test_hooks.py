@@ -9,10 +9,10 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 from torch import Tensor, nn
-from toy_membranes import membrane
 
 from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.edits.applied import Applied
+from expunge.testing import membrane
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 GHOST = Concept(target="ghost", anchor="dog")

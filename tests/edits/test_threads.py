@@ -11,11 +11,11 @@ from threading import Barrier
 
 import torch
 from torch import Tensor
-from toy_membranes import membrane
 
 from expunge import Concept, Edit, Model, erase
 from expunge.edits.applied import Applied
 from expunge.generation import ImageRequest, Sampler, sample
+from expunge.testing import membrane
 
 SECONDS = float(os.environ.get("EXPUNGE_THREAD_SECONDS", "3"))
 REQUESTS = [

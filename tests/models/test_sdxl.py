@@ -7,9 +7,11 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, StableDiffusionXLPipeline
 
-from expunge import Edit, ExpungeError, erase, load
+from expunge import Edit, ExpungeError, Policy, erase, load
+from expunge.doctor.costs import cost, measure
 from expunge.errors import Unsupported
 from expunge.generation import ImageRequest, Sampler, sample
+from expunge.methods import configured
 from expunge.models import Condition
 from expunge.models.sdxl import SDXL
 from expunge.training.trajectories import denoise, native
@@ -120,3 +122,10 @@ def test_what_is_not_there_yet_is_refused(tiny: SDXL) -> None:
         erase(tiny, "ghost", "esd", fidelity="original", variant="diffusers-sd")
     with pytest.raises(Unsupported, match="has 2 text encoders"):
         tiny.listen(lambda rows, ids: None)
+
+
+def test_a_method_of_another_family_is_refused_wherever_it_would_run(tiny: SDXL) -> None:
+    with pytest.raises(Unsupported, match="uce is for sd models so far"):
+        erase(tiny, "ghost", "uce")
+    with pytest.raises(Unsupported, match="uce is for sd models so far"):
+        cost(tiny, Policy.of("ghost"), configured("uce"), measure(tiny))

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from expunge.concepts import Concept
-from expunge.evaluation.records import Report, Source, Verdict
+from expunge.evaluation.records import ComparedModel, Report, Verdict
 from expunge.files import sha256
 from expunge.report.card import (
     CARD,
@@ -96,8 +96,10 @@ def test_only_an_edited_model_is_called_edited(tmp_path):
 
 def test_a_base_is_named_unless_it_is_a_folder(tmp_path):
     (one,) = alone(tmp_path).evaluations
-    named = one.model_copy(update={"base": Source(name="some/model", fingerprint="0" * 64)})
-    folder = one.model_copy(update={"base": Source(name=str(tmp_path), fingerprint="0" * 64)})
+    named = one.model_copy(update={"base": ComparedModel(name="some/model", fingerprint="0" * 64)})
+    folder = one.model_copy(
+        update={"base": ComparedModel(name=str(tmp_path), fingerprint="0" * 64)}
+    )
     assert "base_model: some/model" in card(Report(evaluations=(named,)))
     assert "base_model" not in card(Report(evaluations=(folder,)))
 

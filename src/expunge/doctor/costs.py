@@ -82,6 +82,7 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
     Raises:
         ExpungeError: the method refuses this model or policy, or can't be tried in short.
     """
+    method.check_family(model)
     with peak_memory(model.device) as used:
         if isinstance(method, Trained):
             found = _trained(model, policy, method, pace)

@@ -6,7 +6,7 @@ there by offloading. No weight changes.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from expunge.edits.gates import Addition, Folded, Gate, Tokens, row_digest
 from expunge.edits.guards import Guard
 from expunge.models import Condition, Model
 from expunge.models.calls import Call, Listening
+from expunge.models.passes import Pass
 
 
 class Installed:
@@ -29,7 +30,7 @@ class Installed:
         reads = any(gate.reads_tokens for gate in gates)
         self.at_work = _AtWork(tuple(gates), tuple(guards), _Reader(model) if reads else None)
         names = dict.fromkeys(name for gate in gates for name in gate.names)
-        self.passes: list[_Pass] = [
+        self.passes: list[Pass] = [
             _GatedPass(model.denoiser.get_submodule(name.rpartition(".")[0]), name, self.at_work)
             for name in names
         ]
@@ -108,35 +109,7 @@ def _changeable(rows: Tensor) -> bool:
     return torch.is_grad_enabled() or rows.is_inference()
 
 
-class _Pass:
-    """A temporary forward pass of a module, around the one that it had."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.own: Callable[..., Any] | None = vars(module).get("forward")
-        """A forward that somebody else set on the module, if any."""
-        module.forward = self
-
-    def found(self, *args: Any, **options: Any) -> Any:
-        """What the module gives without this pass."""
-        if self.own:
-            return self.own(*args, **options)
-        return type(self.module).forward(self.module, *args, **options)
-
-    def remove(self) -> None:
-        """Restore the previous pass, unless another one now wraps this one."""
-        if vars(self.module).get("forward") is not self:
-            return
-        if self.own:
-            self.module.forward = self.own
-        else:
-            del self.module.forward
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError
-
-
-class _DenoiserPass(_Pass):
+class _DenoiserPass(Pass):
     """The denoiser inside its guards; gates open for the condition that finally reaches it."""
 
     def __init__(self, module: nn.Module, call: Call, at_work: _AtWork) -> None:
@@ -163,7 +136,7 @@ class _DenoiserPass(_Pass):
         return call.result(answer(call.latents, call.time, call.condition))
 
 
-class _GatedPass(_Pass):
+class _GatedPass(Pass):
     """A module with what the gates add to its output.
 
     Keys and values of a prompt depend on no picture, so they are kept for all denoising steps.

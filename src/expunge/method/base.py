@@ -19,6 +19,7 @@ from typing_extensions import TypeVar
 
 from expunge.concepts import Concept, Policy
 from expunge.edits.payloads import Payload
+from expunge.errors import Unsupported
 from expunge.method.batch import Batch
 from expunge.method.presets import Named, resolved
 from expunge.method.run import Run
@@ -109,6 +110,18 @@ class Method(Named):
         for name in names:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: {reason}")
+
+    def check_family(self, model: Model) -> None:
+        """Refuse a model of a family that this method isn't made for.
+
+        Raises:
+            Unsupported: it is of such a family.
+        """
+        if model.family not in self.families:
+            raise Unsupported(
+                f"{self.name} is for {' and '.join(self.families)} models so far, and "
+                f"{model.name!r} is {model.family}"
+            )
 
     @property
     def needed(self) -> frozenset[Need]:

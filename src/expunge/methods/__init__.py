@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from expunge.concepts import Concept, Policy, explain
 from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
-from expunge.errors import ExpungeError, Unsupported
+from expunge.errors import ExpungeError
 from expunge.files import PathLike
 from expunge.method.base import Method, Part, Solves, Trained
 from expunge.method.edits import edit_of
@@ -90,7 +90,7 @@ def erase(
         raise ExpungeError(f"{', '.join(values)}: give settings to the method that you configure")
     chosen = configured(method, **values) if isinstance(method, str) else method
     check_unedited(model, "edits are made for the base")
-    check_family(chosen, model)
+    chosen.check_family(model)
     if chosen.fidelity == "original":
         _check_released(policy)
     if isinstance(chosen, Trained):
@@ -125,19 +125,6 @@ def refuse_for_training(method: Method, **options: object) -> None:
         raise ExpungeError(
             f"{', '.join(given)}: {method.name} can't be resumed, watched or tracked, because it "
             "isn't one training; leave this out"
-        )
-
-
-def check_family(method: Method, model: Model) -> None:
-    """Refuse a method on a family of models that it isn't made for.
-
-    Raises:
-        Unsupported: it isn't made for this family.
-    """
-    if model.family not in method.families:
-        raise Unsupported(
-            f"{method.name} is for {' and '.join(method.families)} models so far, and "
-            f"{model.name!r} is {model.family}"
         )
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from expunge.errors import Unsupported
 from expunge.models import roles
 from expunge.models.attention import Look, Projections
-from expunge.models.calls import Answer, DenoiserCall
+from expunge.models.calls import Answer, Call, DenoiserCall
 from expunge.models.condition import Condition
 from expunge.models.hashing import update
+from expunge.models.passes import Pass
 from expunge.models.process import Process
 from expunge.models.prompting import Prompting
 from expunge.models.weights import Lock, Weights
@@ -220,17 +221,21 @@ class Model(Prompting):
     @contextmanager
     def answered_by(self, answer: Answer) -> Iterator[None]:
         """Inside, ``answer`` answers where the denoiser would; it never runs."""
-        own = vars(self.denoiser)
-        before = own.get("forward")  # where offloading has put its own
-
-        def forward(*args: Any, **options: Any) -> Any:
-            call = self.call(args, options)
-            return call.result(answer(call.latents, call.time, call.condition))
-
-        own["forward"] = forward
+        standing_in = _Answered(self.denoiser, self.call, answer)
         try:
             yield
         finally:
-            del own["forward"]
-            if before:
-                own["forward"] = before
+            standing_in.remove()
+
+
+class _Answered(Pass):
+    """The denoiser's forward pass with answers from elsewhere."""
+
+    def __init__(self, denoiser: nn.Module, call: Call, answer: Answer) -> None:
+        super().__init__(denoiser)
+        self.call = call
+        self.answer = answer
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        call = self.call(args, options)
+        return call.result(self.answer(call.latents, call.time, call.condition))

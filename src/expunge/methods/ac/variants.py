@@ -33,17 +33,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Defaults of the released programs, where they differ from the method's."""
 
 
+_DIFFUSERS = {
+    "cross-attn": "cross_attention.kv",
+    "attn": "self_attention | cross_attention",
+    "full-weight": "all",
+}
 GROUPS: dict[str | None, dict[str, str]] = {
-    None: {
-        "cross-attn": "cross_attention.kv",
-        "attn": "self_attention | cross_attention",
-        "full-weight": "all",
-    },
-    "diffusers": {
-        "cross-attn": "cross_attention.kv",
-        "attn": "self_attention | cross_attention",
-        "full-weight": "all",
-    },
+    None: _DIFFUSERS,
+    "diffusers": _DIFFUSERS,
     "compvis": {
         "cross-attn": "cross_attention.kv",
         "crossattn": "attention.qkv",
