@@ -65,7 +65,7 @@ def test_the_whole_model_and_the_weights_alone(
         for name in edit.names:
             wanted = base.denoiser.get_parameter(name)
             assert torch.equal(merged.denoiser.get_parameter(name), wanted)
-            assert torch.equal(single.pipe.unet.get_parameter(name), wanted)
+            assert torch.equal(single.unet.get_parameter(name), wanted)
             assert torch.equal(weights[name], wanted)
     assert told([*export, "diffusers", "--output", folder], capsys, 2) == [
         f"error: {folder}: exists already; give the name of a new folder"
