@@ -11,7 +11,7 @@ demo: $(READY)
 
 # Two workers, each with one thread: faster than one with all of them.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # NudeNet's wheel has AGPL-3.0 licence texts, so it is only installed when asked for.
 test-nudenet: $(READY)

@@ -9,6 +9,11 @@ from expunge.models import Model, load
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests, so that no worker ends with one while the others idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def pico_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved pipeline with 16-row prompts of width 32 and 16-pixel pictures."""
