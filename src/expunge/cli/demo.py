@@ -28,7 +28,7 @@ PICTURE = "before-after.png"
 def demo(*, output: Path = Path("runs/demo")) -> None:
     """Erase a character with UCE and a style with ESD from the bundled model; show the proof.
 
-    It takes about three minutes on two cores. A demo that was stopped continues with the same
+    It takes two to four minutes on two cores. A demo that was stopped continues with the same
     command.
 
     Parameters

@@ -1,14 +1,14 @@
 """Published and tuned settings by name: a YAML file for each method, an entry for each preset.
 
-The file is ``NAME.yaml`` beside the method's module, in any package:
+The file is ``NAME.yaml`` beside the method's module, in any package::
 
-NAME:
-  kind: style             # what it erases
-  model: sd1              # the model it was made for
-  fidelity: original      # the fidelity that the numbers are for, or ``both``
-  source: ...             # where they come from
-  settings: {...}         # settings of the method
-  corrected: {...}        # what differs when corrected; only with ``both``
+    NAME:
+      kind: style             # what it erases
+      model: sd1              # the model it was made for
+      fidelity: original      # the fidelity that the numbers are for, or ``both``
+      source: ...             # where they come from
+      settings: {...}         # settings of the method
+      corrected: {...}        # what differs when corrected; only with ``both``
 """
 
 import difflib
