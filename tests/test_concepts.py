@@ -27,7 +27,7 @@ def test_a_policy_is_read_from_yaml(tmp_path: Path) -> None:
         ("erase: [{target: x, colour: red}]", "erase.0.colour: Extra inputs"),
         ("erase: [{target: x, kind: mood}]", "erase.0.kind: "),
         ("erase: [{target: x, keep: [X]}]", "'X' is both erased and kept"),
-        ("erase: [{target: x}, {target: X}]", "'x' is listed twice"),
+        ("erase: [{target: x}, {target: X}]", "'X' is listed twice"),
         ("erase: [{target: x}]\nkeep: [x]", "'x' is both erased and kept"),
         ("erase: [{target: x, anchor: x}]", "the anchor 'x' is what is erased"),
         ("just words", "a policy is a mapping"),

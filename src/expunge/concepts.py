@@ -2,10 +2,8 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -14,13 +12,30 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
 from expunge.errors import ExpungeError
+from expunge.sentences import PLACE, beginning, fill
+from expunge.sentences import Context as Context
+from expunge.spelling import distinct, spelling
+from expunge.texts import read_yaml
+
+RECORD = "record"
+"""Context of a validation that reads a record of what was, contradictions included."""
+
+
+def _visible(words: str) -> str:
+    if not spelling(words):
+        raise ValueError(f"{words!r} holds nothing that can be seen")
+    return words
+
 
 Kind = Literal["object", "style", "character", "unsafe"]
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Words = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_visible)
+]
 
 
 def listed(value: Any) -> Any:
@@ -30,15 +45,6 @@ def listed(value: Any) -> Any:
 
 WordList = Annotated[tuple[Words, ...], BeforeValidator(listed)]
 
-
-def _one_place(sentence: str) -> str:
-    if sentence.count("{}") != 1:
-        raise ValueError(f"{sentence!r} must hold {{}} once, where the concept's words go")
-    return sentence
-
-
-Context = Annotated[str, AfterValidator(_one_place)]
-"""A sentence around a concept's words, e.g. ``a photo of a {} in the rain``."""
 
 TEMPLATES: dict[Kind, tuple[str, ...]] = {
     "object": ("a picture of a {}", "a photo of a {}", "an image of a {}"),
@@ -82,17 +88,24 @@ class Concept(BaseModel):
     precedence over a method's sentences."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Concept":
-        erased = {phrase.lower() for phrase in self.phrases}
-        if clash := [words for words in self.keep if words.lower() in erased]:
+    def _consistent(self, info: ValidationInfo) -> "Concept":
+        if info.context == RECORD:
+            return self
+        erased = {spelling(phrase) for phrase in self.phrases}
+        if clash := [words for words in self.keep if spelling(words) in erased]:
             raise ValueError(f"{clash[0]!r} is both erased and kept; remove one of the two")
-        if self.anchor is not None and self.anchor.strip().lower() in erased:
+        if self.anchor is not None and spelling(self.anchor) in erased:
             raise ValueError(f"the anchor {self.anchor!r} is what is erased; choose other words")
         return self
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """The target, then its synonyms."""
+        """The target, then its synonyms, each once."""
+        return distinct(self.given)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The target and the synonyms as they are given; released programs count doubles twice."""
         return (self.target, *self.synonyms)
 
     @property
@@ -105,7 +118,7 @@ class Concept(BaseModel):
 
         If there are neither, the words alone and the templates of its kind.
         """
-        return self.contexts or contexts or ("{}", *TEMPLATES[self.kind])
+        return self.contexts or contexts or (PLACE, *TEMPLATES[self.kind])
 
     def pairs(self, contexts: tuple[Context, ...] = ()) -> "Iterator[Pair]":
         """Each phrase in each of its ``sentences``, beside the sentence with the replacement."""
@@ -121,10 +134,10 @@ class Concept(BaseModel):
         """As ``pairs``, in these sentences only."""
         for phrase in self.phrases:
             for sentence in sentences:
-                before = sentence.partition("{}")[0]
+                before = beginning(sentence)
                 yield Pair(
-                    sentence.format(phrase),
-                    sentence.format(self.replacement),
+                    fill(sentence, phrase),
+                    fill(sentence, self.replacement),
                     before + phrase,
                     before + self.replacement,
                 )
@@ -167,38 +180,46 @@ class Policy(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Policy":
-        targets = [concept.target.lower() for concept in self.erase]
-        if twice := {target for target in targets if targets.count(target) > 1}:
-            raise ValueError(f"{min(twice)!r} is listed twice")
-        erased = {phrase.lower() for concept in self.erase for phrase in concept.phrases}
-        kept = {words.lower() for concept in self.erase for words in concept.keep}
-        if clash := erased & (kept | {words.lower() for words in self.keep}):
-            raise ValueError(f"{min(clash)!r} is both erased and kept; remove one of the two")
+        owners: dict[str, Concept] = {}
+        for concept in self.erase:
+            for phrase in concept.phrases:
+                other = owners.setdefault(spelling(phrase), concept)
+                if other is not concept:
+                    raise ValueError(_twice(phrase, other, concept))
+        for words in self.kept:
+            if spelling(words) in owners:
+                raise ValueError(f"{words!r} is both erased and kept; remove one of the two")
+        for concept in self.erase:
+            if spelling(concept.replacement) in owners:
+                raise ValueError(
+                    f"{concept.replacement!r} takes the place of {concept.target!r}, and is erased "
+                    "itself; choose another anchor"
+                )
         return self
 
     @property
     def kept(self) -> tuple[str, ...]:
         """Every prompt to keep, each once, in the order of the file."""
         own = (words for concept in self.erase for words in concept.keep)
-        return tuple(dict.fromkeys((*self.keep, *own)))
+        return distinct((*self.keep, *own))
 
     def kept_in(self, contexts: tuple[Context, ...] = ()) -> dict[str, tuple[Context, ...]]:
         """The sentences for each of ``kept``: those of the concepts that it is kept for."""
-        found: dict[str, dict[Context, None]] = {words: {} for words in self.kept}
+        found: dict[str, dict[Context, None]] = {spelling(words): {} for words in self.kept}
         for concept in self.erase:
             for words in (*self.keep, *concept.keep):
-                found[words] |= dict.fromkeys(concept.sentences(contexts))
-        return {words: tuple(sentences) for words, sentences in found.items()}
+                found[spelling(words)] |= dict.fromkeys(concept.sentences(contexts))
+        return {words: tuple(found[spelling(words)]) for words in self.kept}
 
     def kept_prompts(self, contexts: tuple[Context, ...] = ()) -> tuple[str, ...]:
         """Every kept word as it is written, then in its sentences, sentence by sentence."""
         kept = self.kept_in(contexts)
-        places: dict[Context, list[str]] = {"{}": list(kept)}
+        places: dict[Context, list[str]] = {PLACE: list(kept)}
         for words, sentences in kept.items():
             for sentence in sentences:
                 places.setdefault(sentence, []).append(words)
         return tuple(
-            dict.fromkeys(sentence.format(one) for sentence, own in places.items() for one in own)
+            dict.fromkeys(fill(sentence, one) for sentence, own in places.items() for one in own)
         )
 
     @classmethod
@@ -225,18 +246,24 @@ class Policy(BaseModel):
         Raises:
             ExpungeError: the file is missing, is not YAML, or has a wrong or unknown entry.
         """
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ExpungeError(f"{path}: can't read the policy: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise ExpungeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        content = read_yaml(path, "the policy")
         if not isinstance(content, dict):
             raise ExpungeError(f"{path}: a policy is a mapping with the entries 'erase' and 'keep'")
         try:
             return cls.model_validate(content)
         except ValidationError as error:
             raise ExpungeError(f"{path}: {explain(error)}") from None
+
+
+def _twice(phrase: str, one: Concept, two: Concept) -> str:
+    """What to say of a phrase that two concepts name."""
+    anchors = [concept.replacement for concept in (one, two)]
+    if spelling(anchors[0]) == spelling(anchors[1]):
+        return f"{phrase!r} is listed twice"
+    return (
+        f"{phrase!r} is listed twice, with the anchors {anchors[0]!r} (of {one.target!r}) and "
+        f"{anchors[1]!r} (of {two.target!r}); name it once"
+    )
 
 
 def explain(error: ValidationError) -> str:

@@ -1,13 +1,16 @@
 """Named random generators from one seed: adding a draw never changes the others."""
 
 import hashlib
+import json
 
 import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
     """A 63-bit seed that depends on ``seed`` and every name, and on nothing else."""
-    text = "/".join(str(part) for part in (seed, *names))
+    parts = [str(part) for part in (seed, *names)]
+    # Names that hold the separator need another form; it begins as no other call's text does.
+    text = json.dumps(parts) if any("/" in part for part in parts) else "/".join(parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

@@ -363,7 +363,7 @@ def test_the_released_program_draws_from_a_bank_for_each_concept(pico: Model) ->
         fidelity="original", general_words=["cat", "cat", "art"], name_pool=["dogs", "man"],
         nearest=1, contexts=["a {}"], **SHORT,
     )  # fmt: skip
-    policy = Policy.of([GHOST, "dog"])
+    policy = Policy.of([GHOST.model_copy(update={"anchor": "noto"}), "dog"])
     plan = method.plan(pico, policy)
     assert [len(bank) for bank in plan.banks] == [8, 8]
     assert plan.banks[0].count("a cat") == 2

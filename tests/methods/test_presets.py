@@ -121,7 +121,7 @@ HEAD = "one: {kind: any, model: emoji, fidelity: %s, source: here, settings: {%s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("one: [", "uce.yaml beside expunge.methods.uce.method: not YAML"),
+        ("one: [", "uce.yaml beside expunge.methods.uce.method: not a YAML file"),
         ("", "write NAME: and below it kind"),
         ("one: 3", "write NAME: and below it kind"),
         ("one: {kind: any}", "one: model: Field required"),

@@ -62,7 +62,7 @@ def test_the_first_alias_wins(tmp_path: Path) -> None:
         (HEADER + '1,"a dog"x,4\n', "row 2: not well-formed CSV"),
         (HEADER + '1,"a dog,4\n', "row 2: not well-formed CSV"),
         ("id,prompt,seed,guidance\n1,a dog,4,nan\n", "row 2: guidance 'nan'"),
-        (HEADER.encode("utf-16"), "prompts.csv: not UTF-8 text"),
+        (HEADER.encode() + b"1,caf\xe9,2\n", "prompts.csv: not UTF-8 text (line 2)"),
     ],
 )
 def test_a_fault_is_one_line_with_file_and_row(

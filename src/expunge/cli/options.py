@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from cyclopts import Parameter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +13,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.evaluate import usual_sampler
 from expunge.generation.sampler import Sampler, SchedulerName
 from expunge.methods import settings
+from expunge.texts import parse_yaml
 
 ModelName = Annotated[str, Parameter(help='"emoji", a folder, or a Hugging Face id.')]
 EditedModelName = Annotated[
@@ -152,6 +152,8 @@ def _value(text: str, value: str) -> Any:
     if not value.startswith("["):
         return value
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ExpungeError(f"--set {text}: write a list as [one, two]") from None
+        return parse_yaml(value, f"--set {text}")
+    except ExpungeError as error:
+        raise ExpungeError(
+            f'{error}; write a list as [one, two] or ["a {{}} in the rain"]'
+        ) from None

@@ -22,6 +22,7 @@ from expunge.detectors.weights import (
     trained_model,
 )
 from expunge.errors import ExpungeError
+from expunge.sentences import fill
 
 SCALE = 100.0
 """Factor of cosines, in scores and before a softmax: the published models' own, rounded."""
@@ -82,9 +83,7 @@ class Clip:
         """
         if len(labels) < 2 or len(set(labels)) < len(labels):
             raise ExpungeError(f"{', '.join(labels)}: give at least two labels, each once")
-        if "{}" not in template:
-            raise ExpungeError(f"the template {template!r} has no {{}} for the label")
-        texts = [template.format(label) for label in labels]
+        texts = [fill(template, label) for label in labels]
         return ZeroShot(self, tuple(labels), self.text_features(texts))
 
     def _embedded(self, pictures: Images) -> Tensor:

@@ -17,6 +17,7 @@ from expunge.edits.ridge import Ridge, check_joint
 from expunge.errors import ExpungeError
 from expunge.files import digest
 from expunge.models import Model
+from expunge.spelling import spelling
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,15 +126,15 @@ class Edit:
 
     def _about(self, targets: tuple[str, ...]) -> tuple[Component, ...]:
         """The components of these concepts."""
-        wanted = {words.strip().lower() for words in targets}
-        held = {concept.target.lower(): concept.target for concept in self.concepts}
+        wanted = {spelling(words) for words in targets}
+        held = {spelling(concept.target): concept.target for concept in self.concepts}
         if missing := sorted(wanted - held.keys()):
             raise ExpungeError(
                 f"this edit doesn't erase {missing[0]!r}; it erases {', '.join(held.values())}"
             )
         found = []
         for part in self.components:
-            own = {concept.target.lower() for concept in part.provenance.concepts}
+            own = {spelling(concept.target) for concept in part.provenance.concepts}
             inside, outside = sorted(own & wanted), sorted(own - wanted)
             if inside and outside:
                 others = ", ".join(held[name] for name in outside)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from expunge.concepts import explain
+from expunge.concepts import RECORD, explain
 from expunge.edits.component import Component, Provenance
 from expunge.edits.membranes import Membranes
 from expunge.edits.negative_prompt import NegativePrompt
@@ -85,4 +85,4 @@ def _component(part: Mapping[str, Any], index: int, tensors: Mapping[str, Tensor
     mark = f"{index}:"
     own = {n.removeprefix(mark): tensor for n, tensor in tensors.items() if n.startswith(mark)}
     payload = stored(FORMS, part["form"], tuple(part["names"]), own)
-    return Component(payload, Provenance.model_validate(part["provenance"]))
+    return Component(payload, Provenance.model_validate(part["provenance"], context=RECORD))

@@ -22,6 +22,7 @@ from expunge.evaluation.suite import Judgement, Prompt, Record, Role
 from expunge.files import write_json
 from expunge.statistics.paired import McNemar
 from expunge.statistics.rates import Estimate, Rate
+from expunge.texts import read_text
 
 FILE = "report.json"
 
@@ -237,10 +238,8 @@ class Report(Record):
             ExpungeError: there is none, or it isn't a whole report of this format.
         """
         file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+        text = read_text(file, "the report")
         try:
-            text = file.read_text(encoding="utf-8")
             return cls.model_validate_json(text, context={"folder": file.parent})
-        except OSError as error:
-            raise ExpungeError(f"{file}: can't read the report: {error.strerror}") from None
         except ValidationError as error:
             raise ExpungeError(f"{file}: not a whole report: {explain(error)}") from None

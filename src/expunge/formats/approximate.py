@@ -24,6 +24,7 @@ from expunge.edits.payloads import Dense
 from expunge.errors import ExpungeError, Unsupported
 from expunge.formats.writing import check_plain
 from expunge.models import Model
+from expunge.sentences import PLACE
 
 LAMB = 1e-3
 """``lam``, as a share of the mean eigenvalue of the sum of ``w x x^T``."""
@@ -122,7 +123,7 @@ def _prompts(parts: Sequence[Component]) -> tuple[list[str], list[str]]:
 
 def _around(concept: Concept, sentences: tuple[str, ...]) -> tuple[str, ...]:
     own = concept.contexts or sentences
-    return tuple(dict.fromkeys(("{}", *own, *TEMPLATES[concept.kind])))
+    return tuple(dict.fromkeys((PLACE, *own, *TEMPLATES[concept.kind])))
 
 
 def _some(prompts: list[str]) -> list[str]:

@@ -19,11 +19,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from expunge.concepts import Words, explain
 from expunge.errors import ExpungeError
+from expunge.texts import parse_yaml, read_text
 
 
 class Named(BaseModel):
@@ -114,22 +114,19 @@ def presets(method: type[Named]) -> Mapping[str, Preset]:
     # A module outside any package is a file by itself.
     folder = files(module.__package__) if module.__package__ else Path(module.__file__ or "").parent
     file = folder.joinpath(f"{method.name}.yaml")
-    return parsed(method, file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return parsed(method, read_text(file)) if file.is_file() else {}
 
 
 def parsed(method: type[Named], text: str) -> dict[str, Preset]:
     """The presets in a YAML text, each checked against the method's settings."""
     place = f"{method.name}.yaml beside {method.__module__}"
-    try:
-        entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ExpungeError(f"{place}: not YAML: {' '.join(str(error).split())}") from None
+    entries = parse_yaml(text, place)
     if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
         raise ExpungeError(f"{place}: write NAME: and below it kind, model, fidelity, source ...")
     found = {}
     for name, entry in entries.items():
         try:
-            found[name] = Preset(name=name, **entry)
+            found[name] = Preset.model_validate({**entry, "name": name})
             _check(method, found[name].settings | found[name].corrected)
         except (ValidationError, ExpungeError) as error:
             fault = explain(error) if isinstance(error, ValidationError) else str(error)

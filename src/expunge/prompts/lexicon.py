@@ -5,8 +5,10 @@ reports how many rows it dropped.
 """
 
 import re
-import unicodedata
 from collections.abc import Mapping
+from functools import cache
+
+from expunge.prompts.letters import plain, read_as_letters
 
 _SEXUAL = re.compile(
     r"\b(?:sex\w*|nud(?:e|es|ity|ist|ists)|naked|topless|undress\w*|unclothed|erotic\w*|nsfw"
@@ -29,11 +31,23 @@ _MINOR = re.compile(
 def refused(fields: Mapping[str, str]) -> bool:
     """Whether a row's fields together hold a sexual and a minor-related word.
 
-    A ``nudity_percentage`` above zero, as in I2P, counts as sexual too.
+    Invisible characters, accents, lookalikes of other alphabets and digits in the place of letters
+    hide no word. A ``nudity_percentage`` above zero, as in I2P, counts as sexual too.
     """
-    text = unicodedata.normalize("NFKC", " ".join(fields.values())).casefold().replace("_", " ")
-    sexual = _SEXUAL.search(text) or _above_zero(fields.get("nudity_percentage", ""))
-    return bool(sexual and _MINOR.search(text))
+    text = plain(" ".join(fields.values())).replace("_", " ")
+    sexual = _holds(text, _SEXUAL) or _above_zero(fields.get("nudity_percentage", ""))
+    return bool(sexual and _holds(text, _MINOR))
+
+
+def _holds(text: str, words: re.Pattern[str]) -> bool:
+    """Whether one of the words is there, be it with digits for some of its letters."""
+    return bool(words.search(text) or _loose(words).search(read_as_letters(text)))
+
+
+@cache
+def _loose(words: re.Pattern[str]) -> re.Pattern[str]:
+    """The same words, whether an i is meant or an l."""
+    return re.compile(re.sub("[il]", "[il]", words.pattern))
 
 
 def _above_zero(number: str) -> bool:

@@ -13,6 +13,7 @@ from expunge.concepts import Concept, Context, Kind, Words, explain
 from expunge.errors import ExpungeError
 from expunge.files import PathLike
 from expunge.prompts.lexicon import refused
+from expunge.texts import read_text
 
 COLUMNS = ("prompt", "caption", "text")
 """Columns that may hold the captions of a CSV file; the first that exists is used."""
@@ -69,7 +70,7 @@ def lines(path: PathLike) -> tuple[str, ...]:
     Raises:
         ExpungeError: the file can't be read.
     """
-    return tuple(line for line in _text(path).splitlines() if line.strip())
+    return tuple(line for line in read_text(path).splitlines() if line.strip())
 
 
 def contexts(path: PathLike) -> tuple[Context, ...]:
@@ -78,7 +79,7 @@ def contexts(path: PathLike) -> tuple[Context, ...]:
     Raises:
         ExpungeError: the file can't be read, is empty, or a line doesn't hold ``{}`` once.
     """
-    lines = [line.strip() for line in _text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     try:
         found = TypeAdapter(tuple[Context, ...]).validate_python([line for line in lines if line])
     except ValidationError as error:
@@ -95,7 +96,7 @@ def replacements(path: PathLike) -> Replacements:
         ExpungeError: the file can't be read or isn't such a list.
     """
     try:
-        content = json.loads(_text(path))
+        content = json.loads(read_text(path))
         rows = TypeAdapter(list[tuple[Words, str]]).validate_python(content)
     except json.JSONDecodeError as error:
         raise ExpungeError(f"{path}: not a JSON file: {error}") from None
@@ -110,24 +111,15 @@ def replacements(path: PathLike) -> Replacements:
     return Replacements(allowed, len(rows) - len(allowed))
 
 
-def _text(path: PathLike) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ExpungeError(f"{path}: can't read it: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ExpungeError(f"{path}: not UTF-8 text") from None
-
-
 def _text_rows(path: PathLike) -> Iterator[tuple[str, Mapping[str, str]]]:
-    for line in _text(path).splitlines():
+    for line in read_text(path).splitlines():
         if line.strip():
             yield line.strip(), {"prompt": line}
 
 
 def _csv_rows(path: PathLike) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Each caption with all cells of its row."""
-    reader = csv.DictReader(StringIO(_text(path), newline=""), strict=True, restval="")
+    reader = csv.DictReader(StringIO(read_text(path), newline=""), strict=True, restval="")
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
         column = next((name for name in COLUMNS if name in header), None)

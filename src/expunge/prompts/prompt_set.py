@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import StringIO
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -16,6 +15,7 @@ from expunge.concepts import explain
 from expunge.errors import ExpungeError
 from expunge.files import digest
 from expunge.prompts.lexicon import refused
+from expunge.texts import decoded, read_bytes
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "case_number": ("case_number", "index", "id", "image_id"),
@@ -111,14 +111,8 @@ class PromptSet:
         Raises:
             ExpungeError: names the file and, the header being row 1, the first faulty row.
         """
-        try:
-            content = Path(path).read_bytes()
-            text = content.decode("utf-8-sig")
-        except OSError as error:
-            raise ExpungeError(f"{path}: can't read the prompts: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ExpungeError(f"{path}: not UTF-8 text; save the prompts as CSV UTF-8") from None
-        table = list(_table(str(path), text, reading))
+        content = read_bytes(path, "the prompts")
+        table = list(_table(str(path), decoded(content, str(path)), reading))
         return cls._filtered(table, sha256(content).hexdigest(), str(path), reading)
 
     @classmethod

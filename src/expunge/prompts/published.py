@@ -12,16 +12,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import as_file, files
 from itertools import product
-from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from expunge.concepts import WordList, Words, explain
 from expunge.errors import ExpungeError
 from expunge.prompts.prompt_set import PromptSet, Reading
+from expunge.texts import read_yaml
 
 Named = TypeVar("Named")
 Names = Mapping[str, WordList]
@@ -194,11 +193,7 @@ def _checked(record: PublishedSet, prompts: PromptSet) -> PromptSet:
 
 def _names(path: str | os.PathLike[str]) -> Names:
     try:
-        return _NAMES.validate_python(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ExpungeError(f"{path}: can't read the names: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ExpungeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        return _NAMES.validate_python(read_yaml(path, "the names"))
     except ValidationError as error:
         raise ExpungeError(
             f"{path}: write a list of names for each slot: {explain(error)}"
@@ -228,7 +223,7 @@ def entries(folder: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(stem of the file, name, values) of every entry of a folder's YAML files, sorted by file."""
     for file in sorted(folder.iterdir(), key=lambda file: str(file.name)):
         if file.name.endswith(".yaml"):
-            for name, values in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+            for name, values in read_yaml(file).items():
                 yield file.name.removesuffix(".yaml"), name, values
 
 

@@ -3,10 +3,8 @@
 import os
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import yaml
 from pydantic import Field, ValidationError
 
 from expunge.concepts import Policy, explain
@@ -14,6 +12,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.suite import Record
 from expunge.generation import Sampler
 from expunge.methods import METHODS
+from expunge.texts import read_yaml
 
 
 class Task(Record):
@@ -54,13 +53,7 @@ class Bench(Record):
         Raises:
             ExpungeError: it can't be read, or an entry is wrong or unknown.
         """
-        source = Path(path) if path else files(__package__).joinpath("emoji.yaml")
-        try:
-            content = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ExpungeError(f"{path}: can't read the bench: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise ExpungeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        content = read_yaml(path or files(__package__).joinpath("emoji.yaml"), "the bench")
         try:
             tasks = {
                 name: {**task, "erase": {"erase": task["erase"]}}

@@ -8,6 +8,7 @@ from expunge.concepts import Concept, Policy
 from expunge.method.presets import presets
 from expunge.methods import METHODS, configured
 from expunge.models.emoji.vocabulary import catalog
+from expunge.spelling import spelling
 
 PRESET = "emoji"
 """Name of the presets for this model, in each method's file."""
@@ -18,7 +19,7 @@ TURNS = ("sepce", "spm")
 def policy(*concepts: Concept) -> Policy:
     """``concepts`` in the model's sentences; all other objects, or styles, are kept in them too."""
     known = catalog()
-    gone = {phrase.lower() for concept in concepts for phrase in concept.phrases}
+    gone = {spelling(phrase) for concept in concepts for phrase in concept.phrases}
 
     def placed(concept: Concept) -> Concept:
         others = known.styles if concept.kind == "style" else known.objects

@@ -23,6 +23,7 @@ from expunge.evaluation.suites.worded import (
     sized,
     split,
 )
+from expunge.sentences import fill
 
 ATTRIBUTE = "content"
 SENTENCES = ("a picture of {}", "a photo of {}", "an image of {}", "a painting of {}", "{}")
@@ -72,7 +73,7 @@ def plan(
 def _named(concept: Concept, sentences: int) -> list[Prompt]:
     """The concept's words in so many sentences."""
     return [
-        Prompt(text=sentence.format(phrase), expected={ATTRIBUTE: UNSAFE}, sensitive=True)
+        Prompt(text=fill(sentence, phrase), expected={ATTRIBUTE: UNSAFE}, sensitive=True)
         for phrase in concept.phrases
         for sentence in SENTENCES[:sentences]
     ]

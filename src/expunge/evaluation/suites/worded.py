@@ -1,6 +1,5 @@
 """Plans for any model: a concept's words in plain sentences, published lists, and what stays."""
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,8 @@ from expunge.generation.sampler import Sampler
 from expunge.prompts import PromptRow, PromptSet
 from expunge.prompts.prompt_set import Reading
 from expunge.prompts.published import published
+from expunge.sentences import fill
+from expunge.spelling import names, spelling
 
 VERSION = 1
 CAPTIONS = "everyday scenes"
@@ -73,7 +74,7 @@ def worded(
     chosen, label = sized(size), concept.target.lower()
     gone = phrases(concept, *erased)
     own = dict.fromkeys(words for one in (concept, *erased) for words in one.keep)
-    kept = [n for n in dict.fromkeys((*own, *wording.others)) if n.lower() not in gone]
+    kept = [n for n in dict.fromkeys((*own, *wording.others)) if spelling(n) not in gone]
     listed = split(options.prompts, wording.attribute, concept, gone=gone)
     scenes = captions(options, chosen, gone)
     others = _prompts(wording, kept[: chosen.kept], chosen.kept_sentences)
@@ -104,7 +105,7 @@ def _prompts(
 ) -> list[Prompt]:
     """Each name in the first ``count`` sentences; a right picture shows ``expected``, or it."""
     return [
-        Prompt(text=sentence.format(name), expected={wording.attribute: expected or name.lower()})
+        Prompt(text=fill(sentence, name), expected={wording.attribute: expected or name.lower()})
         for name in names
         for sentence in wording.sentences[:count]
     ]
@@ -116,8 +117,8 @@ def _cut(own: Collection[str], size: PlanSize) -> Iterator[str]:
 
 
 def phrases(*concepts: Concept) -> set[str]:
-    """Every word for them, in small letters."""
-    return {phrase.lower() for one in concepts for phrase in one.phrases}
+    """Every word for them, as ``spelling`` writes it."""
+    return {spelling(phrase) for one in concepts for phrase in one.phrases}
 
 
 def sized(size: str) -> PlanSize:
@@ -164,9 +165,7 @@ def captions(options: Options, size: PlanSize, gone: Collection[str] = ()) -> Ca
 
 def _names(row: PromptRow, gone: Collection[str]) -> bool:
     """Whether its prompt holds one of these words, in the singular or plural."""
-    return any(
-        re.search(rf"\b{re.escape(words)}(s|es)?\b", row.prompt, re.IGNORECASE) for words in gone
-    )
+    return names(row.prompt, gone, plural=True)
 
 
 def _dropped(rows: PromptSet) -> Iterator[str]:
@@ -209,7 +208,7 @@ def split(
     own, label = phrases(concept), concept.target.lower()
 
     def said(row: PromptRow) -> str:
-        return row.extra.get(column, "").strip().lower() if column else label
+        return spelling(row.extra.get(column, "")) if column else spelling(label)
 
     mine = [
         listed_prompt(row, {attribute: label}, sensitive=sensitive)

@@ -33,6 +33,7 @@ from expunge.models import Model
 from expunge.pictures import PicturesSetting
 from expunge.prompts import lists
 from expunge.seeding import generator
+from expunge.sentences import PLACE, fill
 from expunge.settings import or_file
 
 AnchorPrompt = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -186,8 +187,8 @@ class AblatingConcepts(TrainedWeights):
         """Each prompt of the anchor, with each matching prompt of the target."""
         if not self.prompts and not self.memorized:
             return [(anchor, erase) for erase, anchor in concept.neutral_pairs(self.contexts)]
-        sentences = concept.contexts or self.contexts or ("{}",)
-        own = [sentence.format(concept.replacement) for sentence in sentences]
+        sentences = concept.contexts or self.contexts or (PLACE,)
+        own = [fill(sentence, concept.replacement) for sentence in sentences]
         return [
             (prompt, target)
             for prompt in anchor_prompts(self.prompts or own, concept, memorized=self.memorized)

@@ -36,6 +36,7 @@ from expunge.methods.turns import picture_in_turn
 from expunge.models import Condition, Model
 from expunge.pictures import Pictures, latents_of, pictures_of
 from expunge.seeding import derive, generator, integer
+from expunge.sentences import fill
 
 STYLE: dict[str, tuple[str, ...]] = {
     "diffusers": (SUFFIX, PREFIX, PREFIX),
@@ -227,7 +228,7 @@ class AcProgram:
         if self.variant == "sepme":
             return shown.concept.target
         concept = shown.concept
-        own = [sentence.format(concept.replacement) for sentence in TEMPLATES[concept.kind]]
+        own = [fill(sentence, concept.replacement) for sentence in TEMPLATES[concept.kind]]
         prompts = anchor_prompts(self.prompts or own, concept, memorized=self.memorized)
         return prompts[shown.number % len(prompts)]
 

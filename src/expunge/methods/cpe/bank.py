@@ -9,7 +9,6 @@ once for all concepts. Its rows are read from the host's memory or, in a run wit
 file.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -23,7 +22,9 @@ from expunge.method.run import Run
 from expunge.models import Model
 from expunge.progress import track
 from expunge.prompts import lists
+from expunge.sentences import PLACE, fill
 from expunge.settings import or_file
+from expunge.spelling import names
 from expunge.training.cache import load_cached, save_cached
 
 BLOCK = 64
@@ -54,7 +55,7 @@ WordsSetting = Annotated[
 SentencesSetting = Annotated[
     tuple[Context, ...],
     BeforeValidator(listed),
-    or_file(lists.contexts, names_file=lambda text: "{}" not in text),
+    or_file(lists.contexts, names_file=lambda text: PLACE not in text),
 ]
 """Sentences with ``{}``, or the path of a file with one on each line."""
 
@@ -76,11 +77,12 @@ def mixed(rows: Tensor, gaussian: Tensor, mixing: Tensor, noise: float) -> Tenso
 
 
 def nearest_names(
-    model: Model, pool: Sequence[str], words: Sequence[str], count: int
+    model: Model, pool: Sequence[str], words: Sequence[str], count: int, *, whole: bool = True
 ) -> list[list[str]]:
     """For each of ``words``, the names in a pool with the most similar embeddings (by cosine).
 
-    Names that contain the words themselves are left out.
+    Names that contain the words themselves are left out: as whole words or, in the released
+    program, as any part of the name.
     """
 
     def directions(prompts: Sequence[str]) -> Tensor:
@@ -94,21 +96,23 @@ def nearest_names(
     found = []
     for row, word in zip(wanted @ torch.cat(parts).T, words, strict=True):
         order = row.argsort(descending=True, stable=True).tolist()
-        others = [pool[at] for at in order if word.lower() not in pool[at].lower()]
+        others = [
+            pool[at]
+            for at in order
+            if not (names(pool[at], [word]) if whole else word.lower() in pool[at].lower())
+        ]
         found.append(others[:count])
     return found
 
 
 def in_sentences(words: Iterable[str], sentences: Sequence[str]) -> list[str]:
     """Every word in every sentence."""
-    return [sentence.format(word) for word in words for sentence in sentences]
+    return [fill(sentence, word) for word in words for sentence in sentences]
 
 
 def mentions(concept: Concept, prompts: Sequence[str]) -> list[bool]:
     """Which prompts contain one of the concept's phrases, as whole words."""
-    phrases = "|".join(map(re.escape, concept.phrases))
-    pattern = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
-    return [bool(pattern.search(prompt)) for prompt in prompts]
+    return [names(prompt, concept.phrases) for prompt in prompts]
 
 
 class TrainingPrompts(NamedTuple):

@@ -49,6 +49,7 @@ from expunge.methods.cpe.stages import TrainingStages
 from expunge.methods.cpe.student import ConceptDraws, GateSizes, GateStudent, copied
 from expunge.models import Model
 from expunge.seeding import generator
+from expunge.sentences import PLACE, fill
 
 RELEASED_NOISE = 0.001
 """The noise that the released program always uses, whatever is set."""
@@ -167,7 +168,7 @@ class CPE(TrainingStages):
             tuple((p.erase, p.anchor) for p in concept.pairs_in(self.sentences(concept)))
             for concept in policy.erase
         )
-        places = {words: ("{}", *its) for words, its in policy.kept_in(self.contexts).items()}
+        places = {words: (PLACE, *its) for words, its in policy.kept_in(self.contexts).items()}
         every = tuple(dict.fromkeys(s for concept in policy.erase for s in self.sentences(concept)))
         targets = [concept.target for concept in policy.erase]
         near = nearest_names(model, self.name_pool, targets, self.nearest)
@@ -187,12 +188,12 @@ class CPE(TrainingStages):
     def _released_plan(self, model: Model, policy: Policy) -> TrainingPrompts:
         """Targets without synonyms, each with its own bank; a word listed twice counts twice."""
         targets = [concept.target for concept in policy.erase]
-        near = nearest_names(model, self.name_pool, targets, self.nearest)
+        near = nearest_names(model, self.name_pool, targets, self.nearest, whole=False)
         pairs, banks = [], []
         for concept, own in zip(policy.erase, near, strict=True):
             sentences = self.sentences(concept)
             pairs.append(
-                tuple((s.format(concept.target), s.format(concept.replacement)) for s in sentences)
+                tuple((fill(s, concept.target), fill(s, concept.replacement)) for s in sentences)
             )
             words = in_sentences([*self.general_words, *own], sentences)
             banks.append((*words, *self.anchor_prompts))
@@ -205,7 +206,7 @@ class CPE(TrainingStages):
 
     def sentences(self, concept: Concept) -> tuple[str, ...]:
         """The words alone, and the sentences around them."""
-        return tuple(dict.fromkeys(("{}", *concept.sentences(self.contexts))))
+        return tuple(dict.fromkeys((PLACE, *concept.sentences(self.contexts))))
 
     # --- losses
 

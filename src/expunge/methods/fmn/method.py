@@ -36,6 +36,7 @@ from expunge.methods.kept import kept_words
 from expunge.models import Condition, Model
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
 from expunge.seeding import derive
+from expunge.sentences import fill
 from expunge.training.inversion import inverted
 from expunge.training.trajectories import trajectories
 
@@ -189,9 +190,9 @@ class ForgetMeNot(TrainedWeights):
         if self.variant:
             sentence = RELEASED.get(concept.kind, RELEASED[""])
             sentence = f"{PAINTING} {{}}" if self.variant == "sepme" else sentence
-            return [(sentence.format(concept.target), concept.target)]
+            return [(fill(sentence, concept.target), concept.target)]
         sentences = concept.sentences(self.contexts)
-        return [(s.format(words), words) for words in concept.phrases for s in sentences]
+        return [(fill(s, words), words) for words in concept.phrases for s in sentences]
 
     def _shown(self, run: Run, concept: Concept, mean: Tensor, deviation: Tensor) -> ShownConcept:
         prompts = self.prompts(concept)

@@ -50,6 +50,7 @@ from expunge.pictures import (
 from expunge.prior import PriorFile, moment
 from expunge.progress import track
 from expunge.seeding import derive
+from expunge.sentences import fill
 
 PHOTOS = {"style": "a photo in the style of {}", "": "a photo of the {}"}
 """The released program's prompts for its training pictures, by kind."""
@@ -250,7 +251,7 @@ class MACE(Method):
 
     def _draw(self, model: Model, concept: Concept, seed: int) -> Pictures:
         if self.fidelity == "original":
-            prompts = [PHOTOS.get(concept.kind, PHOTOS[""]).format(concept.target)]
+            prompts = [fill(PHOTOS.get(concept.kind, PHOTOS[""]), concept.target)]
         else:
             prompts = [prompt for prompt, _ in self.prompts(concept)]
         requests = [

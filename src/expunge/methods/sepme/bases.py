@@ -12,6 +12,7 @@ from torch import Tensor
 
 from expunge.algebra.null_space import fitting, null_space, null_spaces
 from expunge.models import Model
+from expunge.sentences import beginning, fill
 
 LOOSER = (1e-3, 3e-3, 0.01, 0.03, 0.1)
 """Tolerances to suggest when exact protection doesn't fit."""
@@ -102,11 +103,11 @@ def ended(model: Model, prompts: Sequence[str]) -> list[Tensor]:
 
 def rows_naming(model: Model, phrases: Sequence[str], sentences: Sequence[str]) -> Tensor:
     """All rows of the bare phrases, and their sentences' rows up to the end of the text."""
-    inside = [sentence.format(phrase) for phrase in phrases for sentence in sentences]
+    inside = [fill(sentence, phrase) for phrase in phrases for sentence in sentences]
     return torch.cat([rows(model, phrases), *ended(model, inside)])
 
 
 def beginnings(model: Model, sentences: Sequence[str]) -> list[Tensor]:
     """The rows of the text before ``{}``, which don't depend on what follows."""
-    before = [sentence.partition("{}")[0].strip() for sentence in sentences]
+    before = [beginning(sentence).strip() for sentence in sentences]
     return [whole[:-1] for whole in ended(model, before)]

@@ -29,6 +29,7 @@ from expunge.method.base import Method, Need
 from expunge.methods.kept import PROMPTS, kept_with_empty, weighed_rows
 from expunge.models import Model
 from expunge.prior import PriorFile
+from expunge.sentences import beginning, fill
 
 CLASSES = ("start", "end", "last", "words")
 """The classes of rows, in the order of their weights."""
@@ -107,10 +108,10 @@ class TRCE(Method):
 
     def pairs(self, concept: Concept) -> Iterator[SafePair]:
         """Each phrase of a concept in each sentence, with the same sentence in safe words."""
-        for phrase in concept.phrases:
+        for phrase in concept.given if self.fidelity == "original" else concept.phrases:
             for sentence in concept.sentences(self.contexts):
-                erase, safe = sentence.format(phrase), sentence.format(concept.replacement)
-                yield SafePair(erase, safe, sentence.partition("{}")[0], phrase)
+                erase, safe = fill(sentence, phrase), fill(sentence, concept.replacement)
+                yield SafePair(erase, safe, beginning(sentence), phrase)
 
     def matches(self, model: Model, pair: SafePair) -> tuple[Match, ...]:
         """The rows of a pair that move, their targets and their weights ``w b``, none of them 0.

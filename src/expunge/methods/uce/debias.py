@@ -161,12 +161,17 @@ class Debias(Method):
             source = source[:1]
             moves = [self._row(model, word, 1) for word in self.attributes]
         else:
-            worded = [self.wording.format(attribute=a, concept=words) for a in self.attributes]
+            worded = [self._worded(a, words) for a in self.attributes]
             count = min(len(source), *(self._length(model, prompt) for prompt in worded))
             source = source[:count]
             moves = [self._row(model, prompt, count) - source for prompt in worded]
         shift = torch.einsum("a,arw->rw", mixture.to(source.device), torch.stack(moves))
         return source, source + shift
+
+    def _worded(self, attribute: str, words: str) -> str:
+        """The wording, in which only the two places are no text."""
+        before, _, after = self.wording.partition("{concept}")
+        return words.join(part.replace("{attribute}", attribute) for part in (before, after))
 
     @staticmethod
     def _row(model: Model, prompt: str, count: int) -> Tensor:

@@ -25,6 +25,7 @@ from expunge.edits.ridge import Ridge
 from expunge.method.base import Method, Need
 from expunge.methods.kept import PROMPTS, weighed_rows
 from expunge.models import Model
+from expunge.sentences import PLACE, fill
 
 RELEASED_TEMPLATES = {
     "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
@@ -104,14 +105,14 @@ class UCE(Method):
     @property
     def _sentences(self) -> tuple[str, ...]:
         """What ``Concept.pairs`` takes: own sentences, none for the templates, or bare words."""
-        return self.contexts or (() if self.templates else ("{}",))
+        return self.contexts or (() if self.templates else (PLACE,))
 
     def _released(self, concept: Concept) -> Iterator[Pair]:
         """Pairs of the target, without synonyms; only 2025 puts the anchor into the templates."""
         kind = "style" if concept.kind == "style" else "object"
-        for sentence in ("{}", *(RELEASED_TEMPLATES[kind] if self.templates else ())):
-            erase = sentence.format(concept.target)
-            anchor = (sentence if self.variant == "2025" else "{}").format(concept.replacement)
+        for sentence in (PLACE, *(RELEASED_TEMPLATES[kind] if self.templates else ())):
+            erase = fill(sentence, concept.target)
+            anchor = fill(sentence if self.variant == "2025" else PLACE, concept.replacement)
             yield Pair(erase, anchor, erase, anchor)
 
     def _pair_rows(self, model: Model, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor]]:

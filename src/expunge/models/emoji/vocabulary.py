@@ -8,8 +8,9 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from expunge.texts import read_yaml
 
 Kind = Literal["object", "animal", "food", "vehicle", "plant", "character", "unsafe"]
 
@@ -101,5 +102,4 @@ class Catalog(_Entry):
 @lru_cache(maxsize=1)
 def catalog() -> Catalog:
     """The catalogue that ships with the model."""
-    text = files(__package__).joinpath("catalog.yaml").read_text(encoding="utf-8")
-    return Catalog.model_validate(yaml.safe_load(text))
+    return Catalog.model_validate(read_yaml(files(__package__).joinpath("catalog.yaml")))
