@@ -9,5 +9,9 @@ class Unsupported(ExpungeError):
     """The request makes sense, but this version can't do it."""
 
 
+class CutOff(UserWarning):
+    """Prompts are longer than the model reads; the command line shows this as one line."""
+
+
 class Missed(ExpungeError):
     """An audit was done and saved, and the model doesn't meet the policy's limits."""

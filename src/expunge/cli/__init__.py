@@ -2,6 +2,7 @@
 
 import keyword
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from expunge import __version__
-from expunge.errors import ExpungeError, Missed
+from expunge.errors import CutOff, ExpungeError, Missed
 
 _COMMANDS = {
     "erase": "Make an edit that erases concepts from a model.",
@@ -61,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     tokens = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        application()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with remarks():
+            application()(
+                tokens, exit_on_error=False, print_error=False, result_action="return_value"
+            )
     except Missed as missed:
         print(f"missed: {_one_line(missed)}", file=sys.stderr)
         return 1
@@ -72,6 +76,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted; {interruption or 'nothing was saved'}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def remarks() -> Iterator[None]:
+    """Inside, a warning of ours is one line on the terminal."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, CutOff):
+            print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.showwarning = show
+        warnings.simplefilter("always", CutOff)
+        yield
 
 
 def _one_line(error: Exception) -> str:

@@ -123,6 +123,23 @@ class Method(Named):
                 f"{model.name!r} is {model.family}"
             )
 
+    def erased_prompts(self, policy: Policy) -> Iterable[str]:
+        """The prompts that it moves or trains on beside the bare phrases; what is kept is none.
+
+        By default the phrases in their sentences, if the method has any.
+        """
+        contexts = getattr(self, "contexts", None)
+        if contexts is None or self.fidelity == "original":
+            return ()
+        return [pair.erase for concept in policy.erase for pair in concept.pairs(contexts)]
+
+    def kept_prompts(self, policy: Policy) -> Iterable[str]:
+        """The prompts that it keeps; by default the policy's, in their sentences if it has any."""
+        contexts = getattr(self, "contexts", None)
+        if contexts is None or self.fidelity == "original":
+            return policy.kept
+        return policy.kept_prompts(contexts)
+
     @property
     def needed(self) -> frozenset[Need]:
         """What it needs to run with these settings."""

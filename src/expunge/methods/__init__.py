@@ -12,6 +12,7 @@ from expunge.errors import ExpungeError
 from expunge.files import PathLike
 from expunge.method.base import Method, Part, Solves, Trained
 from expunge.method.edits import edit_of
+from expunge.method.wording import checked
 from expunge.models import Model
 from expunge.registry import Registry
 
@@ -83,7 +84,11 @@ def erase(
         **values: settings of the method.
 
     Raises:
-        ExpungeError: a concept, a method or a setting is wrong, or the model is edited already.
+        ExpungeError: a concept, a method or a setting is wrong, words contradict each other as the
+            model reads them, or the model is edited already.
+
+    Warns:
+        CutOff: prompts are longer than the model reads.
     """
     policy = Policy.of(concepts)
     if values and not isinstance(method, str):
@@ -93,6 +98,7 @@ def erase(
     chosen.check_family(model)
     if chosen.fidelity == "original":
         _check_released(policy)
+    policy = checked(model, chosen, policy)
     if isinstance(chosen, Trained):
         from expunge.training.loop import train
 

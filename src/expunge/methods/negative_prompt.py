@@ -31,7 +31,11 @@ class NegativePrompting(Method):
     separator: str = ", "
     """The text between the phrases in the negative prompt."""
 
-    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+    def erased_prompts(self, policy: Policy) -> list[str]:
+        """The one negative prompt."""
         phrases = (phrase for concept in policy.erase for phrase in concept.phrases)
-        prompt = self.separator.join(dict.fromkeys(phrases))
+        return [self.separator.join(dict.fromkeys(phrases))]
+
+    def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
+        [prompt] = self.erased_prompts(policy)
         return NegativePrompt(model.unconditional().detach(), model.condition([prompt]).detach())

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor
 
-from expunge.concepts import Concept, Context
+from expunge.concepts import Concept, Context, Policy
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
@@ -182,6 +182,11 @@ class AblatingConcepts(TrainedWeights):
             "target": target,
             "kept": torch.arange(len(rows), device=model.device) >= count,
         }
+
+    def erased_prompts(self, policy: Policy) -> list[str]:
+        if self.fidelity == "original":
+            return []
+        return [prompt for concept in policy.erase for _, prompt in self.pairs(concept)]
 
     def pairs(self, concept: Concept) -> list[tuple[str, str]]:
         """Each prompt of the anchor, with each matching prompt of the target."""

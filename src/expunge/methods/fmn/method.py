@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.concepts import Concept, Context
+from expunge.concepts import Concept, Context, Policy
 from expunge.method.base import Fixed
 from expunge.method.batch import Batch
 from expunge.method.run import Run
@@ -184,6 +184,9 @@ class ForgetMeNot(TrainedWeights):
             noise = batch.pop("noise")
             latents = run.model.process.mix(batch["latents"], noise, batch["timestep"])
             yield {**batch, **constant, "latents": latents, "condition": condition}
+
+    def erased_prompts(self, policy: Policy) -> list[str]:
+        return [prompt for concept in policy.erase for prompt, _ in self.prompts(concept)]
 
     def prompts(self, concept: Concept) -> list[tuple[str, str]]:
         """Every prompt that names the concept, with the words that name it."""

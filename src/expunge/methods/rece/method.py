@@ -123,6 +123,12 @@ class RECE(Method):
         for done in self.rounds(model, policy, stage):
             yield done.projections.payload()
 
+    def erased_prompts(self, policy: Policy) -> Iterator[str]:
+        return self.uce.erased_prompts(policy)
+
+    def kept_prompts(self, policy: Policy) -> tuple[str, ...]:
+        return (*self.uce.kept(policy), *self._edit(policy).kept(policy))
+
     @property
     def uce(self) -> UCE:
         """Stage 0: UCE with its own settings."""

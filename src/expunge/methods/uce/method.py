@@ -79,6 +79,12 @@ class UCE(Method):
             return tensor_edit({n: model.base_weight(n) for n in names}, moved, kept, self.lamb)
         return Ridge(names, self._moved(model, pairs), kept, self.lamb)
 
+    def erased_prompts(self, policy: Policy) -> Iterator[str]:
+        return (pair.erase for pair in self.pairs(policy))
+
+    def kept_prompts(self, policy: Policy) -> tuple[str, ...]:
+        return self.kept(policy)
+
     def _moved(self, model: Model, pairs: Sequence[Pair]) -> Moved:
         """Rows of all pairs, encoded a few prompts at a time."""
         blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
