@@ -7,7 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import tiny_sdxl
-from expunge import Model, load, testing
+from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load, testing
+from expunge.doctor.words import split
+from expunge.models.tokens import word_columns
 from expunge.models.window import Cut, remark
 
 LONG = " ".join(["dog"] * 20)
@@ -81,3 +83,61 @@ def test_cut_prompts_are_told_in_one_sentence(pico: Model) -> None:
         "case 0); the rest has no effect"
     )
     assert remark(pico.cut(["dog"]), 1, "case 0") == ""
+
+
+def test_the_rows_of_a_learnt_token_are_a_name(toy: Model) -> None:
+    assert toy.last_name("a <toy>") == 2
+    assert toy.last_token("a <toy>") == 4
+    assert toy.last_name("a <toy> dog") == toy.last_token("a <toy> dog")
+    assert toy.last_name("") == 0
+
+
+KEYS = "cross_attention.kv"
+
+
+def way(model: Model, edit: Edit, prompt: str, anchor: str) -> float:
+    """How far the keys and values of a prompt get to those of another: 0 not at all, 1 there."""
+    old, new = (model.encode([text])[0].double() for text in (prompt, anchor))
+    left = whole = 0.0
+    with edit.applied(model):
+        for name in model.select(KEYS):
+            base, edited = (
+                weight.double()
+                for weight in (model.base_weight(name), model.denoiser.get_parameter(name))
+            )
+            left += float((old @ edited.T - new @ base.T).norm() ** 2)
+            whole += float(((old - new) @ base.T).norm() ** 2)
+    return 1 - (left / whole) ** 0.5
+
+
+def test_a_learnt_token_of_several_vectors_becomes_its_anchor(toy: Model) -> None:
+    edit = erase(toy, Concept(target="<toy>", anchor="dog"), "uce", preserve=(), lamb=1e-4)
+    assert way(toy, edit, "<toy>", "dog") > 0.95
+
+
+def test_a_learnt_token_is_read_alike_as_synonym_anchor_and_kept_prompt(toy: Model) -> None:
+    other = Concept(target="cat", synonyms=("a <toy> hat",), anchor="dog", keep=("<toy> hat",))
+    assert erase(toy, other)
+    with pytest.raises(ExpungeError, match="is erased itself"):
+        erase(toy, Policy.of([Concept(target="cat", anchor="<toy>  <toy>"), "<toy><toy>"]))
+
+
+def test_word_columns_hold_every_vector_of_a_learnt_token(toy: Model) -> None:
+    marks = word_columns(toy, "a <toy> and <toy>", "<toy>")
+    assert marks.nonzero().flatten().tolist() == [2, 3, 4, 8, 9, 10]
+
+
+def test_a_phrase_table_holds_every_vector_and_the_pipeline_opens_it(toy: Model) -> None:
+    edit = testing.membrane(toy, Concept(target="<toy>"), metric="tokenuni")
+    with edit.applied(toy), torch.no_grad():
+        latents = testing.random(1, *toy.latent_shape)
+        ours = toy.predict(latents, 3, toy.condition(["a <toy>"]))
+        rows = toy.pipe.encode_prompt("a <toy>", "cpu", 1, False)[0]
+        theirs = toy.pipe.unet(latents, 3, rows).sample
+    assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        assert not torch.equal(ours, toy.predict(latents, 3, toy.condition(["a <toy>"])))
+
+
+def test_the_doctor_lists_every_piece_of_a_learnt_token(toy: Model) -> None:
+    assert [piece.text for piece in split(toy, "a <toy>")] == ["a", "<toy>", "<toy>_1", "<toy>_2"]

@@ -15,6 +15,7 @@ from expunge.errors import ExpungeError
 from expunge.generation import Sampler
 from expunge.generation import generate as draw
 from expunge.models import load
+from expunge.models.window import remark
 from expunge.progress import shown
 from expunge.prompts import PromptSet
 from expunge.prompts.published import published
@@ -63,6 +64,9 @@ def generate(
     if source.dropped:
         console.print(f"{source.dropped} rows dropped: something sexual beside words for minors")
     base = load(model)
+    if cuts := base.cut([row.prompt for row in source]):
+        first = f"case {source.rows[cuts[0].at].case_number}"
+        console.print(remark(cuts, len(source), first), highlight=False, markup=False)
     with ExitStack() as stack:
         stack.enter_context(resumable(f"the finished pictures in {output}"))
         for one in edits:

@@ -8,6 +8,7 @@ from expunge.cli import resumable
 from expunge.cli.options import ModelName
 from expunge.errors import ExpungeError
 from expunge.models import load
+from expunge.models.window import remark
 from expunge.prior import Prior
 from expunge.progress import shown
 from expunge.prompts.lists import captions
@@ -56,9 +57,13 @@ def _summed(console: Console, prompts: Path, model: str, output: Path) -> Prior:
     source = captions(prompts)
     if source.dropped:
         console.print(f"{source.dropped} rows dropped: something sexual beside words for minors")
+    base = load(model)
+    if cuts := base.cut(source.prompts):
+        said = remark(cuts, len(source.prompts), f"{cuts[0].prompt[:40]}…", "caption")
+        console.print(said, highlight=False, markup=False)
     state = _state(output)
     with resumable(f"the sums up to the last half minute in {state}"), shown(console):
-        return Prior.of(load(model), source.prompts, checkpoint=state)
+        return Prior.of(base, source.prompts, checkpoint=state)
 
 
 def _state(output: Path) -> Path:

@@ -54,7 +54,8 @@ def _phrase(model: Model, text: str, concept: str, role: PhraseRole) -> Phrase:
 
 def split(model: Model, text: str) -> tuple[Piece, ...]:
     """All pieces of a phrase, including those that the model cuts off."""
-    tokenizer = model.text_encoders[0].tokenizer
+    encoder = model.text_encoders[0]
+    tokenizer, [text] = encoder.tokenizer, encoder.spelt([text])
     # Not verbose: it would remark on what is cut off, which is for us to say.
     encoding = tokenizer([text], truncation=False, verbose=False, return_offsets_mapping=True)
     columns = (encoding["input_ids"][0], encoding.word_ids(0), encoding["offset_mapping"][0])

@@ -114,6 +114,18 @@ class Prompting(ABC):
         """Row of a prompt's last word piece; 0, the start row, for an empty prompt."""
         return len(self.tokens(prompt))
 
+    def last_name(self, prompt: str) -> int:
+        """Row where the learnt token begins that ends a prompt; else that of the last word piece.
+
+        A learnt token may have several vectors, and all of them are the concept.
+        """
+        last = self.last_token(prompt)
+        learnt = self.text_encoders[0].tokenizer.added_tokens_encoder
+        ends = [token for token in learnt if prompt.rstrip().endswith(token)]
+        if not ends or not last:
+            return last
+        return max(1, last + 1 - len(self.tokens(max(ends, key=len))))
+
     def cut(self, prompts: Sequence[str]) -> list[Cut]:
         """The prompts of which a text encoder reads only the beginning, in their order.
 

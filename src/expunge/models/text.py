@@ -26,6 +26,9 @@ class TextInput(NamedTuple):
         return self._replace(rows=rows, at=at)
 
 
+BLOCK = 1024
+"""Prompts that are tokenized at a time."""
+
 Spell = Callable[[list[str], Any], list[str]]
 """Prompts as a pipeline hands them to a tokenizer, from prompts as users write them."""
 
@@ -75,11 +78,13 @@ class TextEncoder:
 
     def pieces(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each whole prompt, without its start and end, even where it is cut."""
-        if not prompts:
-            return []
-        # Not verbose: it would remark on what is cut off, which is for us to say.
-        whole = self.tokenizer(self.spelt(prompts), truncation=False, verbose=False)
-        return [len(ids) - 2 for ids in whole["input_ids"]]
+        found: list[int] = []
+        for start in range(0, len(prompts), BLOCK):
+            texts = self.spelt(prompts[start : start + BLOCK])
+            # Not verbose: it would remark on what is cut off, which is for us to say.
+            whole = self.tokenizer(texts, truncation=False, verbose=False)
+            found += [len(ids) - 2 for ids in whole["input_ids"]]
+        return found
 
     def read(self, prompts: Sequence[str]) -> TextInput:
         """Prompts as token ids, padded to the window."""

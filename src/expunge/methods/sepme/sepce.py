@@ -38,7 +38,6 @@ from expunge.methods.sepme.loss import FIRST_TEST, direction, momentum, predicti
 from expunge.methods.sepme.shifts import JointShifts, Shifts
 from expunge.methods.sepme.training import RELEASED, SepME
 from expunge.models import Condition, Model
-from expunge.spelling import spelling
 
 ORIGINAL: Mapping[str, Any] = {
     **RELEASED,
@@ -221,10 +220,8 @@ class SepCE(SepME[Shifts]):
             return Given(own, rows(model, [""]), concepts, [rows(model, [w]) for w in policy.kept])
         sentences = [concept.sentences(self.contexts) for concept in policy.erase]
         everywhere = tuple(dict.fromkeys(chain(*sentences)))
-        erased = {spelling(phrase) for concept in policy.erase for phrase in concept.phrases}
-        plain = dict.fromkeys(["", *(concept.replacement for concept in policy.erase)])
-        unerased = [words for words in plain if spelling(words) not in erased]
-        shared = torch.cat([rows(model, unerased), *beginnings(model, everywhere)])
+        plain = list(dict.fromkeys(["", *(concept.replacement for concept in policy.erase)]))
+        shared = torch.cat([rows(model, plain), *beginnings(model, everywhere)])
         concepts = [
             rows_naming(model, concept.phrases, its)
             for concept, its in zip(policy.erase, sentences, strict=True)

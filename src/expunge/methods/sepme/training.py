@@ -271,12 +271,7 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
         return concept.neutral_pairs(self.contexts)
 
     def _held(self, run: Run) -> Tensor:
-        """Mean Gram matrix, ``[width, width]``, of the prompts to keep and of every ``a``.
-
-        It leaves out prompts that are erased: one concept may replace another.
-        """
+        """Mean Gram matrix, ``[width, width]``, of the prompts to keep and of every ``a``."""
         pairs = [pair for concept in run.policy.erase for pair in self.pairs(concept)]
-        erased = {prompt for prompt, _ in pairs}
         prompts = ["", *(empty for _, empty in pairs), *run.policy.kept_prompts(self.contexts)]
-        unique = [prompt for prompt in dict.fromkeys(prompts) if prompt not in erased]
-        return mean_moment(run.model, unique)
+        return mean_moment(run.model, list(dict.fromkeys(prompts)))

@@ -124,8 +124,10 @@ class UCE(Method):
     def _pair_rows(self, model: Model, pairs: Sequence[Pair]) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows of each erased prompt and of its anchor, paired by position ``[rows, width]``."""
         erased, anchors = [pair.erase for pair in pairs], [pair.anchor for pair in pairs]
-        firsts = [model.last_token(pair.erase_head) for pair in pairs]
-        seconds = [model.last_token(pair.anchor_head) for pair in pairs]
+        whole = self.variant == "2023" and self.fidelity == "corrected"
+        row = model.last_name if whole else model.last_token
+        firsts = [row(pair.erase_head) for pair in pairs]
+        seconds = [row(pair.anchor_head) for pair in pairs]
         if self.variant == "2025":
             old, new = model.encode_rows(erased, firsts), model.encode_rows(anchors, seconds)
             yield from zip(old[:, None], new[:, None], strict=True)
