@@ -153,30 +153,30 @@ WORDS = {
         "falls apart into 5 pieces (z|dz|is|ł|aw)",
     ),
     "a blank anchor": ("tiny", policy("cat", " "), "blank", "the anchor ' ' is blank"),
-    "another case": (
+    "other white space": (
         "tiny",
-        policy("ghost", synonyms=("spook", "GHOST")),
+        policy("ghost-ship", synonyms=("spook", "ghost - ship")),
         "same_tokens",
-        "the target 'ghost' and the synonym 'GHOST' are the same to the model (it reads the same "
+        "the target 'ghost-ship' and the synonym 'ghost - ship' are the same to the model (it reads the same "
         "pieces): remove one of them",
     ),
     "an anchor that is the target": (
         "tiny",
-        policy("santa claus", "Santa  Claus"),
+        policy("santa-claus", "santa - claus"),
         "same_tokens",
         "nothing would be erased",
     ),
     "an anchor that is erased too": (
         "tiny",
-        Policy(erase=(Concept(target="cat", anchor="a  dog"), Concept(target="a dog"))),
+        Policy(erase=(Concept(target="cat", anchor="big - dog"), Concept(target="big-dog"))),
         "same_tokens",
         "what is drawn instead of one concept is erased as another",
     ),
     "kept and erased": (
         "tiny",
-        policy("santa claus", keep=("santa  claus",)),
+        policy("santa-claus", keep=("santa - claus",)),
         "same_tokens",
-        "'santa claus' is erased and 'santa  claus' is kept",
+        "'santa-claus' is erased and 'santa - claus' is kept",
     ),
     "the same last piece": (
         "tiny",

@@ -55,10 +55,12 @@ def test_a_training_is_called_an_estimate(
 
 
 def test_json_is_the_whole_diagnosis(pico_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor(pico_folder, *GHOST, "--synonym", "GHOST", "--json") == 0
+    assert (
+        doctor(pico_folder, *GHOST, "--synonym", "gh-ost", "--synonym", "gh - ost", "--json") == 0
+    )
     printed = capsys.readouterr().out
     found = Diagnosis.model_validate(json.loads(printed))
-    assert [phrase.text for phrase in found.phrases] == ["ghost", "GHOST", "man"]
+    assert [phrase.text for phrase in found.phrases] == ["ghost", "gh-ost", "gh - ost", "man"]
     assert "same_tokens" in [warning.problem for warning in found.warnings]
     assert [cost.method for cost in found.costs] == ["uce"]
     assert found.pace.unet.repeats == 5

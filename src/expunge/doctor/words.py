@@ -35,7 +35,7 @@ def read(model: Model, policy: Policy) -> tuple[Phrase, ...]:
 
 def _roles(concept: Concept) -> Iterator[tuple[str, PhraseRole]]:
     yield concept.target, "target"
-    for synonym in concept.synonyms:
+    for synonym in concept.phrases[1:]:
         yield synonym, "synonym"
     yield concept.replacement, "anchor"
 
