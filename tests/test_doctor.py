@@ -157,8 +157,8 @@ WORDS = {
         "tiny",
         policy("ghost-ship", synonyms=("spook", "ghost - ship")),
         "same_tokens",
-        "the target 'ghost-ship' and the synonym 'ghost - ship' are the same to the model (it reads the same "
-        "pieces): remove one of them",
+        "the target 'ghost-ship' and the synonym 'ghost - ship' are the same to the model (it "
+        "reads the same pieces): remove one of them",
     ),
     "an anchor that is the target": (
         "tiny",
