@@ -7,7 +7,9 @@ import pytest
 
 from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.cli import main
+from expunge.doctor import examine
 from expunge.errors import CutOff
+from expunge.methods import configured
 
 FILL = " ".join(["dog"] * 14)
 """As long as the window of the small model."""
@@ -94,6 +96,20 @@ def test_a_method_that_draws_never_draws_what_the_lexicon_refuses(pico: Model) -
     with pytest.raises(ExpungeError, match="which is never done; use a method that only reads"):
         erase(pico, both, "esd")
     assert erase(pico, both, "uce")
+    [refusal] = examine(pico, Policy.of(both), configured("esd")).refusals
+    assert "which is never done" in refusal.reason
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("esd", {"erase_from": ["a nude kid"]}), ("spm", {"positive": ["a nude kid"]}),
+     ("ac", {"prompts": ["a nude kid"]}), ("fmn", {"contexts": ["a nude kid and {}"]})],
+)  # fmt: skip
+def test_settings_of_a_method_that_draws_go_through_the_lexicon(
+    pico: Model, method: str, settings: dict[str, list[str]]
+) -> None:
+    with pytest.raises(ExpungeError, match="which is never done"):
+        erase(pico, GHOST.model_copy(update={"kind": "unsafe"}), method, **settings)
 
 
 def test_an_old_file_with_doubles_still_loads_and_is_the_same_edit(

@@ -15,6 +15,7 @@ from expunge.doctor.words import compare, read, warn
 from expunge.edits.applied import check_unedited
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Solves
+from expunge.method.wording import check_drawn
 from expunge.methods import METHODS, configured
 from expunge.models import Model
 from expunge.versions import versions
@@ -44,7 +45,9 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
     refusals: list[Refusal] = []
     for name, make in _chosen(method).items():
         try:
-            costs.append(cost(model, policy, make(), found.pace))
+            trial = make()
+            check_drawn(trial, policy)
+            costs.append(cost(model, policy, trial, found.pace))
         except ExpungeError as error:
             refusals.append(Refusal(method=name, reason=str(error).removeprefix(f"{name}: ")))
     return Diagnosis(

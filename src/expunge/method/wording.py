@@ -1,7 +1,8 @@
 """How a model reads what a method is given: contradictions it can't tell, and what it cuts off."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from expunge.concepts import Concept, Policy
 from expunge.errors import CutOff, ExpungeError
@@ -33,7 +34,7 @@ def checked(model: Model, method: Method, policy: Policy) -> Policy:
     erased = _each((*phrases, *method.erased_prompts(policy)))
     kept = _each(method.kept_prompts(policy))
     _check_prompts(model, erased, kept)
-    _check_drawn(method, (*erased, *kept))
+    check_drawn(method, policy)
     anchors = (concept.replacement for concept in policy.erase)
     _warn(model, _each((*erased, *anchors, *kept)))
     return policy
@@ -122,14 +123,36 @@ def _check_prompts(model: Model, erased: Iterable[str], kept: Iterable[str]) -> 
             )
 
 
-def _check_drawn(method: Method, prompts: Iterable[str]) -> None:
-    if method.needed & {"drawing", "gradients"}:
-        for prompt in prompts:
-            if refused({"prompt": prompt}):
-                raise ExpungeError(
-                    f"{method.name} would draw a prompt with a sexual word and a word for minors, "
-                    "which is never done; use a method that only reads prompts, such as uce"
-                )
+def check_drawn(method: Method, policy: Policy) -> None:
+    """Refuse to draw or train on what ``expunge.prompts.lexicon`` refuses.
+
+    Raises:
+        ExpungeError: a prompt of the policy or of the method's settings is such a one, and the
+            method does more than read it.
+    """
+    if not method.needed & {"drawing", "gradients"}:
+        return
+    anchors = (concept.replacement for concept in policy.erase)
+    phrases = (words for concept in policy.erase for words in concept.phrases)
+    own = (*method.erased_prompts(policy), *method.kept_prompts(policy))
+    for prompt in (*phrases, *anchors, *own, *_texts(dict(method))):
+        if refused({"prompt": prompt}):
+            raise ExpungeError(
+                f"{method.name} would draw a prompt with a sexual word and a word for minors, "
+                "which is never done; use a method that only reads prompts, such as uce"
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a method's settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 def _warn(model: Model, prompts: tuple[str, ...]) -> None:

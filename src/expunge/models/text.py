@@ -1,5 +1,6 @@
 """A text encoder with its tokenizer: from words to token ids to rows."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,6 +32,21 @@ BLOCK = 1024
 
 Spell = Callable[[list[str], Any], list[str]]
 """Prompts as a pipeline hands them to a tokenizer, from prompts as users write them."""
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Inside, transformers doesn't remark on what is cut off, which is for us to say."""
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+
+    def silent(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(silent)
+    try:
+        yield
+    finally:
+        logger.removeFilter(silent)
 
 
 class TextEncoder:
@@ -69,7 +85,10 @@ class TextEncoder:
 
     def spelt(self, prompts: Sequence[str]) -> list[str]:
         """Prompts as the tokenizer is given them."""
-        return self.spell(list(prompts), self.tokenizer) if self.spell else list(prompts)
+        if not self.spell:
+            return list(prompts)
+        with _without_remarks():
+            return self.spell(list(prompts), self.tokenizer)
 
     def tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
         """What the tokenizer gives, cut to the window."""
@@ -81,8 +100,8 @@ class TextEncoder:
         found: list[int] = []
         for start in range(0, len(prompts), BLOCK):
             texts = self.spelt(prompts[start : start + BLOCK])
-            # Not verbose: it would remark on what is cut off, which is for us to say.
-            whole = self.tokenizer(texts, truncation=False, verbose=False)
+            with _without_remarks():
+                whole = self.tokenizer(texts, truncation=False)
             found += [len(ids) - 2 for ids in whole["input_ids"]]
         return found
 
