@@ -73,7 +73,9 @@ def audit(
     place = Path(folder or f"runs/audit-{model.fingerprint()[:12]}")
     beside = Base(base) if base else None
     found = measured(asked, model, place, edit=edit, base=beside)
-    report = Report(evaluations=found, verdicts=verdicts(policy.limits, found))
+    report = Report(evaluations=found)
+    report.save(place)  # a limit may turn out to be about a metric that nothing gave
+    report = report.model_copy(update={"verdicts": verdicts(policy.limits, found)})
     report.save(place)
     return report
 

@@ -9,7 +9,6 @@ once for all concepts. Its rows are read from the host's memory or, in a run wit
 file.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -23,6 +22,7 @@ from expunge.method.run import Run
 from expunge.models import Model
 from expunge.progress import track
 from expunge.prompts import lists
+from expunge.prompts.naming import naming
 from expunge.settings import or_file
 from expunge.training.cache import load_cached, save_cached
 
@@ -106,8 +106,7 @@ def in_sentences(words: Iterable[str], sentences: Sequence[str]) -> list[str]:
 
 def mentions(concept: Concept, prompts: Sequence[str]) -> list[bool]:
     """Which prompts contain one of the concept's phrases, as whole words."""
-    phrases = "|".join(map(re.escape, concept.phrases))
-    pattern = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
+    pattern = naming(concept.phrases)
     return [bool(pattern.search(prompt)) for prompt in prompts]
 
 
