@@ -9,10 +9,12 @@ from expunge.models.loading import FAMILIES, load
 from expunge.models.model import Model
 from expunge.models.process import Diffusion, Flow, Process
 from expunge.models.text import TextEncoder, TextInput
+from expunge.models.window import Cut
 
 __all__ = [
     "FAMILIES",
     "Condition",
+    "Cut",
     "Diffusion",
     "Flow",
     "Model",

@@ -12,6 +12,7 @@ from expunge.models.calls import Hear, Listening
 from expunge.models.condition import Condition
 from expunge.models.hashing import update
 from expunge.models.text import TextEncoder, TextInput
+from expunge.models.window import Cut
 
 BLOCK = 64
 """Prompts that are encoded side by side."""
@@ -112,6 +113,19 @@ class Prompting(ABC):
     def last_token(self, prompt: str) -> int:
         """Row of a prompt's last word piece; 0, the start row, for an empty prompt."""
         return len(self.tokens(prompt))
+
+    def cut(self, prompts: Sequence[str]) -> list[Cut]:
+        """The prompts of which a text encoder reads only the beginning, in their order.
+
+        Of several text encoders, the one that reads the least of a prompt counts.
+        """
+        found: dict[int, Cut] = {}
+        for encoder in self.text_encoders:
+            read = encoder.window - 2
+            for at, pieces in enumerate(encoder.pieces(prompts)):
+                if pieces > read and (at not in found or read < found[at].read):
+                    found[at] = Cut(at, prompts[at], pieces, read)
+        return [found[at] for at in sorted(found)]
 
     def text_fingerprint(self) -> str:
         """SHA-256 of the text encoders' weights in their order, rounded to half precision.

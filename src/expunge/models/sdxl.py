@@ -23,8 +23,8 @@ class SDXL(UNetModel):
     def text_encoders(self) -> tuple[TextEncoder, ...]:
         pipe = self.pipe
         return (
-            TextEncoder(pipe.tokenizer, pipe.text_encoder),
-            TextEncoder(pipe.tokenizer_2, pipe.text_encoder_2),
+            TextEncoder(pipe.tokenizer, pipe.text_encoder, pipe.maybe_convert_prompt),
+            TextEncoder(pipe.tokenizer_2, pipe.text_encoder_2, pipe.maybe_convert_prompt),
         )
 
     def embed(self, *texts: TextInput) -> Condition:

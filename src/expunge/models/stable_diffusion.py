@@ -18,7 +18,8 @@ class StableDiffusion(UNetModel):
 
     @property
     def text_encoders(self) -> tuple[TextEncoder, ...]:
-        return (TextEncoder(self.pipe.tokenizer, self.pipe.text_encoder),)
+        pipe = self.pipe
+        return (TextEncoder(pipe.tokenizer, pipe.text_encoder, pipe.maybe_convert_prompt),)
 
     def embed(self, *texts: TextInput) -> Condition:
         (text,) = texts

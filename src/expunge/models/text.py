@@ -1,6 +1,6 @@
 """A text encoder with its tokenizer: from words to token ids to rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -26,12 +26,22 @@ class TextInput(NamedTuple):
         return self._replace(rows=rows, at=at)
 
 
+Spell = Callable[[list[str], Any], list[str]]
+"""Prompts as a pipeline hands them to a tokenizer, from prompts as users write them."""
+
+
 class TextEncoder:
     """One text encoder of a pipeline."""
 
-    def __init__(self, tokenizer: Any, network: nn.Module) -> None:
+    def __init__(self, tokenizer: Any, network: nn.Module, spell: Spell | None = None) -> None:
+        """``spell`` is what the pipeline does to prompts before it tokenizes them.
+
+        In diffusers that is ``maybe_convert_prompt``, which writes out learnt tokens of several
+        vectors.
+        """
         self.tokenizer = tokenizer
         self.network: Any = network
+        self.spell = spell
 
     @property
     def window(self) -> int:
@@ -54,9 +64,22 @@ class TextEncoder:
         table: Tensor = self.network.get_input_embeddings().weight
         return table
 
+    def spelt(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts as the tokenizer is given them."""
+        return self.spell(list(prompts), self.tokenizer) if self.spell else list(prompts)
+
     def tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
         """What the tokenizer gives, cut to the window."""
-        return self.tokenizer(list(prompts), truncation=True, max_length=self.window, **options)
+        texts = self.spelt(prompts)
+        return self.tokenizer(texts, truncation=True, max_length=self.window, **options)
+
+    def pieces(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each whole prompt, without its start and end, even where it is cut."""
+        if not prompts:
+            return []
+        # Not verbose: it would remark on what is cut off, which is for us to say.
+        whole = self.tokenizer(self.spelt(prompts), truncation=False, verbose=False)
+        return [len(ids) - 2 for ids in whole["input_ids"]]
 
     def read(self, prompts: Sequence[str]) -> TextInput:
         """Prompts as token ids, padded to the window."""

@@ -1,0 +1,83 @@
+"""Text is read as the pipeline reads it, and what it doesn't read is told."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import tiny_sdxl
+from expunge import Model, load, testing
+from expunge.models.window import Cut, remark
+
+LONG = " ".join(["dog"] * 20)
+
+
+def taught(pipe: StableDiffusionPipeline, vectors: int) -> StableDiffusionPipeline:
+    """The pipeline with ``<toy>``, a learnt token of several vectors."""
+    width = pipe.text_encoder.config.hidden_size
+    pipe.load_textual_inversion({"<toy>": testing.random(vectors, width)})
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline with a learnt token of three vectors."""
+    folder = tmp_path_factory.mktemp("toy")
+    taught(testing.pipeline(folder), 3).save_pretrained(folder / "pipe")
+    return folder / "pipe"
+
+
+@pytest.fixture
+def toy(toy_folder: Path) -> Model:
+    return load(toy_folder, device="cpu")
+
+
+PROMPTS = ("<toy>", "a picture of <toy>", "<toy> and <toy>", "a <toy> dog", "dog")
+
+
+def test_a_learnt_token_of_several_vectors_is_read_as_the_pipeline_reads_it(toy: Model) -> None:
+    for prompt in PROMPTS:
+        theirs = toy.pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+        assert torch.equal(toy.encode([prompt]), theirs)
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3])
+def test_a_learnt_token_has_a_piece_for_each_vector(tmp_path: Path, vectors: int) -> None:
+    model = load(taught(testing.pipeline(tmp_path), vectors))
+    assert len(model.tokens("<toy>")) == vectors
+    assert model.last_token("a <toy> dog") == vectors + 2
+
+
+def test_both_encoders_of_sdxl_write_out_a_learnt_token(tmp_path: Path) -> None:
+    pipe = tiny_sdxl.pipeline(tmp_path)
+    pipe.tokenizer.add_tokens(["<toy>", "<toy>_1"])
+    for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        encoder.resize_token_embeddings(len(pipe.tokenizer))
+    model = load(pipe)
+    theirs = pipe.encode_prompt("a <toy>", device="cpu", do_classifier_free_guidance=False)[0]
+    assert len(model.tokens("<toy>")) == 2
+    assert torch.equal(model.encode(["a <toy>"]), theirs)
+
+
+def test_prompts_longer_than_the_window_are_found_with_their_length(pico: Model) -> None:
+    fits = " ".join(["dog"] * 14)
+    assert pico.cut([]) == pico.cut(["dog", "", fits]) == []
+    assert pico.cut(["dog", LONG, f"{fits} cat"]) == [
+        Cut(1, LONG, 20, 14),
+        Cut(2, f"{fits} cat", 15, 14),
+    ]
+
+
+def test_a_cut_counts_the_pieces_of_a_learnt_token(toy: Model) -> None:
+    [found] = toy.cut(["<toy> " * 5])
+    assert (found.pieces, found.read) == (15, 14)
+
+
+def test_cut_prompts_are_told_in_one_sentence(pico: Model) -> None:
+    prompts = [LONG, "dog", f"{LONG} cat"]
+    assert remark(pico.cut(prompts), len(prompts), "case 0") == (
+        "2 of 3 prompts are longer than the 14 pieces that the model reads (up to 21; first: "
+        "case 0); the rest has no effect"
+    )
+    assert remark(pico.cut(["dog"]), 1, "case 0") == ""
