@@ -31,6 +31,8 @@ class Outlook(NamedTuple):
     drawn: int
     """How many of the audited model's pictures an earlier run has drawn."""
     seconds_a_picture: float
+    remarks: tuple[str, ...]
+    """What to know of the prompts before they are drawn."""
 
 
 def audit(
@@ -115,6 +117,7 @@ def outlook(
         ExpungeError: the edit isn't for this model, or the judge not for its pictures.
     """
     check_size(asked.judge, model, asked.plans[0].suite)
+    asked, cuts = asked.as_read_by(model)
     wanted = requests(asked.shots)
     if edit:
         with edit.applied(model):
@@ -131,6 +134,7 @@ def outlook(
         pictures=len(wanted),
         drawn=len({request.case_number for request in wanted} & drawn),
         seconds_a_picture=seconds,
+        remarks=tuple(dict.fromkeys(str(cut) for cut in cuts if cut)),
     )
 
 

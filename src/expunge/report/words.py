@@ -77,7 +77,9 @@ def headline(evaluation: Evaluation) -> Headline:
 
 
 def _gaps(evaluation: Evaluation) -> Iterator[str]:
-    """Words that nothing asked for."""
+    """Words that nothing asked for, and prompts that were cut."""
+    if evaluation.cut:
+        yield str(evaluation.cut)
     if words := evaluation.protocol.plan.unasked():
         yield f"Not measured: no prompt asks for {', '.join(words)}."
 
