@@ -92,7 +92,7 @@ def erase(
     check_unedited(model, "edits are made for the base")
     chosen.check_family(model)
     if chosen.fidelity == "original":
-        _check_released(policy)
+        _check_released(chosen, policy)
     if isinstance(chosen, Trained):
         from expunge.training.loop import train
 
@@ -128,8 +128,14 @@ def refuse_for_training(method: Method, **options: object) -> None:
         )
 
 
-def _check_released(policy: Policy) -> None:
+def _check_released(method: Method, policy: Policy) -> None:
     for concept in policy.erase:
+        if concept.synonyms and not method.released_synonyms:
+            raise ExpungeError(
+                f"{concept.target}: synonyms ({', '.join(concept.synonyms)}) need "
+                f"fidelity='corrected'; the released program of {method.name} erases the target "
+                "alone"
+            )
         if concept.contexts:
             raise ExpungeError(
                 f"{concept.target}: sentences of its own (contexts) need fidelity='corrected'; "
