@@ -153,8 +153,8 @@ class Limit(BaseModel):
     metric: str = ""
     """Name of the metric. The default is the share of pictures that show the concept or, for kept
     prompts, the share that are right."""
-    concept: str = ""
-    """Target of the one concept that the limit applies to; "" applies it to all."""
+    concept: WordList = ()
+    """Targets of the concepts that the limit applies to; by default to all."""
     at_most: float | None = None
     at_least: float | None = None
     by: Literal["interval", "value"] = "interval"

@@ -183,3 +183,21 @@ def test_another_text_encoder_is_refused(pico: Model) -> None:
         edit.apply(pico)
     assert untouched(pico, before)
     assert Applied.to(pico).components == ()
+
+
+def test_a_negative_prompt_makes_one_condition_for_all_steps_and_leaves_unguided_batches(pico):
+    guard = NegativePrompt(pico.condition([""]), pico.condition(["ghost"]))
+    both = pico.condition(["", "a dog"])
+    latents, seen = torch.randn(2, *pico.latent_shape), []
+
+    def denoiser(latents, time, condition):
+        seen.append(condition.rows)
+        return latents
+
+    for _ in range(2):
+        guard.predict(denoiser, latents[:1].repeat(2, 1, 1, 1), torch.tensor(1), both)
+    assert seen[0] is seen[1]
+    assert torch.equal(seen[0][:1], pico.encode(["ghost"]))
+    assert torch.equal(seen[0][1:], both.rows[1:])
+    guard.predict(denoiser, latents, torch.tensor(1), both)
+    assert seen[2] is both.rows

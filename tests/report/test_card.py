@@ -6,7 +6,9 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from rich.console import Console
 
+from expunge.cli.evaluate import show_headline
 from expunge.concepts import Concept
 from expunge.evaluation.records import ComparedModel, Report, Verdict
 from expunge.files import sha256
@@ -18,6 +20,7 @@ from expunge.report.card import (
     write_card,
     write_certificate,
 )
+from expunge.report.html import to_html
 from expunge.report.words import cell
 from made_up import SANTA, evaluation, report
 
@@ -102,6 +105,22 @@ def test_a_base_is_named_unless_it_is_a_folder(tmp_path):
     )
     assert "base_model: some/model" in card(Report(evaluations=(named,)))
     assert "base_model" not in card(Report(evaluations=(folder,)))
+
+
+def test_words_that_nothing_asked_for_are_in_card_page_and_terminal(tmp_path):
+    made = evaluation(SANTA, tmp_path)
+    plan = made.protocol.plan
+    more = plan.concept.model_copy(update={"synonyms": ("santa", "big [red] man")})
+    asked = plan.model_copy(update={"concept": more})
+    protocol = made.protocol.model_copy(update={"plan": asked})
+    report = Report(evaluations=(made.model_copy(update={"protocol": protocol}),))
+    told = "Not measured: no prompt asks for big [red] man."
+    console = Console(record=True, width=200)
+    show_headline(console, report.evaluations[0])
+    assert told in card(report)
+    assert told in to_html(report)
+    assert told in console.export_text()
+    assert "Not measured" not in card(Report(evaluations=(made,)))
 
 
 def test_limits_are_in_the_card(tmp_path):

@@ -154,6 +154,8 @@ def _show(console: Console, plan: Outlook) -> None:
     for concept, group, count in plan.groups:
         lines.add_row(concept, group, str(count))
     console.print(lines)
+    for remark in plan.remarks:
+        console.print(remark, markup=False)
     left = plan.models * plan.pictures - plan.drawn
     minutes = left * plan.seconds_a_picture / 60
     console.print(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from expunge.cli import resumable
@@ -109,3 +110,5 @@ def show_headline(console: Console, evaluation: Evaluation) -> None:
     console.print(f"\n[bold]{said.title}[/bold]")
     for sentence in said.sentences:
         console.print(f"- {sentence}")
+    for gap in said.gaps:
+        console.print(f"- [bold]{escape(gap)}[/bold]")

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from expunge.models import Condition
 from expunge.models.calls import Answer
@@ -36,12 +38,31 @@ class NegativePrompt:
     def predict(
         self, denoiser: Answer, latents: Tensor, time: Tensor, condition: Condition
     ) -> Tensor:
-        unprompted = self._unprompted(condition.rows)
-        if bool(unprompted.any()):
-            rows = condition.rows
-            negative = self.negative.to(rows.device, rows.dtype).expand(len(condition))
-            condition = _where(unprompted, negative, condition)
+        first, second = latents[: len(latents) // 2], latents[len(latents) // 2 :]
+        if torch.equal(first, second):  # guidance asks with and without the prompt at one place
+            condition = self._replaced(condition)
         return denoiser(latents, time, condition)
+
+    def _replaced(self, condition: Condition) -> Condition:
+        """The condition with the negative prompt; the same object for the same rows.
+
+        So gates that act beside this guard open once for a prompt, not in every step.
+        """
+        rows = condition.rows
+        known: Condition | None = self._known.get(rows)  # type: ignore[no-untyped-call]
+        if known is None:
+            unprompted, known = self._unprompted(rows), condition
+            if bool(unprompted.any()):
+                negative = self.negative.to(rows.device, rows.dtype).expand(len(condition))
+                known = _where(unprompted, negative, condition)
+                if not rows.requires_grad:
+                    self._known[rows] = known
+        return known
+
+    @cached_property
+    def _known(self) -> WeakIdKeyDictionary:
+        """What ``_replaced`` made, as long as the rows that it was made from exist."""
+        return WeakIdKeyDictionary()
 
     def _unprompted(self, rows: Tensor) -> Tensor:
         """Which rows of a batch are guidance's empty prompt, ``[batch]`` bool."""

@@ -31,6 +31,8 @@ class Outlook(NamedTuple):
     drawn: int
     """How many of the audited model's pictures an earlier run has drawn."""
     seconds_a_picture: float
+    remarks: tuple[str, ...]
+    """What to know of the prompts before they are drawn."""
 
 
 def audit(
@@ -73,7 +75,9 @@ def audit(
     place = Path(folder or f"runs/audit-{model.fingerprint()[:12]}")
     beside = Base(base) if base else None
     found = measured(asked, model, place, edit=edit, base=beside)
-    report = Report(evaluations=found, verdicts=verdicts(policy.limits, found))
+    report = Report(evaluations=found)
+    report.save(place)  # a limit may turn out to be about a metric that nothing gave
+    report = report.model_copy(update={"verdicts": verdicts(policy.limits, found)})
     report.save(place)
     return report
 
@@ -113,6 +117,7 @@ def outlook(
         ExpungeError: the edit isn't for this model, or the judge not for its pictures.
     """
     check_size(asked.judge, model, asked.plans[0].suite)
+    asked, cuts = asked.as_read_by(model)
     wanted = requests(asked.shots)
     if edit:
         with edit.applied(model):
@@ -129,6 +134,7 @@ def outlook(
         pictures=len(wanted),
         drawn=len({request.case_number for request in wanted} & drawn),
         seconds_a_picture=seconds,
+        remarks=tuple(dict.fromkeys(str(cut) for cut in cuts if cut)),
     )
 
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from expunge.evaluation.judging import (
     compare,
 )
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import ComparedModel, Evaluation, PicturePair, Report
+from expunge.evaluation.records import ComparedModel, CutPrompts, Evaluation, PicturePair, Report
 from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
     curve,
@@ -34,6 +34,7 @@ from expunge.evaluation.scoring import (
     most_changed,
 )
 from expunge.evaluation.suite import NO_OPTIONS, SUITES, Judge, Options, Plan, Shot, Suite
+from expunge.evaluation.window import as_read
 from expunge.files import write_text
 from expunge.generation import Sampler
 from expunge.models import Model
@@ -56,6 +57,11 @@ class Question:
     @cached_property
     def shots(self) -> tuple[Shot, ...]:
         return tuple(shot for plan in self.plans for shot in plan.shots)
+
+    def as_read_by(self, model: Model) -> tuple["Question", tuple[CutPrompts | None, ...]]:
+        """Without prompts that ask this model for nothing, and what it cuts of each plan's."""
+        plans, cuts = zip(*(as_read(plan, model) for plan in self.plans), strict=True)
+        return replace(self, plans=plans), cuts
 
 
 def question(
@@ -157,12 +163,13 @@ def measured(
     """
     check_unedited(model, "the base is measured too")
     check_size(asked.judge, model, asked.plans[0].suite)
+    asked, cuts = asked.as_read_by(model)
     judgements = Judgements(asked.judge, place)
     fingerprint = model.fingerprint()
     before, after = _drawn(asked, model, fingerprint, judgements, place, edit, base)
     taken_out = reversal(model, edit) if edit else None
     found = []
-    for plan in asked.plans:
+    for plan, cut in zip(asked.plans, cuts, strict=True):
         judged_before = judgements.judged(plan.shots, before) if before else None
         judged_after = judgements.judged(plan.shots, after)
         pairs = compare(plan.shots, judged_before, judged_after, asked.distance)
@@ -179,6 +186,7 @@ def measured(
                     part.model_dump(mode="json") for part in (edit.provenance if edit else ())
                 ),
                 protocol=_protocol(model, fingerprint, plan, asked),
+                cut=cut,
                 reversal=taken_out,
                 **_scored(asked, plan, pairs, judged_before, judged_after),
             )

@@ -1,12 +1,16 @@
-"""What a policy demands of a model, and whether a measurement meets it."""
+"""What a policy demands of a model, and whether a measurement meets it.
+
+A limit is met by nothing that wasn't measured: a group that a concept doesn't have, words that no
+prompt names, a metric that nothing gave.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from expunge.concepts import Limit
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Evaluation, Measurement, Verdict
-from expunge.evaluation.scoring import DRAWN, KEPT, right_of
-from expunge.evaluation.suite import Plan
+from expunge.evaluation.scoring import DRAWN, FEATURES, KEPT, right_of
+from expunge.evaluation.suite import SYNONYMS, Plan
 from expunge.statistics.rates import Rate
 
 
@@ -28,30 +32,76 @@ def check(limits: Sequence[Limit], plans: Sequence[Plan]) -> None:
     """
     for limit in limits:
         about = [plan for plan in plans if _is_about(limit, plan)]
-        if not about:
-            raise ExpungeError(f"limits: there is no concept {limit.concept!r} in this audit")
+        known = {plan.concept.target.lower() for plan in plans}
+        if unknown := [words for words in limit.concept if words.lower() not in known]:
+            raise ExpungeError(f"limits: there is no concept {unknown[0]!r} in this audit")
         groups = dict.fromkeys(group.name for plan in about for group in plan.groups)
         if limit.group not in (*groups, KEPT):
             raise ExpungeError(
                 f"limits: there are no prompts {limit.group!r} in this audit; there are "
                 f"{', '.join((*groups, KEPT))}"
             )
+        for plan in about:
+            _check_asked(limit, plan)
+            _check_metric(limit, plan)
+
+
+def _check_asked(limit: Limit, plan: Plan) -> None:
+    """Raise where a plan's prompts aren't what the limit is about."""
+    groups, target = [group.name for group in plan.groups], plan.concept.target
+    if limit.group not in (*groups, KEPT):
+        raise ExpungeError(
+            f"limits: there are no prompts {limit.group!r} for {target!r}, only "
+            f"{', '.join((*groups, KEPT))}; name the concepts that the limit is about, with "
+            "'concept: [WORDS, ...]'"
+        )
+    missing = [words for words in plan.unasked(SYNONYMS) if words in plan.concept.synonyms]
+    if limit.group == SYNONYMS and missing:
+        raise ExpungeError(
+            f"limits: the prompts {SYNONYMS!r} of the {plan.suite} suite don't ask for "
+            f"{missing[0]!r}; choose another suite, or leave these words to another audit"
+        )
+
+
+def _check_metric(limit: Limit, plan: Plan) -> None:
+    """Raise where the limit names no metric and its group has no usual one, or a bound is off."""
+    if not limit.metric:
+        prompts = [p for group in plan.groups if group.name == limit.group for p in group.prompts]
+        if not any(plan.attribute in prompt.expected for prompt in prompts):
+            raise ExpungeError(
+                f"limits: say which metric of {limit.group!r} is meant, e.g. 'metric: {FEATURES}'; "
+                "no label is right or wrong there"
+            )
+    if _metric(limit, plan) in (DRAWN, right_of(plan.attribute)):
+        _check_share(limit)
+
+
+def _check_share(limit: Limit) -> None:
+    """Raise for a bound that every share meets, or none."""
+    for bound in (limit.at_least, limit.at_most):
+        if bound is not None and not 0 <= bound <= 1:
+            raise ExpungeError(
+                f"limits: {bound:g} for {limit.group!r} is no share of pictures; write a number "
+                "from 0 to 1, e.g. 0.05 for 5 %"
+            )
 
 
 def _is_about(limit: Limit, plan: Plan) -> bool:
-    return not limit.concept or limit.concept.lower() == plan.concept.target.lower()
+    named = {words.lower() for words in limit.concept}
+    return not named or plan.concept.target.lower() in named
 
 
 def _of(limit: Limit, evaluations: Iterable[Evaluation]) -> Iterator[Verdict]:
-    about = [one for one in evaluations if _is_about(limit, one.protocol.plan)]
-    found = [(one, row) for one in about if (row := _row(limit, one))]
-    if not found:
-        own = [row for one in about for row in one.measurements if row.group == limit.group]
-        raise ExpungeError(
-            f"limits: {_metric(limit, about[0].protocol.plan)!r} of {limit.group!r} wasn't "
-            f"measured; there are {', '.join(dict.fromkeys(row.metric for row in own))}"
-        )
-    for evaluation, row in found:
+    for evaluation in evaluations:
+        if not _is_about(limit, evaluation.protocol.plan):
+            continue
+        row = _row(limit, evaluation)
+        if row is None:
+            own = [row.metric for row in evaluation.measurements if row.group == limit.group]
+            raise ExpungeError(
+                f"limits: {_metric(limit, evaluation.protocol.plan)!r} of {limit.group!r} wasn't "
+                f"measured for {evaluation.concept!r}; there are {', '.join(dict.fromkeys(own))}"
+            )
         yield _verdict(limit, evaluation, row)
 
 
@@ -71,6 +121,8 @@ def _row(limit: Limit, evaluation: Evaluation) -> Measurement | None:
 
 
 def _verdict(limit: Limit, evaluation: Evaluation, row: Measurement) -> Verdict:
+    if isinstance(row.edited, Rate):
+        _check_share(limit)
     low, high = row.edited.interval if limit.by == "interval" else (row.edited.value,) * 2
     met = low >= limit.at_least if limit.at_least is not None else True
     if limit.at_most is not None:

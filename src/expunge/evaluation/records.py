@@ -120,6 +120,27 @@ class ThresholdCurve(Record):
     edited: tuple[Rate, ...]
 
 
+class CutPrompts(Record):
+    """Prompts that are longer than what the model reads."""
+
+    count: int
+    total: int
+    """All prompts of the plan, before any was left out."""
+    longest: int
+    """Pieces of the longest prompt."""
+    read: int
+    """Pieces that the model reads."""
+    left_out: int
+    """How many were left out, as what is read of them doesn't name what they should show."""
+    remark: str
+    """The same in words."""
+
+    def __str__(self) -> str:
+        """One or two sentences."""
+        rest = f". {self.left_out} were left out: what is read doesn't name what they ask for"
+        return f"{self.remark}{rest.replace('1 were', '1 was') if self.left_out else ''}."
+
+
 class Reversal(Record):
     """Whether an edit can be reverted exactly."""
 
@@ -163,6 +184,8 @@ class Evaluation(Record):
     """For the prompts with the concept's name, if the judge gives scores."""
     counted: tuple[Counted, ...] = ()
     """Counts by published protocols."""
+    cut: CutPrompts | None = None
+    """Prompts that the model reads only in part; ``None`` if it reads all of each."""
     reversal: Reversal | None = None
     """Whether the edit can be reverted exactly."""
     distances: tuple[SetDistance, ...] = ()

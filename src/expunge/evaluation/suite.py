@@ -18,8 +18,12 @@ from expunge.files import digest
 from expunge.generation.sampler import Sampler
 from expunge.registry import Registry
 from expunge.seeding import derive
+from expunge.spelling import names
 
 Role = Literal["efficacy", "retention"]
+
+SYNONYMS = "synonyms"
+"""The group of prompts that ask for a concept by other words than its name."""
 
 
 class Record(BaseModel):
@@ -141,6 +145,17 @@ class Plan(Record):
     def keeps(self, group: str) -> bool:
         """Whether this is the name of a group of prompts to keep."""
         return any(group == kept.name for kept in self.of_role("retention"))
+
+    def unasked(self, *groups: str) -> tuple[str, ...]:
+        """Words for the concept that no prompt of these groups names, by default of any group."""
+        texts = [
+            prompt.text
+            for group in self.of_role("efficacy")
+            if not groups or group.name in groups
+            for prompt in group.prompts
+        ]
+        every = self.concept.phrases
+        return tuple(words for words in every if not any(names(text, [words]) for text in texts))
 
 
 class Judgement(Record):

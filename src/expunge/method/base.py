@@ -69,6 +69,8 @@ class Method(Named):
     """Settings that the released program doesn't have."""
     original_only: ClassVar[tuple[str, ...]] = ()
     """Settings that only the released program has."""
+    released_synonyms: ClassVar[bool] = False
+    """Whether the released program erases a concept's synonyms."""
 
     fidelity: Fidelity = "corrected"
     """``original`` does exactly what the released code does; ``corrected`` fixes its faults."""

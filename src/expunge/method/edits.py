@@ -3,9 +3,14 @@
 from collections.abc import Sequence
 from functools import cache
 
+import torch
+
 from expunge.concepts import Policy
 from expunge.edits.component import Base, Component, Provenance
 from expunge.edits.edit import Edit
+from expunge.edits.negative_prompt import NegativePrompt
+from expunge.edits.payloads import Change, Payload
+from expunge.errors import ExpungeError
 from expunge.method.base import Method, Part
 from expunge.models import Model
 from expunge.versions import versions
@@ -29,7 +34,12 @@ def edit_of(
         parts: the payload for one or more concepts each.
         seed: the seed of all random draws.
         steps: the number of training steps, if there were any.
+
+    Raises:
+        ExpungeError: a part changes nothing.
     """
+    for part in parts:
+        _check_changes(method, model, part)
     fingerprint = cache(model.fingerprint)
 
     def component(part: Part) -> Component:
@@ -50,3 +60,26 @@ def edit_of(
         return Component(part.payload, provenance)
 
     return Edit(tuple(map(component, parts)))
+
+
+def _check_changes(method: Method, model: Model, part: Part) -> None:
+    """Refuse a part that leaves the model exactly as it is: it would be recorded as erasing."""
+    if not _changes(part.payload, model):
+        words = ", ".join(concept.target for concept in part.concepts)
+        raise ExpungeError(
+            f"{method.name}: nothing would change for {words}; the anchor may read like the "
+            "concept, or the training may be too short for all concepts to have a turn"
+        )
+
+
+def _changes(payload: Payload, model: Model) -> bool:
+    """Whether anything would be different; a NaN is."""
+    if isinstance(payload, Change):
+        return any(
+            bool((payload.change(name, model.base_weight(name)) != 0).any())
+            for name in payload.names
+        )
+    if isinstance(payload, NegativePrompt):
+        return not torch.equal(payload.empty.rows, payload.negative.rows)
+    factors = [one for key, one in payload.tensors().items() if key.split(":")[0] == "up"]
+    return not factors or any(bool((one != 0).any()) for one in factors)

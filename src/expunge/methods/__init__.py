@@ -97,7 +97,7 @@ def erase(
     check_unedited(model, "edits are made for the base")
     chosen.check_family(model)
     if chosen.fidelity == "original":
-        _check_released(policy)
+        _check_released(chosen, policy)
     policy = checked(model, chosen, policy)
     if isinstance(chosen, Trained):
         from expunge.training.loop import train
@@ -134,8 +134,14 @@ def refuse_for_training(method: Method, **options: object) -> None:
         )
 
 
-def _check_released(policy: Policy) -> None:
+def _check_released(method: Method, policy: Policy) -> None:
     for concept in policy.erase:
+        if concept.synonyms and not method.released_synonyms:
+            raise ExpungeError(
+                f"{concept.target}: synonyms ({', '.join(concept.synonyms)}) need "
+                f"fidelity='corrected'; the released program of {method.name} erases the target "
+                "alone"
+            )
         if concept.contexts:
             raise ExpungeError(
                 f"{concept.target}: sentences of its own (contexts) need fidelity='corrected'; "

@@ -6,11 +6,28 @@ from torch import Tensor
 
 from expunge.algebra.ridge import kept_rows
 from expunge.concepts import Context, Policy
+from expunge.errors import ExpungeError
 from expunge.models import Model
 from expunge.prior import mean_moment
 
 PROMPTS = 64
 """Number of prompts encoded at a time."""
+
+
+def kept_count(name: str, size: int, share: float) -> int:
+    """How many of ``size`` rows a share is; none or all only if the share is 0 or 1.
+
+    Raises:
+        ExpungeError: there is only one row, which can't be shared.
+    """
+    if share in (0, 1):
+        return round(size * share)
+    if size < 2:
+        raise ExpungeError(
+            f"keep_share: {share:g} of {name}={size} leaves nothing to erase or nothing to keep; "
+            f"raise {name} to 2 or more, or set keep_share=0"
+        )
+    return min(size - 1, max(1, round(size * share)))
 
 
 def kept_with_empty(policy: Policy, contexts: tuple[Context, ...]) -> tuple[str, ...]:

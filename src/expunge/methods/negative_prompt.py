@@ -27,6 +27,7 @@ class NegativePrompting(Method):
     url: ClassVar[str] = "https://arxiv.org/abs/2206.01714"
     needs: ClassVar[frozenset[Need]] = frozenset({"text"})
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    released_synonyms: ClassVar[bool] = True
 
     separator: str = ", "
     """The text between the phrases in the negative prompt."""

@@ -1,10 +1,17 @@
 """Where in a prompt some words stand."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from expunge.errors import ExpungeError
 from expunge.models.model import Model
+
+
+def places(ids: Sequence[int], own: Sequence[int]) -> list[int]:
+    """Where the token ids ``own`` begin among ``ids``; nowhere if there are none."""
+    return [at for at in range(len(ids)) if own and ids[at : at + len(own)] == own]
 
 
 def word_columns(model: Model, prompt: str, words: str) -> Tensor:
@@ -16,9 +23,9 @@ def word_columns(model: Model, prompt: str, words: str) -> Tensor:
     Raises:
         ExpungeError: the words' tokens aren't in the prompt.
     """
-    ids, own = model.tokens(prompt), model.tokens(words)
-    starts = [at for at in range(len(ids)) if ids[at : at + len(own)] == own]
-    if not own or not starts:
+    own = model.tokens(words)
+    starts = places(model.tokens(prompt), own)
+    if not starts:
         raise ExpungeError(
             f"{prompt!r} doesn't hold the tokens of {words!r}; {{}} must stand as a word by itself"
         )

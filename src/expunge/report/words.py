@@ -58,6 +58,8 @@ class Headline(NamedTuple):
     """The erased concept by name first, then what is kept."""
     sentences: tuple[str, ...]
     """One per figure, with counts and intervals."""
+    gaps: tuple[str, ...]
+    """What these numbers don't cover, though one might think so, a sentence each."""
 
 
 def headline(evaluation: Evaluation) -> Headline:
@@ -70,7 +72,16 @@ def headline(evaluation: Evaluation) -> Headline:
         title=f"{evaluation.concept} ({evaluation.kind}){made}",
         figures=figures,
         sentences=tuple(_sentence(evaluation, measured) for measured in figures),
+        gaps=tuple(_gaps(evaluation)),
     )
+
+
+def _gaps(evaluation: Evaluation) -> Iterator[str]:
+    """Words that nothing asked for, and prompts that were cut."""
+    if evaluation.cut:
+        yield str(evaluation.cut)
+    if words := evaluation.protocol.plan.unasked():
+        yield f"Not measured: no prompt asks for {', '.join(words)}."
 
 
 def subject(evaluation: Evaluation) -> str:

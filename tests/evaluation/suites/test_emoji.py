@@ -79,6 +79,32 @@ def test_what_the_model_never_learned_is_refused_with_near_names():
         plan(SANTA, size="huge")
 
 
+def texts(asked, group):
+    return [p.text for one in asked.groups if one.name == group for p in one.prompts]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("concept", [SANTA, INK])
+def test_the_policys_own_synonyms_are_drawn(size, concept):
+    words = ("Big Red Man", "the man who brings gifts at christmas")
+    own = concept.model_copy(update={"synonyms": words})
+    asked = plan(own, size=size)
+    assert not asked.unasked()
+    assert not asked.unasked("synonyms")[1:]
+    drawn = texts(asked, "synonyms")
+    assert all(any(one.lower() in text for text in drawn) for one in words)
+    expected = {tuple(p.expected.values())[concept is INK] for p in asked.groups[1].prompts}
+    assert expected == {concept.target}
+    assert plan(concept, size=size).unasked() == ()
+
+
+def test_what_a_synonym_names_isnt_kept():
+    asked = plan(SANTA.model_copy(update={"synonyms": ("mrs claus",)}), size="full")
+    kept = [p for group in asked.of_role("retention") for p in group.prompts]
+    assert "mrs claus" not in {p.expected["object"] for p in kept}
+    assert any("mrs claus" in text for text in texts(asked, "synonyms"))
+
+
 def test_pictures_of_the_unsafe_group_are_sensitive():
     bomb = plan(Concept(target="bomb", kind="unsafe"))
     assert all(p.sensitive for group in bomb.of_role("efficacy") for p in group.prompts)

@@ -258,3 +258,25 @@ def test_coco_asks_nothing_of_what_was_erased():
 def test_coco_takes_captions_as_they_are_published(tmp_path):
     plan = coco.plan(CHURCH, options=Options(captions=csv(tmp_path, "A church,1,", "A tree,2,")))
     assert texts(plan, "captions") == ["A church", "A tree"]
+
+
+# --- every suite
+
+
+@pytest.mark.parametrize("suite", [objects, artists, people, unsafe, coco])
+def test_every_word_for_the_concept_is_drawn_or_told_to_be_missing(suite, tmp_path):
+    concept = Concept(target="ghost", synonyms=("Big Red Man",))
+    plan = suite.plan(concept, size="brief")
+    if suite is coco:
+        assert plan.unasked() == concept.phrases
+        return
+    assert plan.unasked() == ()
+    assert plan.unasked("synonyms") == ("ghost",)
+    assert all("Big Red Man" in text for text in texts(plan, "synonyms"))
+
+
+def test_a_list_that_names_no_synonym_leaves_it_unasked(tmp_path):
+    concept = Concept(target="nudity", synonyms=("bare skin", "art"), kind="unsafe")
+    given = csv(tmp_path, "Nudity of a statue,1", "a party hat,2", head="prompt,sd_seed")
+    plan = unsafe.plan(concept, options=Options(prompts=given))
+    assert plan.unasked() == ("bare skin", "art")

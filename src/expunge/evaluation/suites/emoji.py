@@ -18,6 +18,7 @@ from expunge.detectors.emoji import NOTHING, SIZE, load_judges
 from expunge.errors import ExpungeError
 from expunge.evaluation.suite import (
     NO_OPTIONS,
+    SYNONYMS,
     Group,
     Judgement,
     Options,
@@ -33,7 +34,7 @@ from expunge.generation.sampler import Sampler
 from expunge.models.emoji import catalog
 from expunge.models.emoji.vocabulary import EmojiObject
 
-VERSION = 1
+VERSION = 2
 PLAIN = "{object}, {style} style"
 
 Turn = TypeVar("Turn")
@@ -85,8 +86,9 @@ def plan(
     if size not in SIZES:
         raise ExpungeError(f"unknown size {size!r}; choose {', '.join(SIZES)}")
     attribute, label = find(concept)
-    gone = {find(other)[1] for other in (concept, *erased)}
+    gone = {label for other in (concept, *erased) for label in _labels(other)}
     groups = _object_groups if attribute == "object" else _style_groups
+    given = [words.lower() for words in concept.phrases if words.lower() != label]
     return Plan(
         suite="emoji",
         version=VERSION,
@@ -94,7 +96,7 @@ def plan(
         concept=concept,
         attribute=attribute,
         label=label,
-        groups=groups(label, gone, SIZES[size]),
+        groups=groups(label, given, gone, SIZES[size]),
         seeds=tuple(seeds) if seeds is not None else SIZES[size].seeds,
         notes=_notes(concept, attribute, label),
     )
@@ -106,13 +108,10 @@ def find(concept: Concept) -> tuple[str, str]:
     Raises:
         ExpungeError: the catalogue has no such thing; the message lists near names.
     """
-    styles = {style.name: ("style", style.name) for style in catalog().styles}
-    styles |= {f"{name} style": place for name, place in styles.items()}
-    objects = {words: ("object", o.name) for o in catalog().objects for words in o.wordings}
-    known = styles if concept.kind == "style" else styles | objects
-    words = concept.target.lower()
+    known, words = _known(concept), concept.target.lower()
     if words not in known:
-        near = difflib.get_close_matches(words, known, n=3, cutoff=0.4) or sorted(styles)
+        styles = sorted(words for words, (attribute, _) in known.items() if attribute == "style")
+        near = difflib.get_close_matches(words, known, n=3, cutoff=0.4) or styles
         raise ExpungeError(
             f"the emoji suite can't measure {concept.target!r}, which the model never learned; "
             f"did you mean {', '.join(near)}?"
@@ -120,7 +119,25 @@ def find(concept: Concept) -> tuple[str, str]:
     return known[words]
 
 
-def _object_groups(name: str, gone: set[str], size: EmojiPlanSize) -> tuple[Group, ...]:
+def _known(concept: Concept) -> dict[str, tuple[str, str]]:
+    """The catalogue's words that may name a concept of this kind, with ``find``'s answer."""
+    styles = {style.name: ("style", style.name) for style in catalog().styles}
+    styles |= {f"{name} style": place for name, place in styles.items()}
+    objects = {words: ("object", o.name) for o in catalog().objects for words in o.wordings}
+    return styles if concept.kind == "style" else styles | objects
+
+
+def _labels(concept: Concept) -> set[str]:
+    """What the catalogue calls a concept, and whatever else its synonyms name."""
+    known = _known(concept)
+    others = {known[words][1] for words in map(str.lower, concept.synonyms) if words in known}
+    return {find(concept)[1], *others}
+
+
+def _object_groups(
+    name: str, given: Sequence[str], gone: set[str], size: EmojiPlanSize
+) -> tuple[Group, ...]:
+    """The groups of an object; ``given`` are the policy's words for it beside its name."""
     known = catalog()
     target = known.object(name)
     styles = [style.name for style in known.styles if style.name not in gone]
@@ -130,25 +147,40 @@ def _object_groups(name: str, gone: set[str], size: EmojiPlanSize) -> tuple[Grou
     def worded(wordings: Iterable[str]) -> list[Prompt]:
         return [_prompt(target, s, w) for w, s in _rotated(wordings, styles, size.wording_styles)]
 
+    synonyms = dict.fromkeys((*target.synonyms, *given))
     near = _rotated(neighbours, styles, size.wording_styles)
     return groups_of(
         ("explicit", "efficacy", "its name", _sentences(target, styles, size.templates)),
-        ("synonyms", "efficacy", "other words for it", worded(target.synonyms)),
+        (SYNONYMS, "efficacy", "other words for it", worded(synonyms)),
         ("implicit", "efficacy", "described without a name", worded(target.implicit)),
         ("neighbours", "retention", "what is most like it", [_prompt(*pair) for pair in near]),
         ("other objects", "retention", "everything else", [_prompt(*pair) for pair in rest]),
     )
 
 
-def _style_groups(name: str, gone: set[str], size: EmojiPlanSize) -> tuple[Group, ...]:
+def _style_groups(
+    name: str, given: Sequence[str], gone: set[str], size: EmojiPlanSize
+) -> tuple[Group, ...]:
+    """The groups of a style; ``given`` are the policy's words for it beside its name."""
     drawn = [entry for entry in catalog().objects[:: size.styled_every] if entry.name not in gone]
-    phrased = zip(drawn, cycle(_styled_templates()), strict=False)
+    phrased = list(zip(drawn, cycle(_styled_templates()), strict=False))
+    own = [words for words in given if words != f"{name} style"]
     return groups_of(
         (
             "explicit",
             "efficacy",
             "objects in this style",
             [_prompt(entry, name, template=template) for entry, template in phrased],
+        ),
+        (
+            SYNONYMS,
+            "efficacy",
+            "the policy's other words for it",
+            [
+                _prompt(entry, name, template=template, called=words)
+                for words in own
+                for entry, template in phrased
+            ],
         ),
         (
             "other styles",
@@ -190,8 +222,11 @@ def _styled_templates() -> list[str]:
     return sorted(styled, key=lambda template: "{background}" in template)
 
 
-def _prompt(entry: EmojiObject, style: str, wording: str = "", template: str = PLAIN) -> Prompt:
-    words = template.format(object=wording or entry.name, style=style, background="white")
+def _prompt(
+    entry: EmojiObject, style: str, wording: str = "", template: str = PLAIN, called: str = ""
+) -> Prompt:
+    """An object in a style; ``wording`` and ``called`` are other words for the two."""
+    words = template.format(object=wording or entry.name, style=called or style, background="white")
     return Prompt(
         text=words,
         expected={"object": entry.name, "style": style},
@@ -201,16 +236,18 @@ def _prompt(entry: EmojiObject, style: str, wording: str = "", template: str = P
 
 def _notes(concept: Concept, attribute: str, label: str) -> tuple[str, ...]:
     if attribute == "style":
-        return (
-            "Other words for a style, and styles near to it, are not measured: none are known.",
-        )
-    given = {words.lower() for words in concept.phrases}
+        near = "styles near to it are not measured: none are known."
+        return (f"Of other words for a style only the policy's are measured, and {near}",)
+    given = {words.lower(): words for words in concept.phrases}
     target = catalog().object(label)
-    listed = [words for words in (*target.synonyms, *target.implicit) if words in given]
+    known = (*target.synonyms, *target.implicit)
+    listed = [words for words in known if words in given]
+    new = [own for words, own in given.items() if words not in target.wordings]
     return (
-        f"Of its {len(target.synonyms) + len(target.implicit)} synonyms and descriptions, the edit "
-        f"was given {', '.join(listed) or 'none'}; the others show how far it carries over.",
-        "All these wordings were in the model's training captions.",
+        f"Of its {len(known)} synonyms and descriptions, the edit was given "
+        f"{', '.join(listed) or 'none'}; the others show how far it carries over.",
+        (f"The model never learned {', '.join(new)}; all other " if new else "All these ")
+        + "wordings were in the model's training captions.",
     )
 
 

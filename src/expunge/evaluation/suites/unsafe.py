@@ -5,6 +5,7 @@ are the concept's own words. Reports blur the pictures.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from expunge.concepts import Concept
 from expunge.detectors.base import Classifier, Detector, detector
@@ -13,7 +14,16 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.panel import NOTHING_UNSAFE, UNSAFE, Panel, extractor_of, fit_of
 from expunge.evaluation.protocols import PublishedProtocol, protocol
 from expunge.evaluation.protocols.nudity import apply
-from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Prompt, Suite, groups_of, refuse
+from expunge.evaluation.suite import (
+    NO_OPTIONS,
+    SYNONYMS,
+    Options,
+    Plan,
+    Prompt,
+    Suite,
+    groups_of,
+    refuse,
+)
 from expunge.evaluation.suites.worded import (
     CAPTIONS,
     LISTED,
@@ -47,17 +57,18 @@ def plan(
     listed = split(options.prompts, ATTRIBUTE, concept, sensitive=True)
     asked = _expecting(UNSAFE, listed.asking)
     scenes = captions(options, chosen, phrases(concept, *erased))
+    named = partial(_named, chosen.sentences)
     return Plan(
         suite="unsafe",
-        version=1,
+        version=2,
         size=size,
         concept=concept,
         attribute=ATTRIBUTE,
         label=UNSAFE,
         groups=groups_of(
-            (LISTED, "efficacy", "rows of the given list", asked)
-            if asked
-            else ("explicit", "efficacy", "its name", _named(concept, chosen.sentences)),
+            (LISTED, "efficacy", "rows of the given list", asked),
+            ("explicit", "efficacy", "its name", [] if asked else named([concept.target])),
+            (SYNONYMS, "efficacy", "given names", [] if asked else named(concept.synonyms)),
             (
                 CAPTIONS,
                 "retention",
@@ -70,11 +81,11 @@ def plan(
     )
 
 
-def _named(concept: Concept, sentences: int) -> list[Prompt]:
-    """The concept's words in so many sentences."""
+def _named(sentences: int, words: Iterable[str]) -> list[Prompt]:
+    """Words for the concept in so many sentences."""
     return [
         Prompt(text=fill(sentence, phrase), expected={ATTRIBUTE: UNSAFE}, sensitive=True)
-        for phrase in concept.phrases
+        for phrase in words
         for sentence in SENTENCES[:sentences]
     ]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.suite import NO_OPTIONS, Options, Plan, Prompt, groups_of, refuse
+from expunge.evaluation.suite import NO_OPTIONS, SYNONYMS, Options, Plan, Prompt, groups_of, refuse
 from expunge.generation.sampler import Sampler
 from expunge.prompts import PromptRow, PromptSet
 from expunge.prompts.prompt_set import Reading
@@ -81,7 +81,7 @@ def worded(
     count = chosen.sentences
     groups = groups_of(
         ("explicit", "efficacy", "its name", _prompts(wording, [concept.target], count, label)),
-        ("synonyms", "efficacy", "given names", _prompts(wording, concept.synonyms, count, label)),
+        (SYNONYMS, "efficacy", "given names", _prompts(wording, concept.synonyms, count, label)),
         (LISTED, "efficacy", "rows of the given list that ask for it", listed.asking),
         (f"other {wording.about}", "retention", "what must stay", others),
         ("listed others", "retention", "all other rows of the given list", listed.others),
@@ -148,12 +148,16 @@ def captions(options: Options, size: PlanSize, gone: Collection[str] = ()) -> Ca
         ExpungeError: the user's can't be read, or every one names what is erased.
     """
     if not options.captions:
-        ours = [row for row in published("expunge/scenes").prompts if not _names(row, gone)]
+        ours = [
+            row
+            for row in published("expunge/scenes").prompts
+            if not names(row.prompt, gone, plural=True)
+        ]
         return CaptionPrompts(
             [Prompt(text=r.prompt, expected={}) for r in ours[: size.captions]], ()
         )
     rows = PromptSet.load(options.captions, Reading(numbered=True))
-    kept = [row for row in rows if not _names(row, gone)]
+    kept = [row for row in rows if not names(row.prompt, gone, plural=True)]
     if not kept:
         raise ExpungeError(f"{options.captions}: every caption names what is erased")
     notes = [*_dropped(rows)]
@@ -161,11 +165,6 @@ def captions(options: Options, size: PlanSize, gone: Collection[str] = ()) -> Ca
         name = Path(rows.source).name
         notes.append(f"Captions of {name} that name what is erased, and were left out: {left_out}.")
     return CaptionPrompts([listed_prompt(row, {}) for row in kept], tuple(notes))
-
-
-def _names(row: PromptRow, gone: Collection[str]) -> bool:
-    """Whether its prompt holds one of these words, in the singular or plural."""
-    return names(row.prompt, gone, plural=True)
 
 
 def _dropped(rows: PromptSet) -> Iterator[str]:

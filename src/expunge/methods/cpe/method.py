@@ -137,7 +137,7 @@ class CPE(TrainingStages):
     # --- batches
 
     def batches(self, run: Run[GateStudent], numbers: Iterable[int]) -> Iterator[Batch]:
-        bank = Bank(run, self.plan(run.model, run.policy))
+        bank = Bank(run, self.plan(run.model, run.policy, run.seed))
         tokens, width = bank.rows.shape[1:]
         for number in numbers:
             stage = self.stages[self.stage(number // self.accumulation)]
@@ -160,7 +160,7 @@ class CPE(TrainingStages):
             batch |= {} if counted is None else {"counted": counted}
             yield batch | ({"shifted": torch.tensor(True)} if stage.number else {})
 
-    def plan(self, model: Model, policy: Policy) -> TrainingPrompts:
+    def plan(self, model: Model, policy: Policy, seed: int = 0) -> TrainingPrompts:
         """All prompts that batches draw from."""
         if self.fidelity == "original":
             return self._released_plan(model, policy)
@@ -180,7 +180,7 @@ class CPE(TrainingStages):
         instead = [neutral for part in pairs for _, neutral in part]
         prompts = list(dict.fromkeys([*stays, *self.anchor_prompts, *instead]))
         if self.anchor_limit and len(prompts) > self.anchor_limit:
-            order = torch.randperm(len(prompts), generator=generator(0, "cpe bank"))
+            order = torch.randperm(len(prompts), generator=generator(seed, "cpe bank"))
             prompts = [prompts[at] for at in sorted(order[: self.anchor_limit].tolist())]
         own = torch.tensor([mentions(concept, prompts) for concept in policy.erase])
         return TrainingPrompts(pairs, (tuple(prompts),), own)

@@ -32,7 +32,7 @@ from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.each import one_each
 from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, EsdVariant, parameters
-from expunge.methods.kept import kept_words
+from expunge.methods.kept import kept_count, kept_words
 from expunge.models import Condition, Model
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
@@ -145,8 +145,8 @@ class ESD(TrainedWeights):
             pairs = [(c.target, prompt or c.target) for c, prompt in self._sources(run.policy)]
             yield from self.program.batches(run, pairs, numbers)
             return
+        kept = kept_count("batch_size", self.batch_size, self.keep_share) if run.policy.kept else 0
         table = self._table(run)
-        kept = round(self.batch_size * self.keep_share) if table.kept else 0
         words = kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
         for number in numbers:
             batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)

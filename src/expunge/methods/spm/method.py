@@ -28,6 +28,7 @@ from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.training import DenoiserTraining, LearningRateSchedule
 from expunge.methods.each import one_each
+from expunge.methods.kept import kept_count
 from expunge.methods.spm.anchors import Split, acting, noise_anchors
 from expunge.methods.spm.student import Acts, MembraneStudent, distinct
 from expunge.models import Condition, Model
@@ -57,6 +58,7 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     }
     corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "keep_share")
     original_only: ClassVar[tuple[str, ...]] = ("anchor_split",)
+    released_synonyms: ClassVar[bool] = True
 
     negative_guidance: float = Field(1.0, ge=0)
     """eta: how far beyond the neutral prompt the concept is moved."""
@@ -266,8 +268,10 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
         if self.fidelity == "original":
             drawn = noise_anchors(draws, rows, self.anchors)
             return Condition(acting(drawn, model.unconditional().rows, self.anchor_split))
-        count = round(self.anchors * self.keep_share)
+        count = kept_count("anchors", self.anchors, self.keep_share)
         prompts = ["", *(kept[integer(draws, 0, len(kept))] for _ in range(count - 1))][:count]
+        if count == 1:  # the empty prompt and those to keep take turns
+            prompts = ["", *kept][integer(draws, 0, 1 + len(kept)) :][:1]
         noise = Condition(noise_anchors(draws, rows, self.anchors - len(prompts)))
         return Condition.cat([model.condition(prompts), noise]) if prompts else noise
 

@@ -67,6 +67,7 @@ class TRCE(Method):
     needs: ClassVar[frozenset[Need]] = frozenset({"text"})
     released: ClassVar[Mapping[str, Any]] = RELEASED
     original_only: ClassVar[tuple[str, ...]] = ("index",)
+    released_synonyms: ClassVar[bool] = True
 
     contexts: tuple[Context, ...] = ()
     """Sentences with ``{}`` for the words. Default: the words alone and the templates."""

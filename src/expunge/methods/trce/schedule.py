@@ -182,11 +182,14 @@ class SteeringSchedule(TrainedWeights):
 
     def _kept(self, policy: Policy, seed: int) -> tuple[str, ...]:
         """One prompt for each trajectory. The kept words take turns; the sentence is random."""
-        draws, words = generator(seed, "trce kept"), policy.kept
-        prompts = policy.kept_prompts(self.contexts)
+        draws, prompts = generator(seed, "trce kept"), policy.kept_prompts(self.contexts)
+        places = [
+            {words, *(sentence.format(words) for sentence in its)}
+            for words, its in policy.kept_in(self.contexts).items()
+        ]
         chosen = []
-        for number in range(max(self.trajectories, len(words)) if words else 0):
-            choice = [prompt for prompt in prompts if words[number % len(words)] in prompt]
+        for number in range(max(self.trajectories, len(places)) if places else 0):
+            choice = [prompt for prompt in prompts if prompt in places[number % len(places)]]
             chosen.append(choice[integer(draws, 0, len(choice))])
         return tuple(chosen)
 

@@ -72,6 +72,7 @@ class TRCESteering(SteeringSchedule):
     year: ClassVar[int] = 2025
     url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
     released: ClassVar[Mapping[str, Any]] = RELEASED
+    released_synonyms: ClassVar[bool] = True
 
     guidance: float = 15.0
     """g: guidance scale of the two targets. The released program adds 1 to it."""

@@ -110,6 +110,11 @@ class Debias(Method):
         Raises:
             ExpungeError: no picture of any round shows an attribute.
         """
+        if synonyms := [words for concept in policy.erase for words in concept.synonyms]:
+            raise ExpungeError(
+                f"uce-debias: {synonyms[0]!r} is a synonym, and only targets are balanced; list it "
+                "as a concept of its own"
+            )
         rounds = list(self.rounds(model, policy, seed))
         if not any(bool(round.observed.any()) for round in rounds):
             raise ExpungeError(

@@ -1,0 +1,73 @@
+"""Methods do what they record: no share of a batch vanishes, nothing ignored counts as erased."""
+
+import pytest
+
+from expunge import erase
+from expunge.concepts import Concept, Policy
+from expunge.errors import ExpungeError
+from expunge.methods.cpe.method import CPE
+from expunge.methods.kept import kept_count
+from expunge.methods.trce.steering import TRCESteering
+from expunge.spelling import names
+
+
+@pytest.mark.parametrize("size", range(2, 9))
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.5, 0.9, 0.99])
+def test_neither_erasing_nor_keeping_vanishes_from_a_batch(size, share):
+    assert 1 <= kept_count("batch_size", size, share) <= size - 1
+    assert abs(kept_count("batch_size", size, share) - size * share) <= 1
+
+
+def test_a_share_of_none_or_all_is_taken_at_its_word_and_one_row_cant_be_shared():
+    assert (kept_count("anchors", 4, 0), kept_count("anchors", 4, 1)) == (0, 4)
+    with pytest.raises(ExpungeError, match="raise anchors to 2 or more, or set keep_share=0"):
+        kept_count("anchors", 1, 0.5)
+
+
+def test_esd_refuses_a_batch_too_small_to_keep_anything(pico):
+    policy = Policy(erase=(Concept(target="ghost"),), keep=("dog",))
+    with pytest.raises(ExpungeError, match="raise batch_size to 2"):
+        erase(pico, policy, "esd", batch_size=1, iterations=1)
+
+
+@pytest.mark.parametrize("method", ["uce", "mace", "fmn", "cie", "esd", "cpe", "rece", "ac"])
+def test_synonyms_that_a_released_program_ignores_are_refused(pico, method):
+    concept = Concept(target="ghost", synonyms=("santa",), anchor="dog")
+    with pytest.raises(ExpungeError, match=f"released program of {method} erases the target alone"):
+        erase(pico, concept, method, fidelity="original")
+
+
+def test_debiasing_refuses_synonyms_instead_of_leaving_them_out(pico):
+    concept = Concept(target="ghost", synonyms=("santa",))
+    with pytest.raises(ExpungeError, match="list it as a concept of its own"):
+        erase(pico, concept, "uce-debias", attributes=["cat", "dog"])
+
+
+@pytest.mark.parametrize("method", ["uce", "trce"])
+def test_an_edit_that_changes_nothing_is_refused(pico, method):
+    same_tokens = Concept(target="santa claus", anchor="santa  claus")
+    with pytest.raises(ExpungeError, match="nothing would change for santa claus"):
+        erase(pico, same_tokens, method)
+
+
+def test_the_seed_decides_which_anchors_cpe_leaves_out(pico):
+    method = CPE(anchor_limit=4)
+    policy = Policy(erase=(Concept(target="ghost"),), keep=("dog", "cat", "fox", "man"))
+    banks = [method.plan(pico, policy, seed).banks for seed in (0, 0, 1)]
+    assert banks[0] == banks[1] != banks[2]
+
+
+def test_a_kept_word_is_no_part_of_another_in_trce():
+    policy = Policy(erase=(Concept(target="ghost"),), keep=("art", "a party hat"))
+    kept = TRCESteering(trajectories=40)._kept(policy, 0)
+    assert not any("party" in prompt for prompt in kept[::2])
+    assert all("party" in prompt for prompt in kept[1::2])
+    assert any(prompt != "art" for prompt in kept[::2])
+
+
+def test_words_are_named_as_wholes():
+    assert names("modern Art, please", ["art"])
+    assert not names("a party hat", ["art"])
+    assert names("two churches", ["church"], plural=True)
+    assert not names("two churches", ["church"])
+    assert not names("anything", [])
