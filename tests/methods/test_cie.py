@@ -319,7 +319,14 @@ def test_wrong_settings_are_named(pico: Model, values: dict[str, object], messag
 
 def test_the_original_erases_one_concept(pico: Model) -> None:
     with pytest.raises(ExpungeError, match="one concept in a run"):
-        erase(pico, TWO, "cie", fidelity="original", iterations=2, num_inference_steps=2)
+        erase(
+            pico,
+            ["ghost", "santa"],
+            "cie",
+            fidelity="original",
+            iterations=2,
+            num_inference_steps=2,
+        )
 
 
 def test_released_defaults() -> None:

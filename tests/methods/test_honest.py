@@ -1,14 +1,24 @@
 """Methods do what they record: no share of a batch vanishes, nothing ignored counts as erased."""
 
 import pytest
+import torch
 
 from expunge import erase
+from expunge.algebra.ridge import Rows
 from expunge.concepts import Concept, Policy
+from expunge.edits import Dense
+from expunge.edits.negative_prompt import NegativePrompt
+from expunge.edits.residual_gates import ResidualGates
+from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
+from expunge.method.base import Part
+from expunge.method.edits import edit_of
+from expunge.methods import configured
 from expunge.methods.cpe.method import CPE
 from expunge.methods.kept import kept_count
 from expunge.methods.trce.steering import TRCESteering
 from expunge.spelling import names
+from expunge.testing import membrane, random
 
 
 @pytest.mark.parametrize("size", range(2, 9))
@@ -43,11 +53,39 @@ def test_debiasing_refuses_synonyms_instead_of_leaving_them_out(pico):
         erase(pico, concept, "uce-debias", attributes=["cat", "dog"])
 
 
-@pytest.mark.parametrize("method", ["uce", "trce"])
-def test_an_edit_that_changes_nothing_is_refused(pico, method):
-    same_tokens = Concept(target="santa claus", anchor="santa  claus")
-    with pytest.raises(ExpungeError, match="nothing would change for santa claus"):
-        erase(pico, same_tokens, method)
+def unmoved(model, form):
+    """A payload of this form that leaves the model as it is."""
+    names = model.select("cross_attention.kv")
+    width = model.text_width
+    if form == "ridge":
+        rows = random(3, width)
+        return Ridge(names, Rows(rows, rows, torch.ones(3)), rows[:0].double(), 0.5)
+    if form == "dense":
+        return Dense({name: torch.zeros_like(model.base_weight(name)) for name in names})
+    if form == "negative_prompt":
+        return NegativePrompt(model.unconditional(), model.condition([""]))
+    if form == "membranes":
+        return membrane(model, Concept(target="ghost"), scale=0.0).components[0].payload
+    widths = tuple(len(model.base_weight(name)) for name in names)
+    one, down = random(1, 2, width), random(1, len(names), 1, width)
+    return ResidualGates(names, one, None, one[:, 0], down, torch.zeros(1, 1, sum(widths)), widths)
+
+
+@pytest.mark.parametrize("form", ["ridge", "dense", "negative_prompt", "membranes", "gates"])
+def test_an_edit_that_changes_nothing_is_refused_whatever_its_form(pico, form):
+    payload, policy = unmoved(pico, form), Policy.of("ghost")
+    part = Part(policy.erase, payload)
+    with pytest.raises(ExpungeError, match="nothing would change for ghost"):
+        edit_of(configured("uce"), pico, policy, [part], seed=0)
+
+
+@pytest.mark.parametrize("form", ["membranes", "gates"])
+def test_a_gate_that_adds_anything_anywhere_is_a_change(pico, form):
+    payload, policy = unmoved(pico, form), Policy.of("ghost")
+    factor = next(t for name, t in payload.tensors().items() if name.split(":")[0] == "up")
+    factor.view(-1)[-1] = 1e-6
+    part = Part(policy.erase, payload)
+    assert edit_of(configured("spm"), pico, policy, [part], seed=0).concepts == policy.erase
 
 
 def test_the_seed_decides_which_anchors_cpe_leaves_out(pico):
