@@ -323,7 +323,7 @@ def test_the_separable_program_protects_what_is_kept(wide: Model) -> None:
     edit = erase(wide, policy, "sepce", **values)
     assert max(moved(wide, edit, ["", "cat", "dog"])) < 1e-6 < moved(wide, edit, ["ghost"])[0]
     with pytest.raises(ExpungeError, match="sepce: the released program erases one concept"):
-        erase(wide, TWO, "sepce", **values)
+        erase(wide, ["ghost", "santa"], "sepce", **values)
 
 
 JOINT: dict[str, Any] = {

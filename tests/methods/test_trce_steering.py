@@ -126,19 +126,19 @@ def test_one_call_gives_both_stages_and_each_can_be_taken_out(pico: Model) -> No
 def test_a_saved_edit_takes_the_place_of_stage_1(pico: Model, tmp_path: Path) -> None:
     erase(pico, GHOST, "trce").save(tmp_path / "stage1.safetensors")
     whole = erase(pico, GHOST, "trce-steering", **FEW)
-    again = erase(pico, GHOST, "trce-steering", stage1=tmp_path / "stage1.safetensors", **FEW)
+    again = erase(pico, GHOST, "trce-steering", start=tmp_path / "stage1.safetensors", **FEW)
     assert again.ids[0] == whole.ids[0]
-    assert again.provenance[1].settings["stage1"] == whole.ids[0]
+    assert again.provenance[1].settings["start"] == whole.ids[0]
     one, two = (edit.components[1].payload.tensors() for edit in (whole, again))
     assert all(torch.equal(one[name], two[name]) for name in one)
     other = erase(pico, GHOST, "esd", iterations=1, trajectories=1, num_inference_steps=2, lr=1e-3)
-    on_esd = erase(pico, GHOST, "trce-steering", stage1=other, **FEW)
+    on_esd = erase(pico, GHOST, "trce-steering", start=other, **FEW)
     three = on_esd.components[1].payload.tensors()
     assert any(not torch.equal(one[name], three[name]) for name in one)
     with torch.no_grad():
         pico.denoiser.get_parameter(pico.select("cross_attention.kv")[0]).mul_(1.5)
     with pytest.raises(ExpungeError, match="differ from it"):
-        erase(pico, GHOST, "trce-steering", stage1=tmp_path / "stage1.safetensors", **FEW)
+        erase(pico, GHOST, "trce-steering", start=tmp_path / "stage1.safetensors", **FEW)
 
 
 @pytest.mark.parametrize("scheduler", [ddim, released])
@@ -323,8 +323,8 @@ def test_released_defaults() -> None:
         ({"fidelity": "original"}, "use a larger lamb"),
         ({"margin": float("nan")}, "margin"),
         ({"contexts": ["no place"]}, "must hold {} once"),
-        ({"stage1": "nowhere.safetensors"}, "nowhere.safetensors"),
-        ({"stage1": 5}, "stage1"),
+        ({"start": "nowhere.safetensors"}, "nowhere.safetensors"),
+        ({"start": 5}, "start"),
         ({"lr": 1e30}, "the loss became"),
     ],
 )
@@ -337,8 +337,8 @@ def test_wrong_settings_are_named(pico: Model, values: dict[str, Any], message: 
 def test_a_saved_stage_1_leaves_its_settings_behind(pico: Model) -> None:
     edit = erase(pico, GHOST, "trce")
     for fidelity in ("original", "corrected"):
-        with pytest.raises(ExpungeError, match="lamb: stage1 is solved already"):
-            erase(pico, GHOST, "trce-steering", stage1=edit, lamb=3.0, fidelity=fidelity)
+        with pytest.raises(ExpungeError, match="lamb: is of the stage that start replaces"):
+            erase(pico, GHOST, "trce-steering", start=edit, lamb=3.0, fidelity=fidelity)
 
 
 def test_the_edit_is_loaded_as_it_was_saved(pico: Model, tmp_path: Path) -> None:
@@ -350,8 +350,13 @@ def test_the_edit_is_loaded_as_it_was_saved(pico: Model, tmp_path: Path) -> None
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_steering_with_nothing_to_steer_is_refused(pico: Model) -> None:
+    with pytest.raises(ExpungeError, match="its loss may leave nothing to change"):
+        erase(pico, GHOST, "trce-steering", margin=-10.0, **FEW)
+
+
 def test_an_edit_of_two_stages_lists_its_concept_once(pico: Model) -> None:
-    edit = erase(pico, "ghost", "trce-steering", iterations=1, trajectories=1,
+    edit = erase(pico, "ghost", "trce-steering", iterations=1, trajectories=1, margin=10.0,
                  num_inference_steps=4, max_early_timestep=2)  # fmt: skip
     assert len(edit.components) == 2
     assert [concept.target for concept in edit.concepts] == ["ghost"]

@@ -3,7 +3,7 @@
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -21,7 +21,7 @@ from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Trained
-from expunge.methods import configured, refuse_for_training
+from expunge.methods import configured, refuse_for_training, settings
 from expunge.methods import erase as compute
 from expunge.models import Model, load
 from expunge.progress import shown
@@ -91,6 +91,7 @@ def erase(
     model: ModelName = "emoji",
     method: str = "uce",
     preset: str | None = None,
+    start: Path | None = None,
     setting: MethodSettings = (),
     seed: int = 0,
     training: Annotated[TrainingOptions, Parameter(name="*")] = NO_TRAINING,
@@ -109,14 +110,16 @@ def erase(
         One of "expunge methods".
     preset:
         Settings to start from, by a name that "expunge methods METHOD" lists.
+    start:
+        What the method starts from instead of its own first stage, for rece and trce-steering: an
+        edit file, or a published model as "expunge import" reads it.
     seed:
         Decides every random draw.
     """
     if output.suffix != ".safetensors":
         raise ExpungeError(f"--output {output}: an edit is a .safetensors file")
     policy = concepts.to_policy()
-    named = {"preset": preset} if preset else {}
-    chosen = configured(method, **named | assignments(method, setting))
+    chosen = configured(method, **_named(method, preset, start) | assignments(method, setting))
     training.check(chosen)
     watch = training.monitor(policy, chosen, seed)
     first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch
@@ -130,6 +133,14 @@ def erase(
     if first:
         edit.save(output)
     console.print(f"{output}: {edit.summary()}{_early(chosen, edit)}", highlight=False)
+
+
+def _named(method: str, preset: str | None, start: Path | None) -> dict[str, Any]:
+    """The settings that have an option of their own."""
+    if start and "start" not in settings(method).model_fields:
+        raise ExpungeError(f"--start: {method} starts from the base itself; leave this out")
+    given = {"preset": preset, "start": start}
+    return {name: value for name, value in given.items() if value}
 
 
 def _made(

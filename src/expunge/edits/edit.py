@@ -147,6 +147,16 @@ class Edit:
                 found.append(part)
         return tuple(found)
 
+    def check_base(self, model: Model) -> None:
+        """Check that the edit was made for this model.
+
+        Raises:
+            ExpungeError: it was made for another one.
+        """
+        bases = {(part.payload.names, part.provenance.base): part for part in self.components}
+        for component in bases.values():  # parts of the same layers are checked once
+            _check_base(component, model)
+
     def apply(self, model: Model) -> None:
         """Change the model's weights in place.
 
@@ -158,9 +168,7 @@ class Edit:
             if double := set(self.ids) & {part.id for part in at_work.components}:
                 raise ExpungeError(f"edit {min(double)} is applied to this model already")
             model.weights.check()
-            bases = {(part.payload.names, part.provenance.base): part for part in self.components}
-            for component in bases.values():  # parts of the same layers are checked once
-                _check_base(component, model)
+            self.check_base(model)
             together = (*at_work.components, *self.components)
             _check_payloads(together)
             at_work.become(together, self.changed)

@@ -66,6 +66,17 @@ def load(path: PathLike) -> tuple[tuple[Component, ...], str]:
     return components, str(header["id"])
 
 
+def is_edit(path: PathLike) -> bool:
+    """Whether a file is an edit that ``save`` wrote, as far as its header says."""
+    if not Path(path).is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "expunge" in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
 def _read(path: PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such edit")

@@ -68,7 +68,8 @@ def _check_changes(method: Method, model: Model, part: Part) -> None:
         words = ", ".join(concept.target for concept in part.concepts)
         raise ExpungeError(
             f"{method.name}: nothing would change for {words}; the anchor may read like the "
-            "concept, or the training may be too short for all concepts to have a turn"
+            "concept, the training may be too short for all concepts to have a turn, or its loss "
+            "may leave nothing to change"
         )
 
 

@@ -12,6 +12,7 @@ from expunge.errors import ExpungeError
 from expunge.files import PathLike
 from expunge.method.base import Method, Part, Solves, Trained
 from expunge.method.edits import edit_of
+from expunge.method.starting import Starting
 from expunge.method.wording import checked
 from expunge.models import Model
 from expunge.registry import Registry
@@ -99,6 +100,8 @@ def erase(
     if chosen.fidelity == "original":
         _check_released(chosen, policy)
     policy = checked(model, chosen, policy)
+    if isinstance(chosen, Starting):
+        chosen = chosen.started(model)
     if isinstance(chosen, Trained):
         from expunge.training.loop import train
 
@@ -116,7 +119,9 @@ def erase(
     refuse_for_training(chosen, checkpoints=checkpoints, monitor=monitor, tracker=tracker)
     if isinstance(chosen, Solves):
         part = Part(policy.erase, chosen.solve(model, policy, seed))
-        return edit_of(chosen, model, policy, [part], seed=seed)
+        made = edit_of(chosen, model, policy, [part], seed=seed)
+        first = chosen.start_edit(model) if isinstance(chosen, Starting) else None
+        return first + made if first else made
     raise ExpungeError(f"{type(chosen).__name__} neither solves nor trains")
 
 

@@ -1,6 +1,6 @@
 """RECE's closed forms: the adversarial embeddings, and the projections that they are found in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal, NamedTuple
@@ -17,9 +17,12 @@ from expunge.algebra.ridge import (
     shared_factors,
     solve,
 )
-from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
+from expunge.edits.applied import edited_weights
+from expunge.edits.edit import Edit
+from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix, together
 from expunge.edits.ridge import Ridge
 from expunge.methods.uce.method import tensor_edit
+from expunge.models import Model
 
 Technique = Literal["replace", "tensor"]
 
@@ -65,6 +68,8 @@ class Shared:
     """``G = sum W0^T W0``, ``[width, width]`` float64."""
     matrix: SharedFactors
     """``M``"""
+    first: int
+    """The number of its rows, the first ones, that are of the first stage."""
 
     @property
     def sums(self) -> Sums:
@@ -79,6 +84,11 @@ class Shared:
     def payload(self) -> SharedMatrix:
         return SharedMatrix(self.names, *self.matrix.compressed())
 
+    def added(self) -> SharedMatrix:
+        """What edits have added to the first stage, as a change of the base."""
+        added = SharedFactors(*(rows[self.first :] for rows in self.matrix))
+        return SharedMatrix(self.names, *added.compressed())
+
 
 @dataclass(frozen=True, eq=False)
 class Separate:
@@ -88,6 +98,8 @@ class Separate:
     base: Mapping[str, Tensor]
     changes: Mapping[str, Tensor]
     """``W - W0``, float64."""
+    first: Mapping[str, Tensor]
+    """The same after the first stage."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -115,6 +127,11 @@ class Separate:
         }
         return replace(self, changes=changes)
 
+    def added(self) -> LowRank | Dense:
+        """What edits have added to the first stage, as a change of the base."""
+        added = {name: change - self.first[name] for name, change in self.changes.items()}
+        return replace(self, changes=added).payload()
+
     def payload(self) -> LowRank | Dense:
         """The changes as factors with a common right side, or whole if that is smaller."""
         stacked = torch.linalg.qr(torch.cat(list(self.changes.values())), mode="r").R
@@ -125,3 +142,59 @@ class Separate:
         whole = sum(change.numel() for change in self.changes.values())
         smaller = sum(tensor.numel() for tensor in thin.tensors().values()) < whole
         return thin if smaller else Dense(self.changes)
+
+
+def projections(model: Model, stage: Change, technique: Technique) -> Shared | Separate:
+    """The keys and values after a change of all of them, for epochs of this technique."""
+    weights = {name: model.base_weight(name) for name in stage.names}
+    if isinstance(stage, Ridge | SharedMatrix) and technique == "replace":
+        matrix = _factors(stage, model)
+        return Shared(stage.names, gram(*weights.values()), matrix, len(matrix.left))
+    first = {name: stage.change(name, weight) for name, weight in weights.items()}
+    return Separate(technique, weights, first, first)
+
+
+def stage_of(start: Edit, model: Model) -> Change:
+    """What an edit does to the keys and values, all of them: by one matrix if it can be."""
+    names = model.select("cross_attention.kv")
+    changes = together([part.payload for part in start.components])
+    changes = tuple(change for change in changes if set(change.names) & set(names))
+    shared = [c for c in changes if isinstance(c, Ridge | SharedMatrix)]
+    if len(shared) == len(changes) and all(set(c.names) == set(names) for c in shared):
+        none = torch.zeros(0, model.text_width, dtype=torch.float64, device=model.device)
+        factors = zip((none, none), *(_factors(c, model) for c in shared), strict=True)
+        return SharedMatrix(names, *(torch.cat(rows) for rows in factors))
+    edited = edited_weights(model, start.components, names)
+    before = {name: model.base_weight(name).double() for name in names}
+    return Dense({n: (before[n] if w is None else w) - before[n] for n, w in edited.items()})
+
+
+def _factors(change: Ridge | SharedMatrix, model: Model) -> SharedFactors:
+    """Its matrix, on the model's device."""
+    left, right = change.factors if isinstance(change, Ridge) else (change.left, change.right)
+    return SharedFactors(*(rows.to(model.device, torch.float64) for rows in (left, right)))
+
+
+class Erased(NamedTuple):
+    """Rows of one concept's prompts, stacked, and the rows that belong to them."""
+
+    words: str
+    rows: Tensor
+    """``[rows, width]``"""
+    anchors: Sequence[Tensor]
+    """``[rows of the prompt, width]`` for each prompt."""
+    target: Tensor | None
+    """``[rows, width]``"""
+
+    def paired(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each prompt's part of ``rows`` ``[rows, width]``, with its anchor's rows."""
+        parts = torch.split(rows, [len(anchor) for anchor in self.anchors])
+        return zip(parts, self.anchors, strict=True)
+
+
+class Epoch(NamedTuple):
+    """The embeddings that an epoch found, and the projections after its edit."""
+
+    adversarial: tuple[Tensor, ...]
+    """``[rows, width]`` float64 for each concept."""
+    projections: Shared | Separate

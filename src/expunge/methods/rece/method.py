@@ -24,16 +24,34 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import Rows, gram, kept_rows
+from expunge.algebra.ridge import Rows, kept_rows
 from expunge.concepts import Concept, Context, Kind, Policy
 from expunge.edits.payloads import Change
-from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
-from expunge.method.base import Method, Need
+from expunge.method.base import Need
 from expunge.method.presets import preset
-from expunge.methods.rece.closed import Penalty, Separate, Shared, Sums, Technique, adversarial
+from expunge.method.starting import Starting
+from expunge.methods.rece.closed import (
+    Epoch,
+    Erased,
+    Penalty,
+    Sums,
+    Technique,
+    adversarial,
+    projections,
+    stage_of,
+)
 from expunge.methods.uce.method import UCE
 from expunge.models import Model
+
+UCE_SETTINGS = (
+    "uce_technique",
+    "uce_preserve",
+    "uce_erase_scale",
+    "uce_preserve_scale",
+    "uce_lamb",
+)
+"""Settings of the first stage."""
 
 
 class Strength(NamedTuple):
@@ -52,7 +70,7 @@ BY_KIND: dict[Kind, str] = {
 """The preset that gives a kind its strength: the released script's default for that kind."""
 
 
-class RECE(Method):
+class RECE(Starting):
     """UCE, then rounds that find adversarial embeddings in closed form and erase them."""
 
     name: ClassVar[str] = "rece"
@@ -108,26 +126,44 @@ class RECE(Method):
             raise ValueError('regularization: only with embedding="surrogate"')
         if self.targets and self.embedding != "target":
             raise ValueError('targets: only with embedding="target"')
+        in_uce_alone = ("templates",) if self.fidelity == "original" else ()
+        self.refuse_beside_start(*UCE_SETTINGS, *in_uce_alone)
         return self
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
-        """The change after the last epoch: one matrix for all projections, or one for each."""
-        stage = self.uce.solve(model, policy, seed)
+        """The change after the last epoch: one matrix for all projections, or one for each.
+
+        With ``start``, what the epochs add to it.
+
+        Raises:
+            ExpungeError: nothing is added, or a system can't be solved.
+        """
+        start = self.start_edit(model)
+        stage = stage_of(start, model) if start else self.uce.solve(model, policy, seed)
         rounds = deque(self.rounds(model, policy, stage), maxlen=1)
-        return rounds[0].projections.payload() if rounds else stage
+        if start is None:
+            return rounds[0].projections.payload() if rounds else stage
+        if not rounds:
+            raise ExpungeError("epochs: 0 would leave start as it is; do at least 1")
+        return rounds[0].projections.added()
 
     def solve_epochs(self, model: Model, policy: Policy, seed: int) -> Iterator[Change]:
-        """The changes of the base after UCE and after each epoch; see ``best_epoch``."""
-        stage = self.uce.solve(model, policy, seed)
+        """The changes of the base after the first stage and after each epoch; see ``best_epoch``.
+
+        Of ``start``, only what it does to the keys and values is part of them.
+        """
+        start = self.start_edit(model)
+        stage = stage_of(start, model) if start else self.uce.solve(model, policy, seed)
         yield stage
         for done in self.rounds(model, policy, stage):
             yield done.projections.payload()
 
     def erased_prompts(self, policy: Policy) -> Iterator[str]:
-        return self.uce.erased_prompts(policy)
+        return (self._edit(policy) if self.start else self.uce).erased_prompts(policy)
 
     def kept_prompts(self, policy: Policy) -> tuple[str, ...]:
-        return (*self.uce.kept(policy), *self._edit(policy).kept(policy))
+        first = () if self.start else self.uce.kept(policy)
+        return (*first, *self._edit(policy).kept(policy))
 
     @property
     def uce(self) -> UCE:
@@ -143,7 +179,7 @@ class RECE(Method):
             lamb=self.uce_lamb,
         )
 
-    def rounds(self, model: Model, policy: Policy, stage: Change) -> Iterator["Epoch"]:
+    def rounds(self, model: Model, policy: Policy, stage: Change) -> Iterator[Epoch]:
         """Adversarial embeddings and edited projections of each epoch that follows ``stage``.
 
         Raises:
@@ -160,17 +196,17 @@ class RECE(Method):
         kept = edit.preserved(model, policy)
         if self.fidelity == "corrected":  # what is moved already must not come back
             kept = kept_rows((kept, *(c.rows for c in concepts)), 1.0, model.text_width)
-        projections = self._projections(model, stage)
+        now = projections(model, stage, self.technique)
         for _ in range(epochs):
-            sums = projections.sums
+            sums = now.sums
             found = tuple(self._adversarial(sums, concept, scale) for concept in concepts)
             moved = [
                 Rows(rows, anchor, torch.full_like(rows[:, 0], self.erase_scale))
                 for concept, embeddings in zip(concepts, found, strict=True)
                 for rows, anchor in concept.paired(embeddings)
             ]
-            projections = projections.edited(moved, kept, self.lamb)
-            yield Epoch(found, projections)
+            now = now.edited(moved, kept, self.lamb)
+            yield Epoch(found, now)
 
     def _strength(self, policy: Policy) -> Strength:
         """r and the number of epochs: from the settings, else from the presets of the kinds."""
@@ -215,7 +251,7 @@ class RECE(Method):
             lamb=self.lamb,
         )
 
-    def _erased(self, model: Model, edit: UCE, concept: Concept, target: str | None) -> "Erased":
+    def _erased(self, model: Model, edit: UCE, concept: Concept, target: str | None) -> Erased:
         """Rows of a concept's prompts, with those of their anchors and of its target."""
         others = [concept]
         if target is not None:
@@ -237,7 +273,7 @@ class RECE(Method):
         first = 0 if self.fidelity == "original" else common
         return (rows[first:] for rows in model.encode(prompts))
 
-    def _adversarial(self, sums: "Sums", concept: "Erased", scale: float) -> Tensor:
+    def _adversarial(self, sums: Sums, concept: Erased, scale: float) -> Tensor:
         """C' of one concept, ``[rows, width]`` float64."""
         rows = concept.rows.double()
         try:
@@ -264,37 +300,3 @@ class RECE(Method):
             near=0 if terms == "outputs" else scale,
             outputs=0 if terms == "embedding" else scale,
         )
-
-    def _projections(self, model: Model, stage: Change) -> "Shared | Separate":
-        """The projections after stage 0."""
-        weights = {name: model.base_weight(name) for name in stage.names}
-        if isinstance(stage, Ridge) and self.technique == "replace":
-            total = gram(*weights.values())
-            return Shared(stage.names, total, stage.factors)
-        unchanged = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in weights.items()}
-        return Separate(self.technique, weights, unchanged).then(stage)
-
-
-class Erased(NamedTuple):
-    """Rows of one concept's prompts, stacked, and the rows that belong to them."""
-
-    words: str
-    rows: Tensor
-    """``[rows, width]``"""
-    anchors: Sequence[Tensor]
-    """``[rows of the prompt, width]`` for each prompt."""
-    target: Tensor | None
-    """``[rows, width]``"""
-
-    def paired(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each prompt's part of ``rows`` ``[rows, width]``, with its anchor's rows."""
-        parts = torch.split(rows, [len(anchor) for anchor in self.anchors])
-        return zip(parts, self.anchors, strict=True)
-
-
-class Epoch(NamedTuple):
-    """The embeddings that an epoch found, and the projections after its edit."""
-
-    adversarial: tuple[Tensor, ...]
-    """``[rows, width]`` float64 for each concept."""
-    projections: Shared | Separate

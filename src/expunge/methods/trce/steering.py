@@ -17,17 +17,10 @@ prompt and of the prompts p' to keep. ``schedule.py`` decides which latents are 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import (
-    Field,
-    InstanceOf,
-    NonNegativeFloat,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, ValidationError, model_validator
 from torch import Tensor
 
 from expunge.concepts import Policy, explain
@@ -35,13 +28,13 @@ from expunge.edits.edit import Edit
 from expunge.method.base import Part
 from expunge.method.batch import Batch
 from expunge.method.edits import edit_of
+from expunge.method.starting import Starting
 from expunge.method.student import Student
 from expunge.methods.trce.closed import RELEASED as RELEASED_STAGE1
 from expunge.methods.trce.closed import TRCE
 from expunge.methods.trce.schedule import SteeringSchedule
 from expunge.models import Condition, Model
 from expunge.prior import PriorFile
-from expunge.settings import or_file
 
 RELEASED: Mapping[str, Any] = {
     "gradients": "cumulative",
@@ -53,18 +46,10 @@ RELEASED: Mapping[str, Any] = {
 RELEASED_CONSTANT = 0.01
 """A constant that the program adds to the sum of distances from stage 1; it has no effect."""
 STAGE1 = ("prior", "token_weight_scale", "stage1_preserve_scale", "lamb")
-"""Settings of stage 1, which a saved edit makes unnecessary."""
+"""Settings of stage 1."""
 
 
-EditFile = Annotated[
-    InstanceOf[Edit],
-    or_file(Edit.load),
-    PlainSerializer(lambda edit: edit.id, return_type=str),
-]
-"""A setting that is an ``Edit`` or the path of one; a record stores its id."""
-
-
-class TRCESteering(SteeringSchedule):
+class TRCESteering(Starting, SteeringSchedule):
     """TRCE's closed-form edit, then contrastive fine-tuning of the early denoising steps."""
 
     name: ClassVar[str] = "trce-steering"
@@ -88,8 +73,6 @@ class TRCESteering(SteeringSchedule):
     """Learning rate."""
     weight_decay: float = Field(0.01, ge=0)
     """Decay of the trained weights."""
-    stage1: EditFile | None = None
-    """A saved edit to start from. Default: solve stage 1 first, with its settings."""
     prior: PriorFile | None = None
     """Stage 1: ordinary captions that stay, as a file written by ``expunge prior``."""
     token_weight_scale: tuple[NonNegativeFloat, ...] = Field(
@@ -112,10 +95,7 @@ class TRCESteering(SteeringSchedule):
             _ = self.closed_form
         except ValidationError as error:
             raise ValueError(explain(error)) from None
-        default = type(self).model_construct(**RELEASED if self.fidelity == "original" else {})
-        for name in STAGE1 if self.stage1 else ():
-            if getattr(self, name) != getattr(default, name):
-                raise ValueError(f"{name}: stage1 is solved already; set only one of the two")
+        self.refuse_beside_start(*STAGE1)
         return self
 
     @property
@@ -132,21 +112,18 @@ class TRCESteering(SteeringSchedule):
 
     def student(self, model: Model, policy: Policy, seed: int) -> Student:
         """Trainable parameters on top of stage 1."""
-        start = self.stage1_edit(model, policy, seed)
+        start = self.start_edit(model) or self.stage1_edit(model, policy, seed)
         names = self.parameters(model)
         return Student(model, names, rank=self.rank, seed=seed, start=start)
 
     def stage1_edit(self, model: Model, policy: Policy, seed: int) -> Edit:
-        """The edit that the steering starts from.
+        """Stage 1, solved.
 
         Raises:
-            ExpungeError: stage 1 has no solution, or the saved edit is for another model.
+            ExpungeError: it has no solution.
         """
-        if self.stage1 is None:
-            solved = Part(policy.erase, self.closed_form.solve(model, policy, seed))
-            return edit_of(self.closed_form, model, policy, [solved], seed=seed)
-        with self.stage1.applied(model):  # which refuses an edit of another model
-            return self.stage1
+        solved = Part(policy.erase, self.closed_form.solve(model, policy, seed))
+        return edit_of(self.closed_form, model, policy, [solved], seed=seed)
 
     def parameters(self, model: Model) -> tuple[str, ...]:
         return model.select("self_attention | cross_attention.q")
