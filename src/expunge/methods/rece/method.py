@@ -91,8 +91,7 @@ class RECE(KeepsPrior):
     preserve_scale: float | None = Field(None, ge=0)
     """p: weight of the rows to keep in the epochs. Default: UCE's default; original: 0.1."""
     prior_scale: float = Field(0.1, ge=0)
-    """Weight of the prior, in UCE and in the epochs: with 1, all its prompts together weigh as much
-    as one erased phrase."""
+    """Weight of the prior in UCE and in the epochs, as in UCE."""
     lamb: float = Field(0.1, gt=0)
     """lam: weight of staying near the weights at the start of an epoch."""
     uce_technique: Technique = "replace"
@@ -116,8 +115,6 @@ class RECE(KeepsPrior):
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The change after the last epoch: one matrix for all projections, or one for each."""
-        if self.prior == "default":
-            return self.settled(model).solve(model, policy, seed)
         stage = self.uce.solve(model, policy, seed)
         rounds = deque(self.rounds(model, policy, stage), maxlen=1)
         return rounds[0].projections.payload() if rounds else stage
@@ -197,8 +194,7 @@ class RECE(KeepsPrior):
         Raises:
             ExpungeError: a concept lacks its words, or their number isn't that of the concepts.
         """
-        count = len(policy.erase)
-        targets = self.targets or (None,) * count
+        targets, count = self.targets or (None,) * len(policy.erase), len(policy.erase)
         if len(targets) != count:
             raise ExpungeError(f"targets: {len(targets)} given for {count} concepts; give one each")
         if self.embedding == "target" and self.fidelity == "corrected" and None in targets:
