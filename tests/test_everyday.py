@@ -9,6 +9,7 @@ from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
 from expunge.algebra.ridge import gram
 from expunge.edits.ridge import LeftOut, Ridge, Stays
 from expunge.files import cache_folder, digest
+from expunge.methods import settings
 from expunge.models.emoji import prior_folder
 from expunge.prior import PROMPTS, Prior, everyday_prior, left_out
 from expunge.prompts.everyday import everyday, naming
@@ -64,11 +65,11 @@ def test_what_stays_is_the_sum_of_all_other_prompts(pico: Model) -> None:
 
 @pytest.mark.parametrize("method", CLOSED)
 def test_everyday_prompts_move_less(pico: Model, method: str) -> None:
-    settings = {"rank": 0} if method == "mace" else {}
+    values = {"rank": 0} if method == "mace" else {}
     rows = pico.encode(["a photo of a horse on the grass", "a chair, oil painting style"])
 
     def moved(**given: object) -> float:
-        edit = erase(pico, Concept(target="ghost", anchor="man"), method, **settings, **given)
+        edit = erase(pico, Concept(target="ghost", anchor="man"), method, **values, **given)
         name = edit.names[0]
         change = edit.components[0].payload.change(name, pico.base_weight(name))  # type: ignore[union-attr]
         return float((rows.double() @ change.T).norm())
@@ -78,11 +79,11 @@ def test_everyday_prompts_move_less(pico: Model, method: str) -> None:
 
 @pytest.mark.parametrize("method", ["uce", "trce", "mace"])
 def test_two_edits_that_leave_out_the_same_prompt_add_up(pico: Model, method: str) -> None:
-    settings = {"rank": 0} if method == "mace" else {}
-    parts = [erase(pico, one, method, **settings) for one in (DOG, BEAR)]
+    values = {"rank": 0} if method == "mace" else {}
+    parts = [erase(pico, one, method, **values) for one in (DOG, BEAR)]
     shared = set.intersection(*(set(solved(p).left_out.numbers.tolist()) for p in parts))  # type: ignore[union-attr]
     assert shared
-    both = erase(pico, Policy(erase=(DOG, BEAR)), method, **settings)
+    both = erase(pico, Policy(erase=(DOG, BEAR)), method, **values)
     added = Ridge.together([solved(part) for part in parts])
     assert torch.allclose(added.matrix, solved(both).matrix, atol=1e-9)
 
@@ -163,3 +164,15 @@ def test_the_bundled_model_brings_its_own(monkeypatch: pytest.MonkeyPatch) -> No
     found = everyday_prior(load("emoji"))
     assert found.metadata == Prior.load(path).metadata
     assert found.metadata.count == PROMPTS
+
+
+@pytest.mark.parametrize("method", ["esd", "fmn"])
+def test_trained_methods_hold_everyday_prompts_too(pico: Model, method: str) -> None:
+    policy = Policy(erase=(DOG,))
+    with_prior, without = (settings(method)(prior=prior) for prior in ("default", "none"))
+    held = with_prior.kept_words(pico, policy, (), 1.0)["kept_words"]  # type: ignore[attr-defined]
+    others = [prompt for prompt in LISTED if not naming([prompt], ["dog"])]
+    wanted = Prior.of(pico, others).gram / PROMPTS
+    assert torch.allclose(held.double(), wanted, rtol=1e-4, atol=1e-3)
+    assert without.kept_words(pico, policy, (), 1.0) == {}  # type: ignore[attr-defined]
+    assert with_prior.kept_words(pico, policy, (), 0.0) == {}  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from pydantic import model_validator
 from torch import Tensor
 from typing_extensions import Self
@@ -21,13 +22,17 @@ PROMPTS = 64
 class KeepsPrior(Method):
     """A method that keeps ordinary prompts, though nobody names them."""
 
-    released: ClassVar[Mapping[str, Any]] = {"prior": None}
     released_prior: ClassVar[bool] = False
     """Whether the released program keeps the prompts of a file."""
 
     prior: PriorSetting = "default"
     """Ordinary prompts that stay: ``default`` for everyday ones, without those that name what is
     erased; ``none``; or a file written by ``expunge prior``."""
+
+    @classmethod
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An original run has no prior unless it is given one."""
+        return {"prior": None, **super().with_released(values)}
 
     @model_validator(mode="after")
     def _prior_known(self) -> Self:
@@ -64,6 +69,21 @@ class KeepsPrior(Method):
         out = out and out.scaled(weight / prior.metadata.count)
         return Stays.summed(total, out, rounded=is_everyday(prior))
 
+    def kept_words(
+        self, model: Model, policy: Policy, contexts: tuple[Context, ...], scale: float
+    ) -> dict[str, Tensor]:
+        """The mean Gram matrix ``kept_words`` of what to keep, ``[width, width]`` float32.
+
+        The prompts that are named and the prior weigh the same. Empty if there is neither, or with
+        a weight ``scale`` of 0.
+        """
+        prompts = policy.kept_prompts(contexts) if scale else ()
+        parts = [mean_moment(model, prompts)] if prompts else []
+        nothing = torch.zeros(0, model.text_width, dtype=torch.float64, device=model.device)
+        if scale and len(rows := self.staying(model, policy, nothing, 1.0).rows):
+            parts.append(gram(rows).float())
+        return {"kept_words": torch.stack(parts).mean(0)} if parts else {}
+
 
 def kept_with_empty(policy: Policy, contexts: tuple[Context, ...]) -> tuple[str, ...]:
     """The empty prompt and everything that a policy keeps, bare and in sentences, each once."""
@@ -83,14 +103,3 @@ def weighed_rows(
     """
     blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
     return kept_rows((encode(block) for block in blocks), weight, width)
-
-
-def kept_words(
-    model: Model, policy: Policy, contexts: tuple[Context, ...], scale: float
-) -> dict[str, Tensor]:
-    """The mean Gram matrix ``kept_words`` of the embeddings to keep, ``[width, width]``.
-
-    Empty if nothing is to be kept, or with a weight ``scale`` of 0.
-    """
-    prompts = policy.kept_prompts(contexts) if scale else ()
-    return {"kept_words": mean_moment(model, prompts)} if prompts else {}

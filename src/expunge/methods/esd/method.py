@@ -32,7 +32,7 @@ from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.each import one_each
 from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, EsdVariant, parameters
-from expunge.methods.kept import kept_words
+from expunge.methods.kept import KeepsPrior
 from expunge.models import Condition, Model
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
@@ -49,7 +49,7 @@ ROLES = {
 """The parameters that each ``train_method`` trains when corrected."""
 
 
-class ESD(TrainedWeights):
+class ESD(KeepsPrior, TrainedWeights):
     """Fine-tuning away from the concept, towards negatively guided predictions."""
 
     name: ClassVar[str] = "esd"
@@ -147,7 +147,7 @@ class ESD(TrainedWeights):
             return
         table = self._table(run)
         kept = round(self.batch_size * self.keep_share) if table.kept else 0
-        words = kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
+        words = self.kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
         for number in numbers:
             batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)
             yield {**batch, **words}

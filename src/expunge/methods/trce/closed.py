@@ -36,7 +36,6 @@ RELEASED: Mapping[str, Any] = {
     "index": "word",
     "preserve_scale": 0.01,
     "lamb": 0.0,
-    "prior": None,
 }
 """The released program's defaults where they differ from the corrected ones."""
 RELEASED_CAPTIONS = 30_000
