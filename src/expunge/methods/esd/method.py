@@ -34,6 +34,7 @@ from expunge.methods.each import one_each
 from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, EsdVariant, parameters
 from expunge.methods.kept import KeepsPrior
 from expunge.models import Condition, Model
+from expunge.prior import PriorSetting
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
 
@@ -98,6 +99,9 @@ class ESD(KeepsPrior, TrainedWeights):
     """Trajectories of each erased concept; as many again of the prompts to keep, if any."""
     keep_share: float = Field(0.5, ge=0, lt=1)
     """Share of a batch that comes from the prompts to keep, if any."""
+    prior: PriorSetting = None
+    """Ordinary prompts whose keys and values stay too, with the weight of those that are named:
+    ``default`` for everyday ones, ``none``, or a file written by ``expunge prior``."""
     preserve_scale: float = Field(1.0, ge=0)
     """Weight of how far the keys and values of the prompts to keep have moved, relative to their
     size."""

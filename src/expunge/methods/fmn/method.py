@@ -35,6 +35,7 @@ from expunge.methods.fmn.losses import attention_norms, logit_distances
 from expunge.methods.kept import KeepsPrior
 from expunge.models import Condition, Model
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
+from expunge.prior import PriorSetting
 from expunge.seeding import derive
 from expunge.sentences import fill
 from expunge.training.inversion import inverted
@@ -115,6 +116,9 @@ class ForgetMeNot(KeepsPrior, TrainedWeights):
     """Guidance scale of these pictures."""
     no_real_image: bool = False
     """Train on pure noise instead of pictures."""
+    prior: PriorSetting = None
+    """Ordinary prompts whose keys and values stay too, with the weight of those that are named:
+    ``default`` for everyday ones, ``none``, or a file written by ``expunge prior``."""
     preserve_scale: float = Field(1.0, ge=0)
     """Weight of how far the keys and values of the prompts to keep have moved, relative to their
     size."""
