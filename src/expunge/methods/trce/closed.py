@@ -27,8 +27,8 @@ from expunge.errors import ExpungeError
 from expunge.method.base import Need
 from expunge.methods.kept import PROMPTS, KeepsPrior, kept_with_empty, weighed_rows
 from expunge.models import Model
-from expunge.sentences import beginning, fill
 from expunge.prior import Prior
+from expunge.sentences import beginning, fill
 
 CLASSES = ("start", "end", "last", "words")
 """The classes of rows, in the order of their weights."""
