@@ -26,6 +26,14 @@ def replacing(path: PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where files lie that can be made again: ``$EXPUNGE_CACHE``, else the user's cache."""
+    if own := os.environ.get("EXPUNGE_CACHE"):
+        return Path(own)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "expunge"
+
+
 def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)

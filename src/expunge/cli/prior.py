@@ -10,6 +10,7 @@ from expunge.errors import ExpungeError
 from expunge.models import load
 from expunge.models.window import remark
 from expunge.prior import Prior
+from expunge.prior.legacy import imported
 from expunge.progress import shown
 from expunge.prompts.lists import captions
 
@@ -44,7 +45,7 @@ def prior(
     if prompts and not legacy:
         made = _summed(console, prompts, model, output)
     elif legacy and not prompts:
-        made = Prior.legacy(legacy, load(model))
+        made = imported(legacy, load(model))
     else:
         raise ExpungeError("give the captions either with --prompts FILE or with --legacy FILE")
     made.save(output)

@@ -99,6 +99,7 @@ def erase(
     if chosen.fidelity == "original":
         _check_released(chosen, policy)
     policy = checked(model, chosen, policy)
+    chosen = chosen.settled(model)
     if isinstance(chosen, Trained):
         from expunge.training.loop import train
 

@@ -29,8 +29,9 @@ from expunge.concepts import Concept, Context, Kind, Policy
 from expunge.edits.payloads import Change
 from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
-from expunge.method.base import Method, Need
+from expunge.method.base import Need
 from expunge.method.presets import preset
+from expunge.methods.kept import KeepsPrior
 from expunge.methods.rece.closed import Penalty, Separate, Shared, Sums, Technique, adversarial
 from expunge.methods.uce.method import UCE
 from expunge.models import Model
@@ -52,7 +53,7 @@ BY_KIND: dict[Kind, str] = {
 """The preset that gives a kind its strength: the released script's default for that kind."""
 
 
-class RECE(Method):
+class RECE(KeepsPrior):
     """UCE, then rounds that find adversarial embeddings in closed form and erase them."""
 
     name: ClassVar[str] = "rece"
@@ -60,7 +61,7 @@ class RECE(Method):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2407.12383"
     needs: ClassVar[frozenset[Need]] = frozenset({"text"})
-    corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "prior_scale")
 
     epochs: int | None = Field(None, ge=0)
     """Rounds after UCE. The default comes from the concept's kind; several kinds take the
@@ -89,6 +90,8 @@ class RECE(Method):
     """a: weight of the adversarial rows in the epochs."""
     preserve_scale: float | None = Field(None, ge=0)
     """p: weight of the rows to keep in the epochs. Default: UCE's default; original: 0.1."""
+    prior_scale: float = Field(0.1, ge=0)
+    """Weight of the prior in UCE and in the epochs, as in UCE."""
     lamb: float = Field(0.1, gt=0)
     """lam: weight of staying near the weights at the start of an epoch."""
     uce_technique: Technique = "replace"
@@ -134,6 +137,8 @@ class RECE(Method):
         """Stage 0: UCE with its own settings."""
         return UCE(
             fidelity=self.fidelity,
+            prior=self.prior,
+            prior_scale=self.prior_scale,
             technique=self.uce_technique,
             templates=self.templates,
             contexts=self.contexts,
@@ -157,7 +162,7 @@ class RECE(Method):
             self._erased(model, edit, concept, target)
             for concept, target in zip(policy.erase, targets, strict=True)
         ]
-        kept = edit.preserved(model, policy)
+        kept = edit.stays(model, policy).rows
         if self.fidelity == "corrected":  # what is moved already must not come back
             kept = kept_rows((kept, *(c.rows for c in concepts)), 1.0, model.text_width)
         projections = self._projections(model, stage)
@@ -189,8 +194,7 @@ class RECE(Method):
         Raises:
             ExpungeError: a concept lacks its words, or their number isn't that of the concepts.
         """
-        count = len(policy.erase)
-        targets = self.targets or (None,) * count
+        targets, count = self.targets or (None,) * len(policy.erase), len(policy.erase)
         if len(targets) != count:
             raise ExpungeError(f"targets: {len(targets)} given for {count} concepts; give one each")
         if self.embedding == "target" and self.fidelity == "corrected" and None in targets:
@@ -207,6 +211,8 @@ class RECE(Method):
             preserve = (*(" " for _ in policy.erase), *policy.kept)
         return UCE(
             fidelity=self.fidelity,
+            prior=self.prior,
+            prior_scale=self.prior_scale,
             templates=self.templates and not original,
             contexts=self.contexts,
             preserve=preserve,

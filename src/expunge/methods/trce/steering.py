@@ -40,13 +40,14 @@ from expunge.methods.trce.closed import RELEASED as RELEASED_STAGE1
 from expunge.methods.trce.closed import TRCE
 from expunge.methods.trce.schedule import SteeringSchedule
 from expunge.models import Condition, Model
-from expunge.prior import PriorFile
+from expunge.prior import PriorSetting
 from expunge.settings import or_file
 
 RELEASED: Mapping[str, Any] = {
     "gradients": "cumulative",
     "align_timestep": False,
     "lamb": RELEASED_STAGE1["lamb"],
+    "prior": None,
     "stage1_preserve_scale": RELEASED_STAGE1["preserve_scale"],
 }
 """The released program's defaults where they differ from the corrected ones."""
@@ -90,8 +91,8 @@ class TRCESteering(SteeringSchedule):
     """Decay of the trained weights."""
     stage1: EditFile | None = None
     """A saved edit to start from. Default: solve stage 1 first, with its settings."""
-    prior: PriorFile | None = None
-    """Stage 1: ordinary captions that stay, as a file written by ``expunge prior``."""
+    prior: PriorSetting = "default"
+    """Stage 1: ordinary prompts that stay, as in ``trce``."""
     token_weight_scale: tuple[NonNegativeFloat, ...] = Field(
         (0.0, 1.0, 0.0, 0.0), min_length=1, max_length=4
     )
@@ -143,8 +144,9 @@ class TRCESteering(SteeringSchedule):
             ExpungeError: stage 1 has no solution, or the saved edit is for another model.
         """
         if self.stage1 is None:
-            solved = Part(policy.erase, self.closed_form.solve(model, policy, seed))
-            return edit_of(self.closed_form, model, policy, [solved], seed=seed)
+            form = self.closed_form.settled(model)
+            solved = Part(policy.erase, form.solve(model, policy, seed))
+            return edit_of(form, model, policy, [solved], seed=seed)
         with self.stage1.applied(model):  # which refuses an edit of another model
             return self.stage1
 
