@@ -102,6 +102,7 @@ class Ridge:
     """
 
     form: ClassVar[str] = "ridge"
+    reads_text: ClassVar[bool] = True
     names: tuple[str, ...]
     moved: Moved
     """The rows of what is erased, and where they go."""

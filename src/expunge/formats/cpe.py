@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.concepts import Concept, Kind, explain
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
@@ -84,7 +85,7 @@ def load(
         raise ExpungeError(f"{path}: {len(concepts)} concepts for {len(files)} files of one each")
     named = concepts or [_concept(file, kind) for file in files]
     names = model.select("cross_attention.kv")
-    base = Base(name=model.name, fingerprint=model.fingerprint(names))
+    base = Base.of(model, names, reads_text=True)
     return Edit(
         tuple(
             _component(file, gates(file.path, file.tensors, model), concept, base)

@@ -27,7 +27,8 @@ from torch import Tensor
 from expunge.algebra.ridge import gram
 from expunge.concepts import Concept
 from expunge.edits.applied import check_unedited, edited_weights
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
@@ -91,7 +92,7 @@ def load(path: PathLike, model: Model, concepts: Iterable[Concept] = ()) -> Edit
         concepts=tuple(concepts),
         keep=(),
         seed=0,
-        base=Base(name=model.name, fingerprint=model.fingerprint(payload.names)),
+        base=Base.of(model, payload.names, payload.reads_text),
         versions=versions(),
     )
     return Edit((Component(payload, provenance),))
