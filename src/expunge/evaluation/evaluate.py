@@ -162,6 +162,7 @@ def measured(
         ExpungeError: the edit isn't for this model, a picture is missing or a judge fails.
     """
     check_unedited(model, "the base is measured too")
+    model.check_draws()
     check_size(asked.judge, model, asked.plans[0].suite)
     asked, cuts = asked.as_read_by(model)
     judgements = Judgements(asked.judge, place)

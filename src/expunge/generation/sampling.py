@@ -65,6 +65,7 @@ def sample(
         ExpungeError: a size that the model can't draw, too many steps, or a picture that became
             infinite or NaN.
     """
+    model.check_draws()
     texts, pending = _Texts(model), deque[Future[Drawn]]()
     with model.lock, _pool(model) as (pool, workers):
         for size, alike in groupby(requests, key=lambda request: latent_size(model, request)):

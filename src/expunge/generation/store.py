@@ -123,6 +123,7 @@ def generate(
     """
     if samples < 1:
         raise ExpungeError(f"{samples} samples; draw at least 1 per prompt")
+    model.check_draws()
     place, sampler = Path(folder), sampler or Sampler()
     prompt_set = prompts if isinstance(prompts, PromptSet) else None
     wanted = _by_file(requests(prompts, samples) if isinstance(prompts, PromptSet) else prompts)

@@ -96,6 +96,8 @@ def erase(
     chosen = configured(method, **values) if isinstance(method, str) else method
     check_unedited(model, "edits are made for the base")
     chosen.check_family(model)
+    if chosen.needed - {"text"}:
+        model.check_draws()
     if chosen.fidelity == "original":
         _check_released(chosen, policy)
     policy = checked(model, chosen, policy)

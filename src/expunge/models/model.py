@@ -139,6 +139,13 @@ class Model(Prompting):
         """Write the pipeline as it is now, as a diffusers folder."""
         self.pipe.save_pretrained(folder, safe_serialization=True)
 
+    def check_draws(self) -> None:
+        """Check that it can draw, or learn from what it draws, before either begins.
+
+        Raises:
+            Unsupported: it needs more than latents, a time and a prompt.
+        """
+
     # --- attention
 
     def attention_read(self, read: Callable[[Look], Tensor] | None = None) -> Any:
@@ -211,7 +218,7 @@ class Model(Prompting):
         if names is None:
             for part in self.parts:
                 beside += sorted(part.state_dict().items())
-            names = [name for name, _ in self.denoiser.named_parameters()]
+            names = roles.names(self.denoiser)
         return digest([*beside, *self._base_weights(names)])
 
     def roundings(self, names: Iterable[str]) -> Roundings:
