@@ -252,7 +252,7 @@ def bad(name: str, weights: Weights, folder: Path) -> Path:
         ("list", "holds a list, not weights by name"),
         ("empty", "holds no tensor"),
         ("names", r"1 of \d+ tensors aren't of the UNet .* e\.g\. 'decoder\.conv\.weight'"),
-        ("original", "original LDM layout, convert it to diffusers first"),
+        ("original", "208 of 208 tensors aren't of the UNet"),
         ("shape", "it was made from another model"),
         ("nan", "aren't finite"),
         ("cut pickle", "cut short or damaged"),

@@ -1,6 +1,7 @@
 """The command line: one file per command, each imported only when it is called."""
 
 import keyword
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     That is 0, or 1 if a model misses a policy's limits, 2 after a mistake, 130 after an
     interruption.
     """
-    tokens = sys.argv[1:] if arguments is None else list(arguments)
+    tokens = [_at_home(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     try:
         with remarks():
             application()(
@@ -93,6 +94,14 @@ def remarks() -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", CutOff)
         yield
+
+
+def _at_home(token: str) -> str:
+    """A quoted path, or the value of an option, that starts with ``~``: the shell left it alone."""
+    option, equals, value = token.partition("=")
+    if token.startswith("--") and equals:
+        return f"{option}={_at_home(value)}"
+    return os.path.expanduser(token) if token.startswith("~/") else token
 
 
 def _one_line(error: Exception) -> str:

@@ -33,8 +33,10 @@ from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.files import PathLike, replacing, sha256
+from expunge.formats import compvis
 from expunge.formats.writing import check_plain, metadata, safetensors_file
 from expunge.models import Model
+from expunge.models.sources import variant
 from expunge.versions import versions
 
 TOLERANCE = 2e-3
@@ -127,7 +129,7 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
         raise ExpungeError(f"{path}: a whole pipeline; give its UNet, {path / 'unet'}")
     try:
         unet, info = UNet2DConditionModel.from_pretrained(
-            path, local_files_only=True, output_loading_info=True
+            path, variant=variant(path), local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -177,14 +179,11 @@ def _checked(path: PathLike, weights: Mapping[str, Tensor], model: Model) -> dic
     shapes = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
     if not weights:
         raise ExpungeError(f"{path}: holds no tensor")
+    weights = _without_layout(weights, model)
     if foreign := [name for name in weights if name not in shapes]:
-        original = foreign[0].startswith(("model.diffusion_model.", "first_stage_model."))
-        hint = (
-            "; this is the original LDM layout, convert it to diffusers first" if original else ""
-        )
         raise ExpungeError(
             f"{path}: {len(foreign)} of {len(weights)} tensors aren't of the UNet of "
-            f"{model.name!r}, e.g. {foreign[0]!r}{hint}"
+            f"{model.name!r}, e.g. {foreign[0]!r}"
         )
     for name, weight in weights.items():
         if weight.shape != shapes[name]:
@@ -195,6 +194,22 @@ def _checked(path: PathLike, weights: Mapping[str, Tensor], model: Model) -> dic
         if not bool(torch.isfinite(weight).all()):
             raise ExpungeError(f"{path}: {name} holds numbers that aren't finite")
     return {name: weights[name] for name in shapes if name in weights}
+
+
+def _without_layout(weights: Mapping[str, Tensor], model: Model) -> Mapping[str, Tensor]:
+    """The UNet of a single-file checkpoint by diffusers' names; other weights as they are."""
+    if not any(name.startswith("model.diffusion_model.") for name in weights):
+        return weights
+    layers = model.networks["unet"].config.layers_per_block  # type: ignore[union-attr]
+    shapes = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
+    ours = {theirs: name for name, theirs in compvis.ldm_names(shapes, layers).items()}  # type: ignore[arg-type]
+    found = {}
+    for name, weight in weights.items():
+        if name.startswith("model.diffusion_model."):
+            own = ours.get(name, name)
+            same = own in shapes and weight.numel() == shapes[own].numel()
+            found[own] = weight.reshape(shapes[own]) if same else weight
+    return found
 
 
 # --- reducing
