@@ -179,7 +179,8 @@ def _checked(path: PathLike, weights: Mapping[str, Tensor], model: Model) -> dic
     shapes = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
     if not weights:
         raise ExpungeError(f"{path}: holds no tensor")
-    weights = _without_layout(weights, model)
+    if any(name.startswith(compvis.UNET) for name in weights):
+        weights = compvis.unet(weights, shapes, model.networks["unet"].config)
     if foreign := [name for name in weights if name not in shapes]:
         raise ExpungeError(
             f"{path}: {len(foreign)} of {len(weights)} tensors aren't of the UNet of "
@@ -194,22 +195,6 @@ def _checked(path: PathLike, weights: Mapping[str, Tensor], model: Model) -> dic
         if not bool(torch.isfinite(weight).all()):
             raise ExpungeError(f"{path}: {name} holds numbers that aren't finite")
     return {name: weights[name] for name in shapes if name in weights}
-
-
-def _without_layout(weights: Mapping[str, Tensor], model: Model) -> Mapping[str, Tensor]:
-    """The UNet of a single-file checkpoint by diffusers' names; other weights as they are."""
-    if not any(name.startswith("model.diffusion_model.") for name in weights):
-        return weights
-    layers = model.networks["unet"].config.layers_per_block  # type: ignore[union-attr]
-    shapes = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
-    ours = {theirs: name for name, theirs in compvis.ldm_names(shapes, layers).items()}  # type: ignore[arg-type]
-    found = {}
-    for name, weight in weights.items():
-        if name.startswith("model.diffusion_model."):
-            own = ours.get(name, name)
-            same = own in shapes and weight.numel() == shapes[own].numel()
-            found[own] = weight.reshape(shapes[own]) if same else weight
-    return found
 
 
 # --- reducing
