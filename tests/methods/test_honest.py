@@ -1,6 +1,7 @@
 """Methods do what they record: no share of a batch vanishes, nothing ignored counts as erased."""
 
 import pytest
+import torch
 
 from expunge import erase
 from expunge.concepts import Concept, Policy
@@ -71,3 +72,11 @@ def test_words_are_named_as_wholes():
     assert names("two churches", ["church"], plural=True)
     assert not names("two churches", ["church"])
     assert not names("anything", [])
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_training_learns_though_its_caller_needs_no_gradients(pico, off):
+    settings = {"iterations": 2, "batch_size": 1}
+    with off():
+        made = erase(pico, "dog", "spm", **settings)
+    assert made.id == erase(pico, "dog", "spm", **settings).id

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import ValidationError
 
 from expunge.concepts import Concept, Policy, explain
@@ -59,6 +60,8 @@ def configured(name: str, **values: Any) -> Method:
         raise ExpungeError(f"{name}: {explain(error)} (settings: {fields})") from None
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def erase(
     model: Model,
     concepts: str | Concept | Policy | Iterable[str | Concept],
