@@ -14,6 +14,11 @@ from typing import Any
 
 from expunge.errors import ExpungeError
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 PathLike = str | os.PathLike[str]
 """The path of a file or of a folder."""
 
@@ -98,6 +103,35 @@ def _named(target: Path) -> Iterator[None]:
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(target)) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process and thread that asks for the same out of this block.
+
+    Where a folder can't be locked (Windows, some network drives), nobody is kept out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)  # which unlocks it
+
+
+def file_name(words: str) -> str:
+    """A part of a file name that people can read, different for different words.
+
+    Plain words keep their letters, with hyphens between them. All others get a hash as well.
+    """
+    plain = re.sub(r"[^\w.]+", "-", words).strip("-.").encode()[:80].decode(errors="ignore")
+    same = plain.replace("-", " ") == words
+    return plain if same else f"{plain}-{digest(words)[:16]}".lstrip("-")
 
 
 def check_output(path: PathLike, *inputs: PathLike, folder: bool = False) -> None:

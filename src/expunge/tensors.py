@@ -101,5 +101,5 @@ def _checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256(canonical.encode())
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

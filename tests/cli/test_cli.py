@@ -7,7 +7,6 @@ import pytest
 
 from expunge.cli import _COMMANDS, main, resumable
 from expunge.edits.edit import Edit
-from expunge.errors import ExpungeError
 from expunge.generation import Manifest
 
 

@@ -88,7 +88,7 @@ def restore(
         raise ExpungeError(
             f"{path}: damaged, its tensors don't fit ({error}); delete {folder} and begin again"
         ) from None
-    return read_log(folder, steps, record.get("log"))
+    return read_log(folder, steps, str(record.get("log")))
 
 
 def _restore(
