@@ -130,7 +130,7 @@ def file_name(words: str) -> str:
     Plain words keep their letters, with hyphens between them. All others get a hash as well.
     """
     plain = re.sub(r"[^\w.]+", "-", words).strip("-.").encode()[:80].decode(errors="ignore")
-    same = plain.replace("-", " ") == words
+    same = plain != "" and plain.replace("-", " ") == words
     return plain if same else f"{plain}-{digest(words)[:16]}".lstrip("-")
 
 

@@ -21,7 +21,7 @@ def bench(
     only: tuple[str, ...] = (),
     task: tuple[str, ...] = (),
     seed: tuple[int, ...] = (),
-    jobs: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+    jobs: Annotated[int, Parameter(validator=Number(gte=1, lte=1024))] = 1,
 ) -> None:
     """Compare methods on the bundled model, with a row for each task and method.
 

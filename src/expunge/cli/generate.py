@@ -31,7 +31,7 @@ def generate(
     prompt_set: str = "",
     prompt: tuple[str, ...] = (),
     seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**64))] = 0,
-    samples: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+    samples: Annotated[int, Parameter(validator=Number(gte=1, lte=10_000))] = 1,
     model: ModelName = "emoji",
     edit: tuple[Path, ...] = (),
     sampler: Annotated[Sampler, Parameter(name="*")] = SAMPLER,
