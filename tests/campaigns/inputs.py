@@ -48,7 +48,9 @@ class Input:
 def mutated(draw: Callable[..., Any], content: bytes, other: bytes = b"\x80PK") -> bytes:
     """A file that something has happened to."""
     at = draw(st.integers(0, max(0, len(content) - 1)))
-    how = draw(st.sampled_from(["flip", "cut", "head", "put in", "zeros", "swap", "other", "twice"]))
+    how = draw(
+        st.sampled_from(["flip", "cut", "head", "put in", "zeros", "swap", "other", "twice"])
+    )
     if how == "flip" and content:
         early = draw(st.booleans())  # the header is where most of the reading is
         changed = bytearray(content)
@@ -82,7 +84,9 @@ def other_header(draw: Callable[..., Any], content: bytes, other: bytes) -> byte
     if how == "swap":
         header["__metadata__"] = record_of(other)["__metadata__"]  # type: ignore[index]
     elif how == "text":
-        metadata[entry] = draw(st.sampled_from(["", "[]", "{", "null", "3", '"x"', "[" * 5000, "{}"]))
+        metadata[entry] = draw(
+            st.sampled_from(["", "[]", "{", "null", "3", '"x"', "[" * 5000, "{}"])
+        )
     elif how == "dtype":
         name = draw(st.sampled_from(sorted(header.keys() - {"__metadata__"})))
         header[name]["dtype"] = draw(st.sampled_from(["F16", "BF16", "I32", "BOOL", "F8_E4M3"]))
@@ -211,7 +215,9 @@ def reports(draw: Callable[..., Any], world: World) -> Input:
     bad = draw(mutated(good, world.files["edit.safetensors"]))
     if draw(st.booleans()):
         tree = json.loads(good)
-        _change(tree, draw(st.sampled_from(list(_paths(tree)))), draw(ODD), drop=draw(st.booleans()))
+        _change(
+            tree, draw(st.sampled_from(list(_paths(tree)))), draw(ODD), drop=draw(st.booleans())
+        )
         bad = json.dumps(tree).encode("utf-8", "surrogatepass")
     files = {**world.under("report"), "report/report.json": bad, "good.json": good}
     arguments = draw(st.sampled_from([("report", "report"), ("diff", "report", "good.json")]))
@@ -224,7 +230,14 @@ def picture_folders(draw: Callable[..., Any], world: World) -> Input:
     files = world.under("pictures")
     name = draw(st.sampled_from(sorted(files)))
     bad = draw(mutated(files[name], world.files["edit.safetensors"]))
-    arguments = ("train-classifier", "pictures", "--backbone", "things", "--output", "x.safetensors")
+    arguments = (
+        "train-classifier",
+        "pictures",
+        "--backbone",
+        "things",
+        "--output",
+        "x.safetensors",
+    )
     return Input(f"picture {name}", {**files, name: bad}, arguments)
 
 
@@ -287,7 +300,12 @@ def policies(draw: Callable[..., Any], world: World) -> Input:
         content = b"erase: " + b"[" * draw(st.integers(1, 3000))
     wrong = fault in ("type", "unknown", "both", "twice", "deep")
     own = ("--model", str(world.model), "--output", "out.safetensors")
-    return Input(f"policy {fault} {policy}", {"p.yaml": content}, ("erase", "--policy", "p.yaml", *own), refused=wrong)
+    return Input(
+        f"policy {fault} {policy}",
+        {"p.yaml": content},
+        ("erase", "--policy", "p.yaml", *own),
+        refused=wrong,
+    )
 
 
 @st.composite
@@ -299,7 +317,9 @@ def caption_files(draw: Callable[..., Any], world: World) -> Input:
     if draw(st.booleans()):
         content = draw(mutated(content))
     own = ("--model", str(world.model), "--output", "out.safetensors")
-    return Input("captions", {name: content}, ("prior", "--prompts", name, *own), refused=name == "c.bin")
+    return Input(
+        "captions", {name: content}, ("prior", "--prompts", name, *own), refused=name == "c.bin"
+    )
 
 
 @st.composite
@@ -318,7 +338,11 @@ def plans(draw: Callable[..., Any], world: World) -> Input:
         content = b"tasks: []"
     if draw(st.booleans()):
         content = draw(mutated(content))
-    return Input(f"plan {plan}", {"plan.yaml": content}, ("bench", "--plan", "plan.yaml", "--output", "a/b/runs"))
+    return Input(
+        f"plan {plan}",
+        {"plan.yaml": content},
+        ("bench", "--plan", "plan.yaml", "--output", "a/b/runs"),
+    )
 
 
 # --- options
