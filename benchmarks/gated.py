@@ -26,7 +26,8 @@ from torch import Tensor
 
 import expunge
 from expunge.detectors.emoji import load_judges
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.installed import gated
 from expunge.edits.residual_gates import ResidualGates
@@ -203,7 +204,7 @@ def gating(model: expunge.Model, count: int) -> Edit:
     """An edit of so many gates."""
     names = model.select("cross_attention.kv")
     made = gates(count, Sizes.of(model), names)
-    base = Base(name=model.name, fingerprint=model.fingerprint(names))
+    base = Base.of(model, names, reads_text=True)
     record = Provenance(
         method="cpe", settings={}, concepts=(), keep=(), seed=0, base=base, versions={}
     )

@@ -36,7 +36,6 @@ from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods import configured
 from expunge.methods.esd.method import ESD
-from expunge.methods.kept import kept_words
 from expunge.models.emoji import catalog
 from expunge.seeding import generator
 from expunge.training.loop import Monitor, Trainer, train
@@ -159,7 +158,7 @@ class Fresh(ESD):
 
     def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         model = run.model
-        words = kept_words(model, run.policy, self.contexts, self.preserve_scale)
+        words = self.kept_words(model, run.policy, self.contexts, self.preserve_scale)
         pairs = [pair for one in run.policy.erase for pair in one.pairs(self.contexts)]
         empty = model.condition([""])
         for number in numbers:

@@ -26,7 +26,8 @@ from expunge.methods.mace.adapters import Adapter, fit, layer_norms
 from expunge.methods.mace.batches import AdapterBatch, columns
 from expunge.methods.mace.closed import fusion
 from expunge.models import Condition, Model
-from expunge.prior import Metadata, Prior, moment
+from expunge.prior import Prior, moment
+from expunge.prior.sums import Metadata
 
 # How closely two single-precision programs agree; twice the difference that the case itself
 # reports to a double evaluation, where that is more.

@@ -9,6 +9,7 @@ import torch
 from conformance.case import Case, Difference, Tensors, pooled
 from expunge.models import Model
 from expunge.prior import Prior
+from expunge.prior.legacy import imported
 
 
 def cache(case: Case) -> Iterator[Difference]:
@@ -28,8 +29,8 @@ def cache(case: Case) -> Iterator[Difference]:
         for key, matrix in ours.items():
             yield Difference(pooled({key: matrix}, {key: theirs[key]}), tolerance)
     with tempfile.TemporaryDirectory() as folder:
-        imported = Prior.legacy(_torch_file(Path(folder), theirs), model)
-    yield Difference(pooled({"C": imported.gram}, {"C": prior.gram}), tolerance)
+        found = imported(_torch_file(Path(folder), theirs), model)
+    yield Difference(pooled({"C": found.gram}, {"C": prior.gram}), tolerance)
     yield Difference(pooled({"C": prior.gram}, {"C": case.file("mat")["C"]}), tolerance)
 
 

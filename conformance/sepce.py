@@ -11,7 +11,8 @@ from expunge.algebra.null_space import null_space, rref
 from expunge.concepts import Policy
 from expunge.edits import Component, Edit
 from expunge.edits.applied import edited_weights
-from expunge.edits.component import Base, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Provenance
 from expunge.errors import ExpungeError
 from expunge.method.base import Part
 from expunge.methods import configured
@@ -217,7 +218,7 @@ def _component(model: Model, method: SepCE, part: Part) -> Component:
         concepts=part.concepts,
         keep=(),
         seed=0,
-        base=Base(name=model.name, fingerprint=model.fingerprint(names)),
+        base=Base.of(model, names),
         versions={},
     )
     return Component(part.payload, provenance)

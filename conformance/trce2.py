@@ -16,7 +16,8 @@ from conformance.case import (
 )
 from expunge.concepts import Concept
 from expunge.edits import Component, Dense, Edit
-from expunge.edits.component import Base, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Provenance
 from expunge.errors import ExpungeError
 from expunge.method.batch import Batch
 from expunge.method.student import Student
@@ -71,7 +72,7 @@ def _stage1(model: Model, inputs: Tensors) -> Edit:
         concepts=(Concept(target="given"),),
         keep=(),
         seed=0,
-        base=Base(name=model.name, fingerprint=model.fingerprint(changes)),
+        base=Base.of(model, tuple(changes)),
         versions={},
     )
     return Edit((Component(Dense(changes), provenance),))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from expunge import Edit, ExpungeError, Model, load, prior
+from expunge import Edit, ExpungeError, Model, load
 from expunge.cli import main
 from expunge.models import Condition
-from expunge.prior import Prior
+from expunge.prior import Prior, sums
+from expunge.prior.legacy import imported
 
 CAPTIONS = tuple(
     f"a {first} of a {second}"
@@ -42,7 +43,7 @@ def old_cache(model: Model, total: torch.Tensor, path: Path) -> dict[str, torch.
 
 
 def test_it_is_the_sum_over_all_rows(pico: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prior, "BATCH", 5)
+    monkeypatch.setattr(sums, "BATCH", 5)
     captions = (*CAPTIONS, CAPTIONS[0])
     made = Prior.of(pico, captions)
     slow = torch.zeros(32, 32, dtype=torch.float64)
@@ -57,8 +58,8 @@ def test_it_is_the_sum_over_all_rows(pico: Model, monkeypatch: pytest.MonkeyPatc
 def test_stopped_and_resumed_gives_the_same_sum(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prior, "BATCH", 2)
-    monkeypatch.setattr(prior, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(sums, "BATCH", 2)
+    monkeypatch.setattr(sums, "SAVE_EVERY", 0.0)
     whole, state = Prior.of(pico, CAPTIONS), tmp_path / "state.safetensors"
     real, calls = pico.encode, []
 
@@ -82,7 +83,7 @@ def test_stopped_and_resumed_gives_the_same_sum(
 def test_a_state_of_other_prompts_is_refused(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prior, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(sums, "SAVE_EVERY", 0.0)
     Prior.of(pico, CAPTIONS, checkpoint=tmp_path / "state.safetensors")
     with pytest.raises(ExpungeError, match="a run with other prompts"):
         Prior.of(pico, CAPTIONS[1:], checkpoint=tmp_path / "state.safetensors")
@@ -116,7 +117,7 @@ def test_other_files_are_refused(made: Prior, tmp_path: Path) -> None:
     save_file({"gram": made.gram}, path)
     with pytest.raises(ExpungeError, match="no record inside"):
         Prior.load(path)
-    save_file({"gram": made.gram}, path, metadata={prior.HEADER: '{"metadata": {"count": 0}}'})
+    save_file({"gram": made.gram}, path, metadata={sums.HEADER: '{"metadata": {"count": 0}}'})
     with pytest.raises(ExpungeError, match="wrong record: text_encoder: Field required"):
         Prior.load(path)
     Prior(made.gram[:3], made.metadata).save(path)
@@ -142,11 +143,11 @@ def test_another_text_encoder_is_refused(made: Prior, pico_folder: Path, other: 
 
 def test_an_old_cache_is_imported(pico: Model, made: Prior, tmp_path: Path) -> None:
     old_cache(pico, made.gram, tmp_path / "cache.pt")
-    imported = Prior.legacy(tmp_path / "cache.pt", pico)
-    assert torch.allclose(imported.gram, made.gram, rtol=1e-6)
-    assert imported.metadata.prompts is None
-    assert imported.metadata.count == pytest.approx(len(CAPTIONS), abs=1)
-    imported.check(pico)
+    found = imported(tmp_path / "cache.pt", pico)
+    assert torch.allclose(found.gram, made.gram, rtol=1e-6)
+    assert found.metadata.prompts is None
+    assert found.metadata.count == pytest.approx(len(CAPTIONS), abs=1)
+    found.check(pico)
 
 
 def test_values_come_before_keys_and_the_middle_last(pico: Model) -> None:
@@ -167,22 +168,22 @@ class Payload:
 def test_what_is_no_old_cache_is_refused(pico: Model, made: Prior, tmp_path: Path) -> None:
     path = tmp_path / "cache.pt"
     with pytest.raises(ExpungeError, match="no such cache"):
-        Prior.legacy(path, pico)
+        imported(path, pico)
     torch.save({"0_for_mat1": Payload()}, path)
     with pytest.raises(ExpungeError, match="can't be read as a plain torch file"):
-        Prior.legacy(path, pico)
+        imported(path, pico)
     path.write_text("nothing")
     with pytest.raises(ExpungeError, match="can't be read as a plain torch file"):
-        Prior.legacy(path, pico)
+        imported(path, pico)
     torch.save([1, 2], path)
     with pytest.raises(ExpungeError, match="not a torch file of named tensors"):
-        Prior.legacy(path, pico)
+        imported(path, pico)
     cache = old_cache(pico, made.gram, path)
 
     def refused(message: str, **changed: torch.Tensor) -> None:
         torch.save({**cache, **changed}, path)
         with pytest.raises(ExpungeError, match=message):
-            Prior.legacy(path, pico)
+            imported(path, pico)
 
     refused("17 tensors; a cache of this model has the 16 tensors", more=made.gram)
     refused("0_for_mat2 and 3_for_mat2 differ", **{"3_for_mat2": 1.01 * cache["3_for_mat2"]})

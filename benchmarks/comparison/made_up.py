@@ -11,7 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from expunge import Model, load, testing
 from expunge.algebra.ridge import gram
 from expunge.models import Condition
-from expunge.prior import Metadata, Prior
+from expunge.prior import Prior
+from expunge.prior.sums import Metadata
 
 
 def sd14(folder: Path) -> Model:

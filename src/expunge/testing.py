@@ -27,7 +27,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from expunge.concepts import Concept
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes
 from expunge.models import Model
@@ -196,7 +197,7 @@ def membrane(
         concepts=(concept,),
         keep=(),
         seed=seed,
-        base=Base(name=model.name, fingerprint=model.fingerprint(names)),
+        base=Base.of(model, names, reads_text=True),
         versions={},
     )
     return Edit((Component(payload, record),))

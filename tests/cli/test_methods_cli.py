@@ -63,7 +63,7 @@ def test_defaults_are_written_as_they_are_set(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     rows = [line.split()[:2] for line in printed(capsys, "mace").splitlines()]
-    for row in (["lamb", "0.5"], ["prior", "null"], ["focal", "true"], ["contexts", "[]"]):
+    for row in (["lamb", "0.5"], ["prior", "default"], ["focal", "true"], ["contexts", "[]"]):
         assert row in rows
     assert ["attributes", "required"] in [
         line.split()[:2] for line in printed(capsys, "uce-debias").splitlines()

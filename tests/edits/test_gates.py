@@ -11,7 +11,8 @@ from torch import Tensor
 
 from expunge import Edit, Model, erase
 from expunge.edits import installed
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.gates import Addition, Tokens
 from expunge.errors import ExpungeError
 from expunge.formats import lora, merged, published
@@ -23,6 +24,7 @@ class Lift:
     """Adds ``strength`` times the mean of the first row of the conditions."""
 
     form: ClassVar[str] = "lift"
+    reads_text: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = True
     names: tuple[str, ...]
     strength: Tensor
@@ -53,7 +55,7 @@ def edit(model: Model, strength: float = 0.5) -> Edit:
         concepts=(),
         keep=(),
         seed=0,
-        base=Base(name=model.name, fingerprint=model.fingerprint(names)),
+        base=Base.of(model, names, reads_text=True),
         versions={},
     )
     return Edit((Component(Lift(names, torch.tensor(strength)), provenance),))

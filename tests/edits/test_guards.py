@@ -11,7 +11,8 @@ from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.edits.applied import Applied
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.negative_prompt import NegativePrompt
 from expunge.formats import cpe, lora, merged, published, spm
 from expunge.formats.approximate import approximated
@@ -32,9 +33,7 @@ def negative(model: Model, words: str = WORDS) -> Edit:
         concepts=(Concept(target=words, kind="style"),),
         keep=(),
         seed=0,
-        base=Base(
-            name=model.name, fingerprint=model.fingerprint(()), text=model.text_fingerprint()
-        ),
+        base=Base.of(model, (), reads_text=True),
         versions={},
     )
     payload = NegativePrompt(model.unconditional(), model.condition([words]))

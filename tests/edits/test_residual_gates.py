@@ -8,7 +8,8 @@ from torch import Tensor
 
 from expunge import Edit, ExpungeError, Model
 from expunge.edits import residual_gates
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.gates import Gate
 from expunge.edits.residual_gates import ResidualGates, openings
 
@@ -159,7 +160,7 @@ def edit(model: Model, gates: ResidualGates) -> Edit:
         concepts=(),
         keep=(),
         seed=0,
-        base=Base(name=model.name, fingerprint=model.fingerprint(gates.names)),
+        base=Base.of(model, gates.names, reads_text=True),
         versions={},
     )
     return Edit((Component(gates, provenance),))

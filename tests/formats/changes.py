@@ -5,7 +5,8 @@ from torch import Tensor
 
 from expunge import Edit, Model
 from expunge.edits import Component, Payload
-from expunge.edits.component import Base, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Provenance
 
 
 def edit_of(payload: Payload, model: Model) -> Edit:
@@ -16,7 +17,7 @@ def edit_of(payload: Payload, model: Model) -> Edit:
         concepts=(),
         keep=(),
         seed=0,
-        base=Base(name=model.name, fingerprint=model.fingerprint(payload.names)),
+        base=Base.of(model, payload.names, payload.reads_text),
         versions={},
     )
     return Edit((Component(payload, record),))

@@ -32,6 +32,7 @@ class Linear:
     """A gate that is no gate: it adds ``N x``, which weights can do exactly."""
 
     form: ClassVar[str] = "linear"
+    reads_text: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = True
     names: tuple[str, ...]
     matrices: Mapping[str, Tensor]

@@ -109,3 +109,11 @@ def test_words_are_named_as_wholes():
     assert names("two churches", ["church"], plural=True)
     assert not names("two churches", ["church"])
     assert not names("anything", [])
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_training_learns_though_its_caller_needs_no_gradients(pico, off):
+    settings = {"iterations": 2, "batch_size": 1}
+    with off():
+        made = erase(pico, "dog", "spm", **settings)
+    assert made.id == erase(pico, "dog", "spm", **settings).id

@@ -379,9 +379,15 @@ def test_presets_are_the_released_settings_and_what_is_given_goes_first(pico: Mo
     ("values", "message"),
     [
         ({"preset": "celebrity-7"}, "preset: mace has no 'celebrity-7'; did you mean celebrity-"),
-        ({"preset": "artist-100"}, "train_preserve_scale: weighs a prior; give one"),
-        ({"train_preserve_scale": 1.0}, "train_preserve_scale: weighs a prior; give one"),
-        ({"fuse_preserve_scale": 1.0}, "fuse_preserve_scale: weighs a prior; give one"),
+        ({"preset": "artist-100", "prior": None}, "train_preserve_scale: weighs a prior; give one"),
+        (
+            {"train_preserve_scale": 1.0, "prior": "none"},
+            "train_preserve_scale: weighs a prior; give one",
+        ),
+        (
+            {"fuse_preserve_scale": 1.0, "prior": "none"},
+            "fuse_preserve_scale: weighs a prior; give one",
+        ),
         ({"preserve_weight": 1.0}, "preserve_weight: weighs a domain; give one"),
         ({"rank": -1}, "rank"),
         ({"contexts": ["a photo"]}, "must hold {} once"),
@@ -402,7 +408,7 @@ def test_a_wrong_setting_is_named(pico: Model, values: dict[str, object], messag
 def test_what_can_not_be_kept_is_not_dropped_silently(pico: Model) -> None:
     known = priors(pico)
     with pytest.raises(ExpungeError, match="domain: goes beside a prior"):
-        configured("mace", domain=known["domain"])
+        configured("mace", domain=known["domain"], prior=None)
     with pytest.raises(ExpungeError, match="train_preserve_scale: the released value differs"):
         configured("mace", fidelity="original", prior=known["prior"])
     policy = Policy(erase=(GHOST,), keep=("dog",))

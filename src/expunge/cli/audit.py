@@ -25,6 +25,7 @@ from expunge.evaluation.audit import Outlook, asking, outlook
 from expunge.evaluation.audit import audit as measure
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import Options
+from expunge.files import check_output
 from expunge.models import load
 from expunge.progress import shown
 from expunge.report.card import CARD, CERTIFICATE, write_card, write_certificate
@@ -117,6 +118,8 @@ def audit(
     console = Console(highlight=False)
     policy, edits = concepts.to_policy(), [Edit.load(path) for path in edit]
     whole = reduce(add, edits) if edits else None
+    if output and not dry_run:
+        check_output(output, folder=True)
     subject = load(model)
     folder = output or Path(f"runs/audit-{subject.fingerprint()[:12]}")
     arguments = {**asked.arguments(), "sampler": sampling.sampler_for(asked.suite)}

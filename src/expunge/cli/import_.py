@@ -11,7 +11,8 @@ from expunge.concepts import Concept, Kind, explain
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Metric, Rule
 from expunge.errors import ExpungeError
-from expunge.formats import cpe, published, spm
+from expunge.files import check_output
+from expunge.formats import adapters, cpe, published, spm
 from expunge.formats.writing import safetensors_file
 from expunge.models import load
 
@@ -34,8 +35,9 @@ def import_(
     ----------
     file:
         A UNet state dict (.pt of UCE 2023, RECE or ESD), a safetensors file of edited parameters
-        (UCE 2025), a diffusers UNet folder (TRCE), or a file of SPM's or CPE's, or a folder of
-        such files.
+        (UCE 2025), a diffusers UNet folder (TRCE), a whole model in a single file, a LoRA
+        (kohya's, LECO's, PEFT's, diffusers'), or a file of SPM's or CPE's, or a folder of such
+        files.
     output:
         The edit file to write, e.g. published.safetensors.
     model:
@@ -53,6 +55,7 @@ def import_(
         Factor of that closeness.
     """
     safetensors_file(output)
+    check_output(output, file)
     acts = {"rule": rule, "metric": metric, "strength": strength}
     given: dict[str, Any] = {name: value for name, value in acts.items() if value is not None}
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -66,9 +69,12 @@ def import_(
     elif cpe.recognised(file):
         edit = cpe.load(file, load(model), _concepts(concept, kind), kind)
         told = edit.summary()
+    elif kind and not concept:
+        raise ExpungeError("--kind: name the --concept that it is about")
+    elif adapters.recognised(file):
+        edit = adapters.load(file, load(model), _concepts(concept, kind))
+        told = edit.summary()
     else:
-        if kind and not concept:
-            raise ExpungeError("--kind: name the --concept that it is about")
         edit = published.load(file, load(model), _concepts(concept, kind))
         told = _found(edit, model)
     edit.save(output)

@@ -15,7 +15,13 @@ from expunge.generation.sampler import Sampler, SchedulerName
 from expunge.methods import settings
 from expunge.texts import parse_yaml
 
-ModelName = Annotated[str, Parameter(help='"emoji", a folder, or a Hugging Face id.')]
+ModelName = Annotated[
+    str,
+    Parameter(
+        help='"emoji", a folder, a Hugging Face id, or a single file with a model of its kind, '
+        "FILE@FOLDER."
+    ),
+]
 EditedModelName = Annotated[
     str,
     Parameter(

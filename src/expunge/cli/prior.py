@@ -7,9 +7,11 @@ from rich.console import Console
 from expunge.cli import resumable
 from expunge.cli.options import ModelName
 from expunge.errors import ExpungeError
+from expunge.files import check_output
 from expunge.models import load
 from expunge.models.window import remark
 from expunge.prior import Prior
+from expunge.prior.legacy import imported
 from expunge.progress import shown
 from expunge.prompts.lists import captions
 
@@ -40,11 +42,12 @@ def prior(
     """
     if output.suffix != ".safetensors":
         raise ExpungeError(f"--output {output}: a prior is a .safetensors file")
+    check_output(output, *filter(None, [legacy]))
     console = Console(stderr=True)
     if prompts and not legacy:
         made = _summed(console, prompts, model, output)
     elif legacy and not prompts:
-        made = Prior.legacy(legacy, load(model))
+        made = imported(legacy, load(model))
     else:
         raise ExpungeError("give the captions either with --prompts FILE or with --legacy FILE")
     made.save(output)

@@ -35,6 +35,7 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
         ExpungeError: the model is edited already, or a method is given without a policy.
     """
     check_unedited(model, "the facts are of the base")
+    model.check_draws()
     if method and not policy:
         raise ExpungeError(f"{method.name}: what it changes depends on what is erased; name it")
     found = Diagnosis(model=anatomy(model), pace=measure(model))

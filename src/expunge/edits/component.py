@@ -6,35 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict
 
 from expunge.concepts import Concept
+from expunge.edits.base import Base
 from expunge.edits.payloads import Payload
 from expunge.files import digest
-
-
-class Base(BaseModel):
-    """The model that an edit was made for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """The user's name for it: ``emoji``, a folder, or a hub id."""
-    fingerprint: str
-    """SHA-256 of the parameters that the edit changes (see ``Model.fingerprint``)."""
-    text: str = ""
-    """SHA-256 of the text encoders, for guards, which change no parameter."""
-
-    @model_serializer(mode="wrap")
-    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without an empty ``text``: the ids of edits depend on every entry."""
-        record: dict[str, Any] = write(self)
-        return {key: value for key, value in record.items() if key != "text" or value}
 
 
 class Provenance(BaseModel):
@@ -58,7 +35,14 @@ class Component:
     """One computed change with its provenance; an edit is one or several of them."""
 
     payload: Payload
+    """On the CPU, wherever it was made: so edits add up, and applying one takes what it needs."""
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        tensors = self.payload.tensors()
+        if any(tensor.device.type != "cpu" for tensor in tensors.values()):
+            here = {name: tensor.cpu() for name, tensor in tensors.items()}
+            object.__setattr__(self, "payload", type(self.payload).of(self.payload.names, here))
 
     @cached_property
     def id(self) -> str:

@@ -155,7 +155,7 @@ class Edit:
         """
         bases = {(part.payload.names, part.provenance.base): part for part in self.components}
         for component in bases.values():  # parts of the same layers are checked once
-            _check_base(component, model)
+            component.provenance.base.check(model, component.payload.names)
 
     def apply(self, model: Model) -> None:
         """Change the model's weights in place.
@@ -217,26 +217,6 @@ class Edit:
         if edit.id != identity:
             raise ExpungeError(f"{path}: the content doesn't match its id; the file was changed")
         return edit
-
-
-def _check_base(component: Component, model: Model) -> None:
-    names = component.payload.names
-    known = {name for name, _ in model.denoiser.named_parameters()}
-    base = component.provenance.base
-    if base.text and model.text_fingerprint() != base.text:
-        raise ExpungeError(
-            f"this edit was made for {base.name!r}, and {model.name!r} has another text encoder; "
-            "make the edit again for this model"
-        )
-    if missing := [name for name in names if name not in known]:
-        raise ExpungeError(
-            f"this edit was made for {base.name!r}, and {model.name!r} has no {missing[0]!r}"
-        )
-    if model.fingerprint(names) != base.fingerprint:
-        raise ExpungeError(
-            f"this edit was made for {base.name!r}, and the weights of {model.name!r} differ "
-            "from it; load the base it was made for, or make the edit again for this model"
-        )
 
 
 def _check_payloads(components: tuple[Component, ...]) -> None:

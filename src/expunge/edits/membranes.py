@@ -39,6 +39,7 @@ class Membranes:
     """
 
     form: ClassVar[str] = "membranes"
+    reads_text: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = True
 
     up: Mapping[str, Tensor]

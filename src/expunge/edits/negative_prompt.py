@@ -25,6 +25,7 @@ class NegativePrompt:
     """
 
     form: ClassVar[str] = "negative_prompt"
+    reads_text: ClassVar[bool] = True
 
     empty: Condition
     """What guidance leads away from without this guard: one prompt."""

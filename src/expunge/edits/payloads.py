@@ -19,6 +19,11 @@ class Payload(Protocol):
     form: ClassVar[str]
 
     @property
+    def reads_text(self) -> bool:
+        """Whether it holds numbers of the text encoder, and is wrong with another one."""
+        ...
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The parameters that it changes, or the weights of the modules that it acts on."""
         ...
@@ -55,6 +60,7 @@ class SharedMatrix:
     """Every matrix ``W`` becomes ``W (I + left^T right)``; both factors ``[rows, width]``."""
 
     form: ClassVar[str] = "shared_matrix"
+    reads_text: ClassVar[bool] = True
     names: tuple[str, ...]
     left: Tensor
     right: Tensor
@@ -92,6 +98,7 @@ class LowRank:
     """
 
     form: ClassVar[str] = "low_rank"
+    reads_text: ClassVar[bool] = False
     up: Mapping[str, Tensor]
     down: Mapping[str, Tensor]
 
@@ -128,6 +135,7 @@ class Dense:
     """Each parameter gets its own change, stored whole."""
 
     form: ClassVar[str] = "dense"
+    reads_text: ClassVar[bool] = False
     changes: Mapping[str, Tensor]
 
     @property
@@ -161,6 +169,10 @@ class Sum:
     def __post_init__(self) -> None:
         if not self.parts or any(set(part.names) != set(self.names) for part in self.parts):
             raise ExpungeError("the parts of a sum must change the same parameters")
+
+    @property
+    def reads_text(self) -> bool:
+        return any(part.reads_text for part in self.parts)
 
     @property
     def names(self) -> tuple[str, ...]:

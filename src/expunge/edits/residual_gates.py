@@ -71,6 +71,7 @@ class ResidualGates:
     """The gates of one concept or of many, for keys and values of the cross-attention."""
 
     form: ClassVar[str] = "residual_gates"
+    reads_text: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = False
 
     names: tuple[str, ...]

@@ -116,6 +116,7 @@ def outlook(
     Raises:
         ExpungeError: the edit isn't for this model, or the judge not for its pictures.
     """
+    model.check_draws()
     check_size(asked.judge, model, asked.plans[0].suite)
     asked, cuts = asked.as_read_by(model)
     wanted = requests(asked.shots)

@@ -1,7 +1,6 @@
 """Draw with a model and its base on the same seeds, judge, measure, record."""
 
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -35,7 +34,7 @@ from expunge.evaluation.scoring import (
 )
 from expunge.evaluation.suite import NO_OPTIONS, SUITES, Judge, Options, Plan, Shot, Suite
 from expunge.evaluation.window import as_read
-from expunge.files import write_text
+from expunge.files import file_name, write_text
 from expunge.generation import Sampler
 from expunge.models import Model
 from expunge.versions import versions
@@ -162,6 +161,7 @@ def measured(
         ExpungeError: the edit isn't for this model, a picture is missing or a judge fails.
     """
     check_unedited(model, "the base is measured too")
+    model.check_draws()
     check_size(asked.judge, model, asked.plans[0].suite)
     asked, cuts = asked.as_read_by(model)
     judgements = Judgements(asked.judge, place)
@@ -191,6 +191,7 @@ def measured(
                 **_scored(asked, plan, pairs, judged_before, judged_after),
             )
         )
+    judgements.settle()
     return tuple(found)
 
 
@@ -245,7 +246,7 @@ def _scored(
 def _words(plan: Plan, plans: Sequence[Plan]) -> str:
     """The judge's name for the concept, or the concept's own if several share the judge's name."""
     shared = sum(other.label == plan.label for other in plans) > 1
-    return re.sub(r"[^\w.-]+", "-", plan.concept.target.lower() if shared else plan.label)
+    return file_name(plan.concept.target.lower() if shared else plan.label)
 
 
 def _protocol(model: Model, fingerprint: str, plan: Plan, asked: Question) -> Protocol:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from expunge.algebra.ridge import gram, solve
 from expunge.concepts import TEMPLATES, Concept, Policy
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.gates import Gate, gates_together
 from expunge.edits.payloads import Dense
@@ -86,7 +87,7 @@ def approximated(edit: Edit, model: Model) -> tuple[Edit, Gap]:
         concepts=tuple(dict.fromkeys(c for part in gated for c in part.provenance.concepts)),
         keep=tuple(dict.fromkeys(words for part in gated for words in part.provenance.keep)),
         seed=0,
-        base=Base(name=record.base.name, fingerprint=model.fingerprint(names)),
+        base=Base.of(model, names).model_copy(update={"name": record.base.name}),
         versions=record.versions,
     )
     plain = (part for part in edit.components if not isinstance(part.payload, Gate))

@@ -7,11 +7,15 @@ values in one tensor, in 2.x.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from expunge.errors import Unsupported
+
+UNET = "model.diffusion_model."
+"""How the names of the UNet's weights begin."""
 
 _FIXED = {
     "time_embed.0": "time_embedding.linear_1",
@@ -75,6 +79,22 @@ def ldm_names(names: Iterable[str], layers: int = 2) -> dict[str, str]:
     names = list(names)
     attentive = {found[1] for name in names if (found := re.match(r"up_blocks\.(\d+)\.att", name))}
     return {name: f"model.diffusion_model.{_ldm_name(name, layers, attentive)}" for name in names}
+
+
+def unet(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], config: Any
+) -> dict[str, Tensor]:
+    """The UNet of a single-file checkpoint by diffusers' names, of a model's ``shapes``.
+
+    What the model has no place for keeps its name.
+    """
+    ours = {theirs: name for name, theirs in ldm_names(shapes, config.layers_per_block).items()}
+    found = {}
+    for name in (name for name in weights if name.startswith(UNET)):
+        own, weight = ours.get(name, name), weights[name]
+        same = own in shapes and weight.numel() == shapes[own].numel()
+        found[own] = weight.reshape(shapes[own]) if same else weight
+    return found
 
 
 def _ldm_name(name: str, layers: int, attentive: set[str]) -> str:

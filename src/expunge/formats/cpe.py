@@ -11,6 +11,7 @@ with ``prompts`` (the concept), ``rank`` and ``alpha`` in the header. A layer's 
 by ``alpha / rank``. Files of one training are in folders named after their concepts.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.concepts import Concept, Kind, explain
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
@@ -84,7 +86,7 @@ def load(
         raise ExpungeError(f"{path}: {len(concepts)} concepts for {len(files)} files of one each")
     named = concepts or [_concept(file, kind) for file in files]
     names = model.select("cross_attention.kv")
-    base = Base(name=model.name, fingerprint=model.fingerprint(names))
+    base = Base.of(model, names, reads_text=True)
     return Edit(
         tuple(
             _component(file, gates(file.path, file.tensors, model), concept, base)
@@ -226,7 +228,7 @@ def _described(component: Component) -> tuple[str, Concept, ResidualGates]:
             "these gates have a key map of their own (tied=false), which programs that read this "
             "layout never use: they would erase something else"
         )
-    folder = "_".join(concepts[0].target.split()).replace("/", "_")
+    folder = re.sub(r"[/\0]|^\.+$", "_", "_".join(concepts[0].target.split()))
     return f"{folder}/expunge{ENDING}", concepts[0], payload
 
 

@@ -20,6 +20,7 @@ from expunge.formats.writing import (
     safetensors_file,
 )
 from expunge.models import Model
+from expunge.models.sources import WEIGHTS
 
 RECORD_FILE = "expunge.json"
 """Name of the file that records the edit, beside the merged model."""
@@ -75,10 +76,8 @@ def _check_unedited(model: Model) -> None:
 def stored_dtype(model: Model) -> torch.dtype:
     """The precision of the files that the UNet was loaded from, or else its current one."""
     names = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-    whole, first_part = "model.safetensors", "model-00001-of-*.safetensors"
-    for path in (
-        p for kind in (whole, first_part) for p in model.source.glob(f"diffusion_pytorch_{kind}")
-    ):
+    files = [path for path in model.source.glob("*.safetensors") if WEIGHTS.fullmatch(path.name)]
+    for path in sorted(files, key=lambda path: len(path.name)):
         with safe_open(path, framework="pt") as file:
             first = next(iter(file.keys()))
             return names.get(file.get_slice(first).get_dtype(), model.dtype)

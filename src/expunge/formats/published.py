@@ -20,20 +20,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.algebra.ridge import gram
 from expunge.concepts import Concept
 from expunge.edits.applied import check_unedited, edited_weights
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
 from expunge.files import PathLike, replacing, sha256
+from expunge.formats import compvis
 from expunge.formats.writing import check_plain, metadata, safetensors_file
 from expunge.models import Model
+from expunge.models.sources import variant
+from expunge.tensors import raw
 from expunge.versions import versions
 
 TOLERANCE = 2e-3
@@ -91,7 +94,7 @@ def load(path: PathLike, model: Model, concepts: Iterable[Concept] = ()) -> Edit
         concepts=tuple(concepts),
         keep=(),
         seed=0,
-        base=Base(name=model.name, fingerprint=model.fingerprint(payload.names)),
+        base=Base.of(model, payload.names, payload.reads_text),
         versions=versions(),
     )
     return Edit((Component(payload, provenance),))
@@ -109,11 +112,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:] == b"{":
-        try:
-            weights: dict[str, Tensor] = load_file(path)
-            return weights
-        except SafetensorError as error:
-            raise ExpungeError(f"{path}: a safetensors file, but cut short ({error})") from None
+        return raw(path)[1]
     if start.startswith((b"PK", b"\x80")):
         return _tensors(path, _unpickled(path, mmap=start.startswith(b"PK")))
     raise ExpungeError(f"{path}: neither a safetensors file nor one that torch saved")
@@ -126,7 +125,7 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
         raise ExpungeError(f"{path}: a whole pipeline; give its UNet, {path / 'unet'}")
     try:
         unet, info = UNet2DConditionModel.from_pretrained(
-            path, local_files_only=True, output_loading_info=True
+            path, variant=variant(path), local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -142,6 +141,9 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
 
 def _unpickled(path: Path, *, mmap: bool) -> Any:
     try:
+        if path.suffix == ".safetensors":  # by this name torch would take it for such a file
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
@@ -150,8 +152,9 @@ def _unpickled(path: Path, *, mmap: bool) -> Any:
             f"{path}: holds more than tensors ({reason}), and reading that could run code; get it "
             "as safetensors, or as a plain state dict from someone you trust"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ExpungeError(f"{path}: cut short or damaged ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # damaged pickles raise whatever they like
+        told = (str(error) or type(error).__name__).partition("\n")[0][:200]
+        raise ExpungeError(f"{path}: cut short or damaged ({told})") from None
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
@@ -176,14 +179,12 @@ def _checked(path: PathLike, weights: Mapping[str, Tensor], model: Model) -> dic
     shapes = {name: weight.shape for name, weight in model.denoiser.named_parameters()}
     if not weights:
         raise ExpungeError(f"{path}: holds no tensor")
+    if any(name.startswith(compvis.UNET) for name in weights):
+        weights = compvis.unet(weights, shapes, model.networks["unet"].config)
     if foreign := [name for name in weights if name not in shapes]:
-        original = foreign[0].startswith(("model.diffusion_model.", "first_stage_model."))
-        hint = (
-            "; this is the original LDM layout, convert it to diffusers first" if original else ""
-        )
         raise ExpungeError(
             f"{path}: {len(foreign)} of {len(weights)} tensors aren't of the UNet of "
-            f"{model.name!r}, e.g. {foreign[0]!r}{hint}"
+            f"{model.name!r}, e.g. {foreign[0]!r}"
         )
     for name, weight in weights.items():
         if weight.shape != shapes[name]:

@@ -7,7 +7,8 @@ is: those are settings of the drawing program.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.concepts import Concept, Kind
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes, Metric, Rule
 from expunge.errors import ExpungeError
@@ -70,10 +72,17 @@ def load(
     if not recognised(path):
         raise ExpungeError(f"{path}: no SPM file (kohya's names, and 'prompts' in the header)")
     acts: dict[str, Any] = {"rule": rule, "metric": metric, "strength": strength}
-    return Edit(tuple(_component(file, model, kind, acts) for file in _files(path)))
+    base = cache(partial(Base.of, model, reads_text=True))
+    return Edit(tuple(_component(file, model, kind, acts, base) for file in _files(path)))
 
 
-def _component(file: Path, model: Model, kind: Kind | None, acts: dict[str, Any]) -> Component:
+def _component(
+    file: Path,
+    model: Model,
+    kind: Kind | None,
+    acts: dict[str, Any],
+    base: Callable[[tuple[str, ...]], Base],
+) -> Component:
     found = read(file, model)
     payload = Membranes.made(
         found.up,
@@ -88,7 +97,7 @@ def _component(file: Path, model: Model, kind: Kind | None, acts: dict[str, Any]
         concepts=tuple(Concept(target=words, kind=kind or "object") for words in found.phrases),
         keep=(),
         seed=0,
-        base=Base(name=model.name, fingerprint=model.fingerprint(payload.names)),
+        base=base(payload.names),
         versions=versions(),
     )
     return Component(payload, provenance)

@@ -33,6 +33,8 @@ LatentSize = tuple[int, int]
 
 _LATENT_PIXELS = {"cpu": 4 * 16 * 16, "cuda": 4 * 64 * 64}
 """Latent pixels to draw at once: about the fewest that keep such a device busy."""
+LARGEST = 16
+"""How many times larger than the model's own size the side of a picture may be."""
 _SMALL = 2 * 16 * 16
 """A picture with at most this many latent pixels is best drawn by one CPU thread."""
 
@@ -65,6 +67,7 @@ def sample(
         ExpungeError: a size that the model can't draw, too many steps, or a picture that became
             infinite or NaN.
     """
+    model.check_draws()
     texts, pending = _Texts(model), deque[Future[Drawn]]()
     with model.lock, _pool(model) as (pool, workers):
         for size, alike in groupby(requests, key=lambda request: latent_size(model, request)):
@@ -101,11 +104,18 @@ def latent_size(model: Model, request: ImageRequest) -> LatentSize:
     """Height and width of a request's latents.
 
     Raises:
-        ExpungeError: its size in pixels is no multiple of what the model needs.
+        ExpungeError: its size in pixels is no multiple of what the model needs, or so large that
+            it would only exhaust the memory.
     """
     (height, width), (_, rows, _) = model.image_size, model.latent_shape
     factor = height // rows
+    largest = LARGEST * max(height, width)
     height, width = request.height or height, request.width or width
+    if max(height, width) > largest:
+        raise ExpungeError(
+            f"case {request.case_number}: {height}×{width} pixels; with this model at most "
+            f"{largest} a side"
+        )
     if height % factor or width % factor:
         raise ExpungeError(
             f"case {request.case_number}: {height}×{width} pixels; this model draws "

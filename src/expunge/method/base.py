@@ -15,7 +15,7 @@ from typing import (
 
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
-from typing_extensions import TypeVar
+from typing_extensions import Self, TypeVar
 
 from expunge.concepts import Concept, Policy
 from expunge.edits.payloads import Payload
@@ -141,6 +141,10 @@ class Method(Named):
         if contexts is None or self.fidelity == "original":
             return policy.kept
         return policy.kept_prompts(contexts)
+
+    def settled(self, model: Model) -> Self:
+        """The same settings, with those read out that depend on the model."""
+        return self
 
     @property
     def needed(self) -> frozenset[Need]:

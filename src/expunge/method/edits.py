@@ -1,12 +1,13 @@
 """Making an edit from a method's parts."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from expunge.concepts import Policy
-from expunge.edits.component import Base, Component, Provenance
+from expunge.edits.base import Base
+from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.payloads import Change, Payload
@@ -40,7 +41,7 @@ def edit_of(
     """
     for part in parts:
         _check_changes(method, model, part)
-    fingerprint = cache(model.fingerprint)
+    base = cache(partial(Base.of, model))
 
     def component(part: Part) -> Component:
         provenance = Provenance(
@@ -49,11 +50,7 @@ def edit_of(
             concepts=part.concepts,
             keep=policy.kept,
             seed=seed,
-            base=Base(
-                name=model.name,
-                fingerprint=fingerprint(part.payload.names),
-                text="" if part.payload.names else model.text_fingerprint(),
-            ),
+            base=base(part.payload.names, part.payload.reads_text),
             steps=steps,
             versions=versions(),
         )

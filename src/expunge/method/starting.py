@@ -45,21 +45,22 @@ class Starting(Method):
     """What to start from: an edit file, or a published model as "expunge import" reads it. Default:
     the base, with this method's own first stage."""
 
-    def started(self, model: Model) -> Self:
-        """The method with ``start`` as an edit of this model.
+    def settled(self, model: Model) -> Self:
+        """The same settings, with ``start`` as an edit of this model.
 
         Raises:
             ExpungeError: it is of another model, or holds gates or guards.
         """
+        settled = super().settled(model)
         if self.start is None:
-            return self
+            return settled
         edit = self.start if isinstance(self.start, Edit) else published.load(self.start, model)
         if edit.gated or edit.guarded:
             raise ExpungeError(
                 f"start: {edit.id} holds gates or guards, and only changed weights can be continued"
             )
         edit.check_base(model)
-        return self.model_copy(update={"start": edit})
+        return settled.model_copy(update={"start": edit})
 
     def start_edit(self, model: Model) -> Edit | None:
         """The edit to start from, if one is given.
@@ -67,7 +68,7 @@ class Starting(Method):
         Raises:
             ExpungeError: it is of another model, or holds gates or guards.
         """
-        start = self.started(model).start
+        start = self.settled(model).start
         assert not isinstance(start, Path)
         return start
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import ValidationError
 
 from expunge.concepts import Concept, Policy, explain
@@ -60,6 +61,8 @@ def configured(name: str, **values: Any) -> Method:
         raise ExpungeError(f"{name}: {explain(error)} (settings: {fields})") from None
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def erase(
     model: Model,
     concepts: str | Concept | Policy | Iterable[str | Concept],
@@ -97,11 +100,12 @@ def erase(
     chosen = configured(method, **values) if isinstance(method, str) else method
     check_unedited(model, "edits are made for the base")
     chosen.check_family(model)
+    if chosen.needed - {"text"}:
+        model.check_draws()
     if chosen.fidelity == "original":
         _check_released(chosen, policy)
     policy = checked(model, chosen, policy)
-    if isinstance(chosen, Starting):
-        chosen = chosen.started(model)
+    chosen = chosen.settled(model)
     if isinstance(chosen, Trained):
         from expunge.training.loop import train
 

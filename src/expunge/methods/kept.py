@@ -1,14 +1,20 @@
 """The embeddings of prompts to keep, in the form that each kind of method needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
+import torch
+from pydantic import model_validator
 from torch import Tensor
+from typing_extensions import Self
 
-from expunge.algebra.ridge import kept_rows
+from expunge.algebra.ridge import gram, kept_rows
 from expunge.concepts import Context, Policy
+from expunge.edits.ridge import Stays
 from expunge.errors import ExpungeError
+from expunge.method.base import Method
 from expunge.models import Model
-from expunge.prior import mean_moment
+from expunge.prior import PriorSetting, everyday_prior, is_everyday, left_out, mean_moment
 
 PROMPTS = 64
 """Number of prompts encoded at a time."""
@@ -30,6 +36,72 @@ def kept_count(name: str, size: int, share: float) -> int:
     return min(size - 1, max(1, round(size * share)))
 
 
+class KeepsPrior(Method):
+    """A method that keeps ordinary prompts, though nobody names them."""
+
+    released_prior: ClassVar[bool] = False
+    """Whether the released program keeps the prompts of a file."""
+
+    prior: PriorSetting = "default"
+    """Ordinary prompts that stay: ``default`` for everyday ones, without those that name what is
+    erased; ``none``; or a file written by ``expunge prior``."""
+
+    @classmethod
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An original run has no prior unless it is given one."""
+        return {"prior": None, **super().with_released(values)}
+
+    @model_validator(mode="after")
+    def _prior_known(self) -> Self:
+        ours = self.prior == "default" or (self.prior is not None and not self.released_prior)
+        if self.fidelity == "original" and ours:
+            raise ValueError('prior: only with fidelity="corrected"')
+        return self
+
+    def settled(self, model: Model) -> Self:
+        """The same settings, with the default prior in place."""
+        if self.prior != "default":
+            return self
+        return self.model_copy(update={"prior": everyday_prior(model)})
+
+    def staying(self, model: Model, policy: Policy, named: Tensor, weight: float) -> Stays:
+        """What stays: the named rows ``[kept, width]``, and the prior.
+
+        Args:
+            model: the model that is edited.
+            policy: what is erased; everyday prompts that name it don't stay.
+            named: rows of what the policy keeps, times the root of their weight.
+            weight: that of a prompt of the average prior.
+
+        Raises:
+            ExpungeError: the prior is of another text encoder.
+        """
+        prior = self.settled(model).prior
+        if prior is None or prior == "default" or not weight:
+            return Stays(named)
+        prior.check(model)
+        phrases = [phrase for concept in policy.erase for phrase in concept.phrases]
+        out = left_out(model, prior, phrases)
+        total = gram(named) + weight * prior.mean.to(named.device)
+        out = out and out.scaled(weight / prior.metadata.count)
+        return Stays.summed(total, out, rounded=is_everyday(prior))
+
+    def kept_words(
+        self, model: Model, policy: Policy, contexts: tuple[Context, ...], scale: float
+    ) -> dict[str, Tensor]:
+        """The mean Gram matrix ``kept_words`` of what to keep, ``[width, width]`` float32.
+
+        The prompts that are named and the prior weigh the same. Empty if there is neither, or with
+        a weight ``scale`` of 0.
+        """
+        prompts = policy.kept_prompts(contexts) if scale else ()
+        parts = [mean_moment(model, prompts)] if prompts else []
+        nothing = torch.zeros(0, model.text_width, dtype=torch.float64, device=model.device)
+        if scale and len(rows := self.staying(model, policy, nothing, 1.0).rows):
+            parts.append(gram(rows).float())
+        return {"kept_words": torch.stack(parts).mean(0)} if parts else {}
+
+
 def kept_with_empty(policy: Policy, contexts: tuple[Context, ...]) -> tuple[str, ...]:
     """The empty prompt and everything that a policy keeps, bare and in sentences, each once."""
     return tuple(dict.fromkeys(("", *policy.kept_prompts(contexts))))
@@ -48,14 +120,3 @@ def weighed_rows(
     """
     blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
     return kept_rows((encode(block) for block in blocks), weight, width)
-
-
-def kept_words(
-    model: Model, policy: Policy, contexts: tuple[Context, ...], scale: float
-) -> dict[str, Tensor]:
-    """The mean Gram matrix ``kept_words`` of the embeddings to keep, ``[width, width]``.
-
-    Empty if nothing is to be kept, or with a weight ``scale`` of 0.
-    """
-    prompts = policy.kept_prompts(contexts) if scale else ()
-    return {"kept_words": mean_moment(model, prompts)} if prompts else {}

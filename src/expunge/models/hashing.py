@@ -1,12 +1,143 @@
-"""Sums of weights that are alike for one model in several precisions."""
+"""What tells weights from others, in any precision: digests, each computed once, and samples.
 
+A digest is remembered by the *marks* of its tensors: sums of their bits, read as fast as memory
+gives them. So it costs a tenth when it is asked for again, whichever tensor holds the same numbers
+by then, and no way of writing into a tensor goes unnoticed, not even through ``.data``.
+"""
+
+import base64
 import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
 
+import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+HALF = (torch.float16,)
+"""How fingerprints round: once to half precision, whatever the weights are in."""
+BFLOAT16 = ((torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16, torch.float16))
+"""The same of these weights in bfloat16, taken from float32 or from float16 files: the second are
+rounded twice, which gives one in sixteen another value."""
 
-def update(total: "hashlib._Hash", name: str, value: Tensor) -> None:
-    """Add a tensor to a sum, rounded to half precision."""
-    total.update(f"{name}{tuple(value.shape)}".encode())
-    total.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+REMEMBERED = 256
+"""Digests that are kept."""
+WORDS = 512
+"""Words of eight bytes in a row of a mark's sums."""
+SAMPLED = 512
+"""Numbers of a sample, at least one of each tensor."""
+
+Named = Sequence[tuple[str, Tensor]]
+"""Tensors with their names."""
+
+
+class Roundings(BaseModel):
+    """What weights are in bfloat16, so that they are known again in another precision.
+
+    Weights in float32 tell exactly what they are in float16 and in bfloat16, so digests are
+    enough. Weights in float16 don't tell what the float32 ones are in bfloat16: half-way between
+    two numbers it may be either. There, numbers spread evenly through all tensors are compared.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bfloat16: tuple[str, str]
+    """Fingerprints of the same weights in bfloat16: taken from float32, and from float16."""
+    sample: str
+    """Numbers spread evenly through the tensors, float32 in base64."""
+
+    @classmethod
+    def of(cls, tensors: Named) -> "Roundings":
+        """Those of tensors by name."""
+        once, twice = (digest(tensors, precisions) for precisions in BFLOAT16)
+        each = max(1, SAMPLED // max(1, len(tensors)))
+        numbers = [_spread(value, each) for _, value in tensors]
+        sample = np.concatenate(numbers) if numbers else np.zeros(0, np.float32)
+        return cls(bfloat16=(once, twice), sample=base64.b64encode(sample.tobytes()).decode())
+
+    def rounded_alike(self, other: "Roundings") -> bool:
+        """Whether one may be the float16, the other the bfloat16 of the same float32 weights."""
+        one, two = self._numbers, other._numbers
+        return one.shape == two.shape and (_alike(one, two) or _alike(two, one))
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether the weights were rounded to bfloat16."""
+        return _is_in(self._numbers, torch.bfloat16)
+
+    @property
+    def _numbers(self) -> Tensor:
+        stored = np.frombuffer(base64.b64decode(self.sample), np.float32)
+        return torch.from_numpy(stored.copy())
+
+
+def _spread(value: Tensor, count: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    flat = value.detach().reshape(-1)
+    places = torch.arange(min(count, len(flat)), device=flat.device) * len(flat)
+    found: np.ndarray[tuple[int], np.dtype[np.float32]] = (
+        flat[places // max(1, min(count, len(flat)))].float().cpu().numpy()
+    )
+    return found
+
+
+def _alike(half: Tensor, brain: Tensor) -> bool:
+    """Whether numbers in float16 and others in bfloat16 may be roundings of the same."""
+    if not (_is_in(half, torch.float16) and _is_in(brain, torch.bfloat16)):
+        return False
+    step = (half.abs() * 2**-11).clamp(min=2**-25)  # half-precision numbers lie two steps apart
+    lowest, highest = ((half + side).bfloat16().float() for side in (-step, step))
+    return bool(((lowest <= brain) & (brain <= highest)).all())
+
+
+def _is_in(numbers: Tensor, precision: torch.dtype) -> bool:
+    return torch.equal(numbers.to(precision).float(), numbers)
+
+
+def digest(tensors: Named, precisions: Sequence[torch.dtype] = HALF) -> str:
+    """Hex SHA-256 of tensors and their names, rounded to one precision after the other."""
+    key = hashlib.sha256(repr(precisions).encode())
+    for name, value in tensors:
+        key.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        key.update(_mark(value.detach()))
+    with _lock:
+        if found := _known.get(key.digest()):
+            _known.move_to_end(key.digest())
+            return found
+    made = _hashed(tensors, precisions)
+    with _lock:
+        _known[key.digest()] = made
+        while len(_known) > REMEMBERED:
+            _known.popitem(last=False)
+    return made
+
+
+def _hashed(tensors: Named, precisions: Sequence[torch.dtype]) -> str:
+    total = hashlib.sha256()
+    for name, value in tensors:
+        total.update(f"{name}{tuple(value.shape)}".encode())
+        rounded = value.detach().cpu()
+        for precision in precisions:
+            rounded = rounded.to(precision)
+        total.update(_bytes(rounded).numpy().tobytes())
+    return total.hexdigest()
+
+
+_known: "OrderedDict[bytes, str]" = OrderedDict()
+_lock = Lock()
+
+
+def _mark(value: Tensor) -> bytes:
+    """Sums of a tensor's bits by rows and by columns, which no change leaves as they are."""
+    flat = _bytes(value)
+    whole = flat.numel() // (8 * WORDS) * 8 * WORDS
+    words = flat[:whole].view(torch.int64).view(-1, WORDS)
+    parts = (words.sum(0), words.sum(1), flat[whole:])
+    return b"".join(part.cpu().numpy().tobytes() for part in parts)
+
+
+def _bytes(value: Tensor) -> Tensor:
+    """The bits of a tensor, ``[bytes]``, at an address where words may begin."""
+    flat = value.contiguous().view(-1).view(torch.uint8)
+    return flat.clone() if flat.storage_offset() % 8 else flat

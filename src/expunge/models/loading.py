@@ -1,6 +1,7 @@
 """``load``: a model from a name, a folder, a hub id or a live pipeline."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 
 from expunge.errors import ExpungeError, Unsupported
+from expunge.models import sources
 from expunge.models.model import Model
+from expunge.models.sources import Source
 from expunge.registry import Registry
 
 FAMILIES: Registry[type[Model]] = Registry(
@@ -29,7 +32,11 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str = "auto",
 ) -> Model:
-    """A model from ``"emoji"`` (the bundled one), a folder, a hub id, or a live pipeline.
+    """A model from ``"emoji"`` (the bundled one), a folder, a file, a hub id, or a live pipeline.
+
+    Of a folder that has only the files of one variant (``fp16``), these are read; ``FOLDER@fp16``
+    names one of several. A single file (``.safetensors``, ``.ckpt``) needs a model of its kind for
+    the configuration, ``FILE@FOLDER``; our own exports name theirs.
 
     Args:
         source: a live pipeline is taken as it is, without a change of ``dtype`` or ``device``.
@@ -43,31 +50,59 @@ def load(
     """
     if not isinstance(source, str | os.PathLike):
         return _model(source, type(source).__name__)
-    from diffusers import DiffusionPipeline
-
-    place = str(source)
-    if place == "emoji":
-        from expunge.models.emoji import pipeline_path
-
-        folder = str(pipeline_path())
-    else:
-        folder = place
-    local = Path(folder).is_dir()
-    if not local and (Path(folder).exists() or folder.startswith((".", "/")) or "/" not in folder):
-        raise ExpungeError(
-            f"no model at {place!r}; give 'emoji', a folder with a model_index.json, or a hub id"
-        )
+    name = str(source)
+    found = sources.source(_folder(name))
     try:
         with quietly():
-            pipe = DiffusionPipeline.from_pretrained(
-                folder, dtype=dtype, local_files_only=local, safety_checker=None
-            )
-    except (OSError, ValueError, KeyError) as error:
+            pipe = _single(found, dtype) if found.single else _pretrained(found, dtype)
+    except pickle.UnpicklingError:
+        raise ExpungeError(
+            f"{name}: holds more than tensors, and reading that could run code; get the model as "
+            "safetensors"
+        ) from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ExpungeError(f"can't load the model {place!r}: {reason}") from error
+        raise ExpungeError(f"can't load the model {name!r}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
     where = _own_device() if device == "auto" else device
-    return _model(pipe.to(where), place)
+    return _model(pipe.to(where), name)
+
+
+def _folder(name: str) -> str:
+    """``emoji`` as the folder of the bundled model; any other name as it is."""
+    if name != "emoji":
+        return name
+    from expunge.models.emoji import pipeline_path
+
+    return str(pipeline_path())
+
+
+def _pretrained(source: Source, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(
+        source.place,
+        dtype=dtype,
+        variant=source.variant,
+        local_files_only=source.local,
+        safety_checker=None,
+    )
+
+
+def _single(source: Source, dtype: torch.dtype) -> Any:
+    """The pipeline of a single file, of the class that its configuration's folder names."""
+    import diffusers
+
+    config = _folder(source.base)
+    here = Path(config).expanduser()
+    known = diffusers.DiffusionPipeline.load_config(str(here) if here.is_dir() else config)
+    return getattr(diffusers, known["_class_name"]).from_single_file(
+        source.place,
+        config=str(here) if here.is_dir() else config,
+        torch_dtype=dtype,
+        local_files_only=here.is_dir(),
+        safety_checker=None,
+    )
 
 
 def _model(pipe: Any, name: str) -> Model:

@@ -1,6 +1,5 @@
 """What methods, edits and measurements need of a text-to-image pipeline, whatever its family."""
 
-import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from expunge.models import roles
 from expunge.models.attention import Look, Projections
 from expunge.models.calls import Answer, Call, DenoiserCall
 from expunge.models.condition import Condition
-from expunge.models.hashing import update
+from expunge.models.hashing import Roundings, digest
 from expunge.models.passes import Pass
 from expunge.models.process import Process
 from expunge.models.prompting import Prompting
@@ -140,6 +139,13 @@ class Model(Prompting):
         """Write the pipeline as it is now, as a diffusers folder."""
         self.pipe.save_pretrained(folder, safe_serialization=True)
 
+    def check_draws(self) -> None:
+        """Check that it can draw, or learn from what it draws, before either begins.
+
+        Raises:
+            Unsupported: it needs more than latents, a time and a prompt.
+        """
+
     # --- attention
 
     def attention_read(self, read: Callable[[Look], Tensor] | None = None) -> Any:
@@ -208,15 +214,19 @@ class Model(Prompting):
         Rounded, the half-precision and the full-precision file of one model agree. ``names``
         are parameters of the denoiser; without them the other networks count too.
         """
-        total = hashlib.sha256()
+        beside: list[tuple[str, Tensor]] = []
         if names is None:
             for part in self.parts:
-                for name, value in sorted(part.state_dict().items()):
-                    update(total, name, value)
-            names = [name for name, _ in self.denoiser.named_parameters()]
-        for name in sorted(names):
-            update(total, name, self.base_weight(name))
-        return total.hexdigest()
+                beside += sorted(part.state_dict().items())
+            names = roles.names(self.denoiser)
+        return digest([*beside, *self._base_weights(names)])
+
+    def roundings(self, names: Iterable[str]) -> Roundings:
+        """What tells base weights of the denoiser in bfloat16 from those of another model."""
+        return Roundings.of(self._base_weights(names))
+
+    def _base_weights(self, names: Iterable[str]) -> list[tuple[str, Tensor]]:
+        return [(name, self.base_weight(name)) for name in sorted(names)]
 
     @contextmanager
     def answered_by(self, answer: Answer) -> Iterator[None]:

@@ -1,6 +1,5 @@
 """From prompts to conditions: the half of a model that reads."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from expunge.errors import Unsupported
 from expunge.models.calls import Hear, Listening
 from expunge.models.condition import Condition
-from expunge.models.hashing import update
+from expunge.models.hashing import Roundings, digest
 from expunge.models.text import TextEncoder, TextInput
 from expunge.models.window import Cut
 
@@ -144,11 +143,18 @@ class Prompting(ABC):
 
         Without their names, which differ between versions of transformers.
         """
-        total = hashlib.sha256()
-        for encoder in self.text_encoders:
-            for value in encoder.network.parameters():
-                update(total, "", value)
-        return total.hexdigest()
+        return digest(self._text_weights())
+
+    def text_roundings(self) -> Roundings:
+        """What tells the text encoders in bfloat16 from others."""
+        return Roundings.of(self._text_weights())
+
+    def _text_weights(self) -> list[tuple[str, Tensor]]:
+        return [
+            ("", value.detach())
+            for encoder in self.text_encoders
+            for value in encoder.network.parameters()
+        ]
 
     def listen(self, hear: Hear) -> "Listening":
         """Tell ``hear`` of every text that is encoded from now on, by the pipeline too.

@@ -21,6 +21,9 @@ from expunge.errors import ExpungeError
 Roles = Mapping[str, str]
 """A family's selection for each role."""
 
+LEFT_OVER = {"to_qkv", "to_kv", "to_added_qkv"}
+"""Modules that diffusers makes to fuse projections; while they are in use, edits are refused."""
+
 
 def parameters(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, ...]:
     """Names of the parameters of a selection, in the order of the modules; perhaps none.
@@ -29,7 +32,16 @@ def parameters(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, 
         ExpungeError: a role is unknown, or the selection isn't written as one.
     """
     chosen = _chosen(denoiser, roles, selection)
-    return tuple(name for name, _ in denoiser.named_parameters() if name in chosen)
+    return tuple(name for name in names(denoiser) if name in chosen)
+
+
+def names(denoiser: nn.Module) -> tuple[str, ...]:
+    """Names of all parameters that it computes with, in the order of the modules.
+
+    Unfusing an attention's projections leaves the fused ones in place, unused.
+    """
+    listed = (name for name, _ in denoiser.named_parameters())
+    return tuple(name for name in listed if not LEFT_OVER & {*name.split(".")})
 
 
 def select(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, ...]:
@@ -38,13 +50,13 @@ def select(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, ...]
     Raises:
         ExpungeError: also if nothing of this model is selected.
     """
-    names = parameters(denoiser, roles, selection)
-    if not names:
+    selected = parameters(denoiser, roles, selection)
+    if not selected:
         counts = (f"{role} ({len(_chosen(denoiser, roles, role))})" for role in (*roles, "all"))
         raise ExpungeError(
             f"{selection!r} selects no parameter of this model; it has {', '.join(counts)}"
         )
-    return names
+    return selected
 
 
 def _chosen(denoiser: nn.Module, roles: Roles, selection: str) -> set[str]:
@@ -61,15 +73,15 @@ def _chosen(denoiser: nn.Module, roles: Roles, selection: str) -> set[str]:
 def _members(denoiser: nn.Module, roles: Roles, role: str) -> set[str]:
     if role in roles:
         return _chosen(denoiser, roles, roles[role])
-    names = [name for name, _ in denoiser.named_parameters()]
+    listed = names(denoiser)
     if role == "all":
-        return set(names)
+        return set(listed)
     if role == "layers":
         owners = dict(denoiser.named_modules())
         kinds = nn.Linear | nn.Conv2d
-        return {name for name in names if isinstance(owners[name.rpartition(".")[0]], kinds)}
+        return {name for name in listed if isinstance(owners[name.rpartition(".")[0]], kinds)}
     if any(character in role for character in "*?["):
-        return set(fnmatch.filter(names, role))
+        return set(fnmatch.filter(listed, role))
     known = (*roles, "all", "layers")
     near = difflib.get_close_matches(role, known, n=3, cutoff=0.4) or known
     raise ExpungeError(f"unknown role {role!r}; did you mean {', '.join(near)}?")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from expunge.errors import Unsupported
 from expunge.models import attention
 from expunge.models.attention import Look, Projections
 from expunge.models.condition import Condition
@@ -101,6 +102,24 @@ class UNetModel(Model):
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return config.in_channels, height, width
+
+    def check_draws(self) -> None:
+        decoder: Any = self.decoder
+        config, given = self.pipe.unet.config, decoder.config.latent_channels
+        takes = config.in_channels
+        if takes != given:
+            kind = {9: " (a model for inpainting)", 8: " (a model that edits by instruction)"}
+            raise Unsupported(
+                f"the UNet of {self.name!r} takes {takes} channels and the VAE gives {given}"
+                f"{kind.get(takes, '')}; methods in closed form work on it, drawing and training "
+                "don't"
+            )
+        if config.get("time_cond_proj_dim"):
+            raise Unsupported(
+                f"the UNet of {self.name!r} takes the guidance scale as an input (a latent "
+                "consistency model), which isn't there yet; methods in closed form work on it, "
+                "drawing and training don't"
+            )
 
     @property
     def image_size(self) -> tuple[int, int]:

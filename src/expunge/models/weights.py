@@ -40,14 +40,14 @@ class Weights:
         """Base values of the parameters that have another value now."""
 
     def base(self, name: str) -> Tensor:
-        """A parameter as it is without any change.
+        """A parameter as it is without any change, where it is and in its precision now.
 
         Raises:
             ExpungeError: the values are offloaded, so they can't be read.
         """
-        if name in self.replaced:
-            return self.replaced[name]
         parameter = self.network.get_parameter(name).detach()
+        if name in self.replaced:
+            return self.replaced[name].to(parameter)
         if parameter.is_meta:
             raise ExpungeError(
                 f"{name}: the weights are offloaded; load the pipeline without sequential CPU "

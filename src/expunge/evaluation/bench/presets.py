@@ -60,9 +60,12 @@ def contexts(concept: Concept, gone: Collection[str] = ()) -> tuple[str, ...]:
 def settings(method: str, *concepts: Concept) -> dict[str, Any]:
     """Settings of a method for the bundled model: its preset ``emoji``, if it has one.
 
-    If concepts take turns, each gets as many steps as it would alone.
+    All that stays is named, so there is no prior. If concepts take turns, each gets as many steps
+    as it would alone.
     """
     values: dict[str, Any] = {"preset": PRESET} if PRESET in presets(METHODS.get(method)) else {}
+    if "prior" in METHODS.get(method).model_fields:
+        values["prior"] = None
     if method in TURNS and len(concepts) > 1:
         steps = configured(method, **values).model_dump()["iterations"]
         values["iterations"] = steps * len(concepts)

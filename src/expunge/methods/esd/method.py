@@ -32,8 +32,9 @@ from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.each import one_each
 from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, EsdVariant, parameters
-from expunge.methods.kept import kept_count, kept_words
+from expunge.methods.kept import KeepsPrior, kept_count
 from expunge.models import Condition, Model
+from expunge.prior import PriorSetting
 from expunge.seeding import derive, generator
 from expunge.training.trajectories import Trajectories, trajectories
 
@@ -49,7 +50,7 @@ ROLES = {
 """The parameters that each ``train_method`` trains when corrected."""
 
 
-class ESD(TrainedWeights):
+class ESD(KeepsPrior, TrainedWeights):
     """Fine-tuning away from the concept, towards negatively guided predictions."""
 
     name: ClassVar[str] = "esd"
@@ -98,6 +99,9 @@ class ESD(TrainedWeights):
     """Trajectories of each erased concept; as many again of the prompts to keep, if any."""
     keep_share: float = Field(0.5, ge=0, lt=1)
     """Share of a batch that comes from the prompts to keep, if any."""
+    prior: PriorSetting = None
+    """Ordinary prompts whose keys and values stay too, with the weight of those that are named:
+    ``default`` for everyday ones, ``none``, or a file written by ``expunge prior``."""
     preserve_scale: float = Field(1.0, ge=0)
     """Weight of how far the keys and values of the prompts to keep have moved, relative to their
     size."""
@@ -147,7 +151,7 @@ class ESD(TrainedWeights):
             return
         kept = kept_count("batch_size", self.batch_size, self.keep_share) if run.policy.kept else 0
         table = self._table(run)
-        words = kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
+        words = self.kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
         for number in numbers:
             batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)
             yield {**batch, **words}

@@ -32,9 +32,10 @@ from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.fmn.batches import Pooler, ShownConcept, columns, row
 from expunge.methods.fmn.losses import attention_norms, logit_distances
-from expunge.methods.kept import kept_words
+from expunge.methods.kept import KeepsPrior
 from expunge.models import Condition, Model
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
+from expunge.prior import PriorSetting
 from expunge.seeding import derive
 from expunge.sentences import fill
 from expunge.training.inversion import inverted
@@ -67,7 +68,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Defaults of the released programs, where they differ from the method's."""
 
 
-class ForgetMeNot(TrainedWeights):
+class ForgetMeNot(KeepsPrior, TrainedWeights):
     """Fine-tuning that turns the cross-attention away from the concept's words."""
 
     name: ClassVar[str] = "fmn"
@@ -115,6 +116,9 @@ class ForgetMeNot(TrainedWeights):
     """Guidance scale of these pictures."""
     no_real_image: bool = False
     """Train on pure noise instead of pictures."""
+    prior: PriorSetting = None
+    """Ordinary prompts whose keys and values stay too, with the weight of those that are named:
+    ``default`` for everyday ones, ``none``, or a file written by ``expunge prior``."""
     preserve_scale: float = Field(1.0, ge=0)
     """Weight of how far the keys and values of the prompts to keep have moved, relative to their
     size."""
@@ -173,7 +177,7 @@ class ForgetMeNot(TrainedWeights):
         ]
         constant: Batch = {}
         if self.variant is None:
-            constant = kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
+            constant = self.kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
         elif self.variant == "sepme":
             constant = {"generic": run.model.encode([PAINTING])}
         for number in numbers:

@@ -24,15 +24,15 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from expunge.algebra.ridge import factor, gram, joined
+from expunge.algebra.ridge import gram, joined
 from expunge.concepts import Concept, Context, Pair, Policy
 from expunge.edits.payloads import Change, LowRank, SharedMatrix
-from expunge.edits.ridge import Ridge
+from expunge.edits.ridge import LeftOut, Ridge, Stays
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Fixed, Method, Need
-from expunge.methods.kept import kept_with_empty, weighed_rows
+from expunge.method.base import Fixed, Need
+from expunge.methods.kept import KeepsPrior, kept_with_empty, weighed_rows
 from expunge.methods.mace.adapters import Adapter, fit
 from expunge.methods.mace.batches import Examples, imagenet_latents, training_batches
 from expunge.methods.mace.closed import PROMPTS, fusion, rows
@@ -47,7 +47,7 @@ from expunge.pictures import (
     pictures_of,
     whole,
 )
-from expunge.prior import PriorFile, moment
+from expunge.prior import Prior, PriorFile, is_everyday, left_out, moment
 from expunge.progress import track
 from expunge.seeding import derive
 from expunge.sentences import fill
@@ -56,7 +56,7 @@ PHOTOS = {"style": "a photo in the style of {}", "": "a photo of the {}"}
 """The released program's prompts for its training pictures, by kind."""
 
 
-class MACE(Method):
+class MACE(KeepsPrior):
     """Closed-form refinement, an attention adapter for each concept, and their fusion."""
 
     name: ClassVar[str] = "mace"
@@ -64,6 +64,7 @@ class MACE(Method):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2403.06135"
     needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing", "training", "gradients"})
+    released_prior: ClassVar[bool] = True
     released_fixed: ClassVar[Fixed] = {
         "batch_size": (1, "the released program trains on one picture at a time"),
     }
@@ -77,8 +78,6 @@ class MACE(Method):
     """Rank of each concept's adapter. 0 does only the refinement, whose edits add up exactly."""
     lamb: float = Field(0.5, ge=0)
     """lam: weight of staying near the old weights."""
-    prior: PriorFile | None = None
-    """Ordinary captions that stay, as a file written by ``expunge prior``."""
     domain: PriorFile | None = None
     """Captions of the same domain that stay, e.g. of other artists, as a second such file."""
     train_preserve_scale: float | None = Field(None, ge=0)
@@ -137,8 +136,10 @@ class MACE(Method):
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The refinement as a ridge system; with adapters, a shared matrix and thin factors."""
-        stays = self._stays(model, policy)
-        refinement = self._refinement(model, policy, stays)
+        if self.prior == "default":
+            return self.settled(model).solve(model, policy, seed)
+        kept = self._kept(model, policy)
+        refinement = self._refinement(model, policy, kept)
         if not self.rank:
             return refinement
         shared = SharedMatrix(refinement.names, *refinement.factors)
@@ -147,20 +148,21 @@ class MACE(Method):
         concepts = track(policy.erase, "adapters", total=len(policy.erase))
         adapters = [self.adapter(model, refined, concept, seed) for concept in concepts]
         own = [moment(model, [p for p, _ in self.prompts(concept)]) for concept in policy.erase]
-        kept = gram(stays.weighed(self._scale(self.fuse_preserve_scale)))
-        return fusion(shared, adapters, own, kept, self.lamb)
+        stays = kept.weighed(self._scale(self.fuse_preserve_scale))
+        return fusion(shared, adapters, own, gram(stays.rows), self.lamb)
 
     # --- refinement
 
-    def _refinement(self, model: Model, policy: Policy, stays: "Stays") -> Ridge:
+    def _refinement(self, model: Model, policy: Policy, kept: "Kept") -> Ridge:
         pairs = [pair for concept in policy.erase for _, pair in self._pairs(concept)]
         pairs.sort(key=lambda pair: pair.anchor)  # puts rows with the same targets in one block
         blocks = (pairs[at : at + PROMPTS] for at in range(0, len(pairs), PROMPTS))
         parts = (joined([rows(model, block, all_words=self.all_words)]) for block in blocks)
         moved = reduce(lambda so_far, more: joined([so_far, more]), parts)
         scale = self._scale(self.train_preserve_scale)
-        kept = stays.weighed(scale**2 if self.fidelity == "original" else scale)
-        return Ridge(model.select("cross_attention.kv"), moved, kept, self.lamb)
+        stays = kept.weighed(scale**2 if self.fidelity == "original" else scale)
+        names = model.select("cross_attention.kv")
+        return Ridge(names, moved, stays.kept, self.lamb, stays.left_out)
 
     def _pairs(self, concept: Concept) -> Iterator[tuple[str, Pair]]:
         """Each phrase with its pairs of prompts; the original uses only the target."""
@@ -175,24 +177,26 @@ class MACE(Method):
 
     def _scale(self, given: float | None) -> float:
         """The weight of the prior."""
-        if given is not None or not self.prior:
-            return given or 0.0
-        return 1 / self.prior.metadata.count
+        if given is None and isinstance(self.prior, Prior):
+            return 1 / self.prior.metadata.count
+        return given or 0.0
 
-    def _stays(self, model: Model, policy: Policy) -> "Stays":
+    def _kept(self, model: Model, policy: Policy) -> "Kept":
         """What stays: the captions and the prompts to keep, encoded once for both stages.
 
         In the original, prompts to keep are part of the domain.
         """
         captions = torch.zeros(model.text_width, model.text_width, dtype=torch.float64)
         for prior, weight in ((self.prior, 1.0), (self.domain, self._domain_weight)):
-            if prior:
+            if isinstance(prior, Prior):
                 prior.check(model)
                 captions = captions + weight * prior.gram
         captions = captions.to(model.device)
         if self.fidelity == "corrected":
             prompts, weight = kept_with_empty(policy, self.contexts), 1 / max(1, len(policy.kept))
-            return Stays(captions, weighed_rows(model.encode, prompts, weight, model.text_width))
+            named = weighed_rows(model.encode, prompts, weight, model.text_width)
+            own = isinstance(self.prior, Prior) and is_everyday(self.prior)
+            return Kept(captions, named, self._left_out(model, policy), own)
         if policy.kept and not (self.preserve_weight and self.train_preserve_scale):
             raise ExpungeError(
                 "keep: in the original, prompts to keep are part of the domain; give "
@@ -200,12 +204,18 @@ class MACE(Method):
             )
         if policy.kept:
             captions = captions + self._domain_weight * moment(model, policy.kept)
-        return Stays(captions, captions[:0])
+        return Kept(captions, captions[:0])
+
+    def _left_out(self, model: Model, policy: Policy) -> LeftOut | None:
+        if not isinstance(self.prior, Prior):
+            return None
+        phrases = [phrase for concept in policy.erase for phrase in concept.phrases]
+        return left_out(model, self.prior, phrases)
 
     @property
     def _domain_weight(self) -> float:
         """w; the default makes the domain and the prior weigh the same."""
-        if self.preserve_weight is None and self.prior and self.domain:
+        if self.preserve_weight is None and isinstance(self.prior, Prior) and self.domain:
             return self.prior.metadata.count / self.domain.metadata.count
         return self.preserve_weight or 0.0
 
@@ -268,7 +278,7 @@ class MACE(Method):
         return [Image.fromarray(colours.numpy()) for _, colours in sample(model, requests, sampler)]
 
 
-class Stays(NamedTuple):
+class Kept(NamedTuple):
     """What an edit must not change."""
 
     captions: Tensor
@@ -276,8 +286,15 @@ class Stays(NamedTuple):
     named: Tensor
     """Rows of the prompts to keep, times the root of their weight, ``[kept, width]`` float64."""
 
-    def weighed(self, scale: float) -> Tensor:
-        """Rows ``[kept, width]`` float64 whose Gram matrix is that of both, the captions scaled."""
+    left_out: LeftOut | None = None
+    """Captions among them that name what is erased."""
+    rounded: bool = False
+    """Whether single precision is enough."""
+
+    def weighed(self, scale: float) -> Stays:
+        """Rows whose Gram matrix is that of both, the captions scaled."""
         if not scale or not self.captions.any():
-            return self.named
-        return factor(scale * self.captions + gram(self.named))
+            return Stays(self.named)
+        total = scale * self.captions + gram(self.named)
+        out = self.left_out and self.left_out.scaled(scale)
+        return Stays.summed(total, out, rounded=self.rounded)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 import torch
@@ -173,6 +174,17 @@ def _factors(change: Ridge | SharedMatrix, model: Model) -> SharedFactors:
     """Its matrix, on the model's device."""
     left, right = change.factors if isinstance(change, Ridge) else (change.left, change.right)
     return SharedFactors(*(rows.to(model.device, torch.float64) for rows in (left, right)))
+
+
+def paired_rows(model: Model, prompts: Sequence[str], *, whole: bool) -> Iterator[Tensor]:
+    """Rows ``[rows, width]`` of a prompt, its anchor and its target, paired by position.
+
+    Unless ``whole``, they begin where the prompt and its anchor differ. The rows before that, at
+    least the start row, carry nothing of the concept and stay.
+    """
+    words = zip(*(model.tokens(prompt) for prompt in prompts[:2]), strict=False)
+    common = 1 + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], words))
+    return (rows[0 if whole else common :] for rows in model.encode(prompts))
 
 
 class Erased(NamedTuple):

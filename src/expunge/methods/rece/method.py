@@ -17,7 +17,6 @@ projections therefore matter only through their Gram matrix ``G = sum W0^T W0``,
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -31,6 +30,7 @@ from expunge.errors import ExpungeError
 from expunge.method.base import Need
 from expunge.method.presets import preset
 from expunge.method.starting import Starting
+from expunge.methods.kept import KeepsPrior
 from expunge.methods.rece.closed import (
     Epoch,
     Erased,
@@ -38,6 +38,7 @@ from expunge.methods.rece.closed import (
     Sums,
     Technique,
     adversarial,
+    paired_rows,
     projections,
     stage_of,
 )
@@ -70,7 +71,7 @@ BY_KIND: dict[Kind, str] = {
 """The preset that gives a kind its strength: the released script's default for that kind."""
 
 
-class RECE(Starting):
+class RECE(Starting, KeepsPrior):
     """UCE, then rounds that find adversarial embeddings in closed form and erase them."""
 
     name: ClassVar[str] = "rece"
@@ -78,7 +79,7 @@ class RECE(Starting):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2407.12383"
     needs: ClassVar[frozenset[Need]] = frozenset({"text"})
-    corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "prior_scale")
 
     epochs: int | None = Field(None, ge=0)
     """Rounds after UCE. The default comes from the concept's kind; several kinds take the
@@ -107,6 +108,8 @@ class RECE(Starting):
     """a: weight of the adversarial rows in the epochs."""
     preserve_scale: float | None = Field(None, ge=0)
     """p: weight of the rows to keep in the epochs. Default: UCE's default; original: 0.1."""
+    prior_scale: float = Field(0.1, ge=0)
+    """Weight of the prior in UCE and in the epochs, as in UCE."""
     lamb: float = Field(0.1, gt=0)
     """lam: weight of staying near the weights at the start of an epoch."""
     uce_technique: Technique = "replace"
@@ -170,6 +173,8 @@ class RECE(Starting):
         """Stage 0: UCE with its own settings."""
         return UCE(
             fidelity=self.fidelity,
+            prior=self.prior,
+            prior_scale=self.prior_scale,
             technique=self.uce_technique,
             templates=self.templates,
             contexts=self.contexts,
@@ -193,7 +198,7 @@ class RECE(Starting):
             self._erased(model, edit, concept, target)
             for concept, target in zip(policy.erase, targets, strict=True)
         ]
-        kept = edit.preserved(model, policy)
+        kept = edit.stays(model, policy).rows
         if self.fidelity == "corrected":  # what is moved already must not come back
             kept = kept_rows((kept, *(c.rows for c in concepts)), 1.0, model.text_width)
         now = projections(model, stage, self.technique)
@@ -225,8 +230,7 @@ class RECE(Starting):
         Raises:
             ExpungeError: a concept lacks its words, or their number isn't that of the concepts.
         """
-        count = len(policy.erase)
-        targets = self.targets or (None,) * count
+        targets, count = self.targets or (None,) * len(policy.erase), len(policy.erase)
         if len(targets) != count:
             raise ExpungeError(f"targets: {len(targets)} given for {count} concepts; give one each")
         if self.embedding == "target" and self.fidelity == "corrected" and None in targets:
@@ -243,6 +247,8 @@ class RECE(Starting):
             preserve = (*(" " for _ in policy.erase), *policy.kept)
         return UCE(
             fidelity=self.fidelity,
+            prior=self.prior,
+            prior_scale=self.prior_scale,
             templates=self.templates and not original,
             contexts=self.contexts,
             preserve=preserve,
@@ -258,20 +264,11 @@ class RECE(Starting):
             others.append(concept.model_copy(update={"anchor": target}))
         pairs = zip(*(edit.pairs_of(other) for other in others), strict=True)
         prompts = ([same[0].erase, *(pair.anchor for pair in same)] for same in pairs)
-        rows, anchors, *targets = zip(*(self._rows(model, own) for own in prompts), strict=True)
+        whole = self.fidelity == "original"
+        parts = (paired_rows(model, own, whole=whole) for own in prompts)
+        rows, anchors, *targets = zip(*parts, strict=True)
         held = torch.cat(targets[0]) if targets else None
         return Erased(concept.target, torch.cat(rows), anchors, held)
-
-    def _rows(self, model: Model, prompts: Sequence[str]) -> Iterator[Tensor]:
-        """Rows ``[rows, width]`` of a prompt, its anchor and its target, paired by position.
-
-        When corrected, they begin where the prompt and its anchor differ. The rows before that,
-        at least the start row, carry nothing of the concept and stay.
-        """
-        words = zip(*(model.tokens(prompt) for prompt in prompts[:2]), strict=False)
-        common = 1 + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], words))
-        first = 0 if self.fidelity == "original" else common
-        return (rows[first:] for rows in model.encode(prompts))
 
     def _adversarial(self, sums: Sums, concept: Erased, scale: float) -> Tensor:
         """C' of one concept, ``[rows, width]`` float64."""

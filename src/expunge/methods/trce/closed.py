@@ -18,22 +18,25 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat, model_validator
-from torch import Tensor
 
-from expunge.algebra.ridge import Moved, Rows, factor, gram, joined
+from expunge.algebra.ridge import Moved, Rows, joined
 from expunge.concepts import Concept, Context, Policy
 from expunge.edits.payloads import Change
-from expunge.edits.ridge import Ridge
+from expunge.edits.ridge import Ridge, Stays
 from expunge.errors import ExpungeError
-from expunge.method.base import Method, Need
-from expunge.methods.kept import PROMPTS, kept_with_empty, weighed_rows
+from expunge.method.base import Need
+from expunge.methods.kept import PROMPTS, KeepsPrior, kept_with_empty, weighed_rows
 from expunge.models import Model
-from expunge.prior import PriorFile
+from expunge.prior import Prior
 from expunge.sentences import beginning, fill
 
 CLASSES = ("start", "end", "last", "words")
 """The classes of rows, in the order of their weights."""
-RELEASED: Mapping[str, Any] = {"index": "word", "preserve_scale": 0.01, "lamb": 0.0}
+RELEASED: Mapping[str, Any] = {
+    "index": "word",
+    "preserve_scale": 0.01,
+    "lamb": 0.0,
+}
 """The released program's defaults where they differ from the corrected ones."""
 RELEASED_CAPTIONS = 30_000
 """The number of captions that the released program assumes for every cache."""
@@ -57,7 +60,7 @@ class Match(NamedTuple):
     weight: float
 
 
-class TRCE(Method):
+class TRCE(KeepsPrior):
     """Closed-form edit that gives end-of-text rows of erased prompts the outputs of safe ones."""
 
     name: ClassVar[str] = "trce"
@@ -66,6 +69,7 @@ class TRCE(Method):
     url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
     needs: ClassVar[frozenset[Need]] = frozenset({"text"})
     released: ClassVar[Mapping[str, Any]] = RELEASED
+    released_prior: ClassVar[bool] = True
     original_only: ClassVar[tuple[str, ...]] = ("index",)
     released_synonyms: ClassVar[bool] = True
 
@@ -75,8 +79,6 @@ class TRCE(Method):
         (0.0, 1.0, 0.0, 0.0), min_length=1, max_length=4
     )
     """w: weights of four rows: start, end of text, last padding row, erased words."""
-    prior: PriorFile | None = None
-    """Ordinary captions that stay, as a file written by ``expunge prior``."""
     preserve_scale: float = Field(0.03, ge=0)
     """eta: weight of the captions' mean, and of the mean of the prompts to keep. Original: its
     square divided by 30000 weighs the captions' sum; default 0.01."""
@@ -100,8 +102,9 @@ class TRCE(Method):
         Raises:
             ExpungeError: it has no solution, or a prompt or the prior doesn't suit the model.
         """
-        names = model.select("cross_attention.kv")
-        system = Ridge(names, self._moved(model, policy), self._kept(model, policy), self.lamb)
+        names, stays = model.select("cross_attention.kv"), self._stays(model, policy)
+        moved = self._moved(model, policy)
+        system = Ridge(names, moved, stays.kept, self.lamb, stays.left_out)
         _ = system.factors  # without lam there may be no solution; report that now, not on apply
         return system
 
@@ -188,19 +191,15 @@ class TRCE(Method):
             return ()
         return kept_with_empty(policy, self.contexts)
 
-    def _kept(self, model: Model, policy: Policy) -> Tensor:
-        """Rows of all that stays, times the root of their weight, ``[kept, width]`` float64."""
+    def _stays(self, model: Model, policy: Policy) -> Stays:
+        """Rows of all that stays, times the root of their weight."""
         prompts = self.kept(policy)
         weight = self.preserve_scale / max(1, len(prompts))
         rows = weighed_rows(model.encode, prompts, weight, model.text_width).to(model.device)
-        if self.prior is None:
-            return rows
-        self.prior.check(model)
-        if self.fidelity == "original":
-            captions = self.preserve_scale**2 / RELEASED_CAPTIONS * self.prior.gram
-        else:
-            captions = self.preserve_scale * self.prior.mean
-        return factor(gram(rows) + captions.to(rows.device))
+        scale = self.preserve_scale
+        if self.fidelity == "original" and isinstance(self.prior, Prior):
+            scale *= scale * self.prior.metadata.count / RELEASED_CAPTIONS
+        return self.staying(model, policy, rows, scale)
 
 
 def _first_word(pair: SafePair) -> tuple[int]:

@@ -34,12 +34,13 @@ from expunge.methods.trce.closed import RELEASED as RELEASED_STAGE1
 from expunge.methods.trce.closed import TRCE
 from expunge.methods.trce.schedule import SteeringSchedule
 from expunge.models import Condition, Model
-from expunge.prior import PriorFile
+from expunge.prior import PriorSetting
 
 RELEASED: Mapping[str, Any] = {
     "gradients": "cumulative",
     "align_timestep": False,
     "lamb": RELEASED_STAGE1["lamb"],
+    "prior": None,
     "stage1_preserve_scale": RELEASED_STAGE1["preserve_scale"],
 }
 """The released program's defaults where they differ from the corrected ones."""
@@ -73,8 +74,8 @@ class TRCESteering(Starting, SteeringSchedule):
     """Learning rate."""
     weight_decay: float = Field(0.01, ge=0)
     """Decay of the trained weights."""
-    prior: PriorFile | None = None
-    """Stage 1: ordinary captions that stay, as a file written by ``expunge prior``."""
+    prior: PriorSetting = "default"
+    """Stage 1: ordinary prompts that stay, as in ``trce``."""
     token_weight_scale: tuple[NonNegativeFloat, ...] = Field(
         (0.0, 1.0, 0.0, 0.0), min_length=1, max_length=4
     )
@@ -122,8 +123,9 @@ class TRCESteering(Starting, SteeringSchedule):
         Raises:
             ExpungeError: it has no solution.
         """
-        solved = Part(policy.erase, self.closed_form.solve(model, policy, seed))
-        return edit_of(self.closed_form, model, policy, [solved], seed=seed)
+        form = self.closed_form.settled(model)
+        solved = Part(policy.erase, form.solve(model, policy, seed))
+        return edit_of(form, model, policy, [solved], seed=seed)
 
     def parameters(self, model: Model) -> tuple[str, ...]:
         return model.select("self_attention | cross_attention.q")

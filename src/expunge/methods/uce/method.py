@@ -21,9 +21,9 @@ from torch import Tensor
 from expunge.algebra.ridge import Moved, Rows, joined, shared_factors
 from expunge.concepts import Concept, Context, Pair, Policy
 from expunge.edits.payloads import Change, LowRank
-from expunge.edits.ridge import Ridge
-from expunge.method.base import Method, Need
-from expunge.methods.kept import PROMPTS, weighed_rows
+from expunge.edits.ridge import Ridge, Stays
+from expunge.method.base import Need
+from expunge.methods.kept import PROMPTS, KeepsPrior, weighed_rows
 from expunge.models import Model
 from expunge.sentences import PLACE, fill
 
@@ -33,7 +33,7 @@ RELEASED_TEMPLATES = {
 }
 
 
-class UCE(Method):
+class UCE(KeepsPrior):
     """Closed-form edit of the cross-attention keys and values."""
 
     name: ClassVar[str] = "uce"
@@ -41,7 +41,7 @@ class UCE(Method):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
     needs: ClassVar[frozenset[Need]] = frozenset({"text"})
-    corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
+    corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "prior_scale")
 
     variant: Literal["2023", "2025"] = "2023"
     """The released algorithm. 2023 edits the rows from the last word piece through the padding;
@@ -60,6 +60,8 @@ class UCE(Method):
     preserve_scale: float | None = Field(None, ge=0)
     """p: weight of the rows to keep. Default: everything kept together weighs as much as one erased
     phrase. Original: 1 in 2025, max(0.1, 1 / number of kept prompts) in 2023."""
+    prior_scale: float = Field(0.1, ge=0)
+    """Weight of the prior: with 1, all its prompts together weigh as much as one erased phrase."""
     lamb: float = Field(0.5, gt=0)
     """lam: weight of staying near the old weights."""
 
@@ -73,11 +75,13 @@ class UCE(Method):
         """The ridge system of all projections; for ``tensor``, a low-rank change of each."""
         names = model.select("cross_attention.kv")
         pairs = self.pairs(policy)
-        kept = self.preserved(model, policy)
+        stays = self.stays(model, policy)
         if self.technique == "tensor":
             moved = [self._weighted([old], [new]) for old, new in self._pair_rows(model, pairs)]
-            return tensor_edit({n: model.base_weight(n) for n in names}, moved, kept, self.lamb)
-        return Ridge(names, self._moved(model, pairs), kept, self.lamb)
+            return tensor_edit(
+                {n: model.base_weight(n) for n in names}, moved, stays.rows, self.lamb
+            )
+        return Ridge(names, self._moved(model, pairs), stays.kept, self.lamb, stays.left_out)
 
     def erased_prompts(self, policy: Policy) -> Iterator[str]:
         return (pair.erase for pair in self.pairs(policy))
@@ -137,11 +141,12 @@ class UCE(Method):
             length = len(before) - max(first, second)
             yield before[first : first + length], after[second : second + length]
 
-    def preserved(self, model: Model, policy: Policy) -> Tensor:
-        """Rows of all prompts to keep, times the root of p, ``[kept, width]`` float64."""
-        prompts = self.kept(policy)
-        rows = partial(self._kept_rows, model)
-        return weighed_rows(rows, prompts, self._scale(policy, len(prompts)), model.text_width)
+    def stays(self, model: Model, policy: Policy) -> Stays:
+        """Rows of all prompts to keep, times the root of p, and the prior."""
+        prompts, rows = self.kept(policy), partial(self._kept_rows, model)
+        scale = self._scale(policy, len(prompts))
+        named = weighed_rows(rows, prompts, scale, model.text_width).to(model.device)
+        return self.staying(model, policy, named, self.prior_scale)
 
     def _kept_rows(self, model: Model, prompts: Sequence[str]) -> Tensor:
         if self.variant == "2023":

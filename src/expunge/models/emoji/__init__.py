@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from expunge.models.emoji.vocabulary import Catalog
 
-__all__ = ["catalog", "pipeline_path"]
+__all__ = ["catalog", "pipeline_path", "prior_folder"]
 
 
 def pipeline_path() -> Path:
     """The directory to give ``StableDiffusionPipeline.from_pretrained``."""
     return Path(__file__).parent / "pipe"
+
+
+def prior_folder() -> Path:
+    """The folder of the sums of everyday prompts for this model's text encoder."""
+    return Path(__file__).parent / "prior"
 
 
 def catalog() -> Catalog:

@@ -10,10 +10,8 @@ long to compute, but fits in a small file. It depends on the text encoder, not o
 fine-tuned model with the same text encoder can use it.
 """
 
-import json
-import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import version
@@ -27,19 +25,19 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
+    TypeAdapter,
     ValidationError,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.algebra.ridge import gram
 from expunge.concepts import explain
 from expunge.errors import ExpungeError
-from expunge.files import PathLike, digest, replacing
+from expunge.files import PathLike, digest
 from expunge.models import Model
 from expunge.progress import track
 from expunge.settings import or_file
+from expunge.tensors import read, write
 
 MOMENT_BATCH = 16
 """Prompts encoded at a time for a moment; in double precision their rows take 8 MB for SD 1."""
@@ -47,12 +45,8 @@ BATCH = 64
 """Prompts encoded at a time."""
 SAVE_EVERY = 30.0
 """Seconds between two checkpoints of an unfinished prior."""
-HEADER = "expunge.prior"
-"""Entry of the safetensors header that holds the metadata."""
-AGREE = 1e-3
-"""Single-precision sums of an old cache within this relative distance are the same."""
-PLAIN = ("a brown dog sleeps on a sofa", "a bowl of fruit on a wooden table in the kitchen")
-"""Ordinary captions, to estimate from the sum of an old cache how many captions it has."""
+GRAM, HEADER = "gram", "expunge.prior"
+"""Name of the sum, and the entry of the header that holds the metadata."""
 
 
 class Metadata(BaseModel):
@@ -106,7 +100,7 @@ class Prior:
             prompts=digest(list(prompts)),
             count=len(prompts),
             positions=model.encode(prompts[:1]).shape[1],
-            versions=_versions(),
+            versions=made_with(),
         )
         total = torch.zeros(model.text_width, model.text_width, dtype=torch.float64)
         done = 0
@@ -122,7 +116,7 @@ class Prior:
             if checkpoint and time.monotonic() - saved >= SAVE_EVERY:
                 _write(checkpoint, total, metadata, done=start + len(block))
                 saved = time.monotonic()
-        return cls(_sound(total, "these prompts"), metadata)
+        return cls(sound(total, "these prompts"), metadata)
 
     def save(self, path: PathLike) -> None:
         """Write one safetensors file, whole or not at all."""
@@ -142,52 +136,6 @@ class Prior:
                 "finish it first"
             )
         return cls(total, metadata)
-
-    @classmethod
-    def legacy(cls, path: PathLike, model: Model) -> "Prior":
-        """Import an old cache: a torch file of ``{i}_for_mat1`` = ``W_i C``, ``{i}_for_mat2`` = C.
-
-        ``i`` counts the cross-attention's value projections and then its key projections, each
-        in the order down, up, middle.
-
-        Args:
-            path: the file; no code in it is run.
-            model: the model that the cache was made with. The prior then serves all models with
-                the same text encoder.
-
-        Raises:
-            ExpungeError: the file isn't such a cache, or is of another model.
-        """
-        cache, names = _pickled(path), model.values_then_keys()
-        keys = {f"{i}_for_mat{n}" for i in range(len(names)) for n in (1, 2)}
-        if cache.keys() != keys:
-            raise ExpungeError(
-                f"{path}: {len(cache)} tensors; a cache of this model has the {len(keys)} tensors "
-                f"0_for_mat1 to {len(names) - 1}_for_mat2"
-            )
-        total = cache["0_for_mat2"].double()
-        if total.shape != (model.text_width, model.text_width):
-            raise ExpungeError(
-                f"{path}: sums of shape {tuple(total.shape)}, this model has embeddings of width "
-                f"{model.text_width}"
-            )
-        for i, name in enumerate(names):
-            if not _near(cache[f"{i}_for_mat2"], total):
-                raise ExpungeError(f"{path}: 0_for_mat2 and {i}_for_mat2 differ; the file is wrong")
-            if not _near(cache[f"{i}_for_mat1"], model.base_weight(name).double().cpu() @ total):
-                raise ExpungeError(
-                    f"{path}: {i}_for_mat1 isn't the {name} of this model times {i}_for_mat2; "
-                    "load the model that the cache was made with"
-                )
-        ordinary = model.encode(PLAIN).double()
-        metadata = Metadata(
-            text_encoder=model.text_fingerprint(),
-            prompts=None,
-            count=max(1, round(float(total.trace() * len(PLAIN) / ordinary.square().sum()))),
-            positions=ordinary.shape[1],
-            versions=_versions(),
-        )
-        return cls(_sound((total + total.T) / 2, str(path)), metadata)
 
     def check(self, model: Model) -> None:
         """Check that the prior was made with this model's text encoder.
@@ -213,7 +161,8 @@ def mean_moment(model: Model, prompts: Sequence[str]) -> Tensor:
     return (moment(model, prompts) / len(prompts)).float()
 
 
-def _versions() -> dict[str, str]:
+def made_with() -> dict[str, str]:
+    """The versions that decide the numbers."""
     return {name: version(name) for name in ("expunge", "torch", "transformers")}
 
 
@@ -225,45 +174,31 @@ PriorFile = Annotated[
 """A setting that is a ``Prior`` or the path of one; a record of it holds the metadata."""
 
 
-def _near(one: Tensor, two: Tensor) -> bool:
-    if one.shape != two.shape:
-        return False
-    return bool((one.double() - two).norm() <= AGREE * two.norm())
-
-
-def _sound(total: Tensor, source: str) -> Tensor:
+def sound(total: Tensor, source: str) -> Tensor:
+    """The sum, if it is finite."""
     if not bool(torch.isfinite(total).all()):
         raise ExpungeError(f"the embeddings of {source} aren't all finite")
     return total
 
 
 def _write(path: PathLike, total: Tensor, metadata: Metadata, *, done: int | None = None) -> None:
-    header = json.dumps({"metadata": metadata.model_dump(mode="json"), "done": done})
-    with replacing(path) as temporary:
-        save_file({"gram": total.cpu().contiguous()}, temporary, metadata={HEADER: header})
+    write(path, HEADER, {"metadata": metadata.model_dump(mode="json"), "done": done}, {GRAM: total})
 
 
 def _read(path: PathLike) -> tuple[Tensor, Metadata, int | None]:
     """The sum, its metadata, and the number of prompts so far if it is unfinished."""
-    if not Path(path).is_file():
-        raise ExpungeError(f"{path}: no such prior")
+    record, tensors = read(path, HEADER, "prior")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            total: Tensor = file.get_tensor("gram")
-        metadata = Metadata.model_validate(header["metadata"])
-    except SafetensorError as error:
-        raise ExpungeError(
-            f"{path}: not a safetensors file, or cut short ({error}); an old torch file is "
-            'imported by "expunge prior --legacy"'
-        ) from None
-    except (KeyError, json.JSONDecodeError):
-        raise ExpungeError(f"{path}: these tensors are no prior (no record inside)") from None
+        metadata = Metadata.model_validate(record.get("metadata"))
+        done = TypeAdapter(int | None).validate_python(record.get("done"), strict=True)
     except ValidationError as error:
         raise ExpungeError(f"{path}: wrong record: {explain(error)}") from None
-    if total.ndim != 2 or total.shape[0] != total.shape[1] or total.dtype != torch.float64:
-        raise ExpungeError(f"{path}: its sum isn't a square matrix in double precision")
-    return _sound(total, str(path)), metadata, header.get("done")
+    total = tensors.get(GRAM)
+    if total is None or total.dtype != torch.float64:
+        raise ExpungeError(f"{path}: lacks its sum in double precision; the file is damaged")
+    if total.ndim != 2 or total.shape[0] != total.shape[1]:
+        raise ExpungeError(f"{path}: its sum isn't a square matrix")
+    return sound(total, str(path)), metadata, done
 
 
 def _restore(path: PathLike, wanted: Metadata) -> tuple[Tensor, int]:
@@ -274,16 +209,3 @@ def _restore(path: PathLike, wanted: Metadata) -> tuple[Tensor, int]:
             "version; choose another file or delete this one"
         )
     return total, done
-
-
-def _pickled(path: PathLike) -> Mapping[str, Tensor]:
-    if not Path(path).is_file():
-        raise ExpungeError(f"{path}: no such cache")
-    try:
-        cache = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ExpungeError(f"{path}: can't be read as a plain torch file: {reason}") from None
-    if not isinstance(cache, dict) or not all(isinstance(t, Tensor) for t in cache.values()):
-        raise ExpungeError(f"{path}: not a torch file of named tensors")
-    return cache
