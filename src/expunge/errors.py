@@ -13,5 +13,9 @@ class CutOff(UserWarning):
     """Prompts are longer than the model reads; the command line shows this as one line."""
 
 
+class Ignored(UserWarning):
+    """A method doesn't use what is given; the command line shows this as one line."""
+
+
 class Missed(ExpungeError):
     """An audit was done and saved, and the model doesn't meet the policy's limits."""

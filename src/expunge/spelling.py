@@ -24,6 +24,12 @@ def distinct(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(first.values())
 
 
+def whole(phrase: str) -> re.Pattern[str]:
+    """What finds a phrase in a text as whole words, whatever its capitals and spaces."""
+    words = r"\s+".join(map(re.escape, phrase.split()))
+    return re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)
+
+
 def names(prompt: str, phrases: Iterable[str], *, plural: bool = False) -> bool:
     """Whether a prompt holds one of these phrases as whole words.
 

@@ -1,19 +1,23 @@
 """Methods do what they record: no share of a batch vanishes, nothing ignored counts as erased."""
 
+import warnings
+
 import pytest
 import torch
 
 from expunge import erase
 from expunge.algebra.ridge import Rows
+from expunge.cli import main
 from expunge.concepts import Concept, Policy
 from expunge.edits import Dense
 from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.residual_gates import ResidualGates
 from expunge.edits.ridge import Ridge
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, Ignored
 from expunge.method.base import Part
 from expunge.method.edits import edit_of
 from expunge.methods import configured
+from expunge.methods.ac.prompts import anchor_prompts, target_prompts
 from expunge.methods.cpe.method import CPE
 from expunge.methods.kept import kept_count
 from expunge.methods.trce.steering import TRCESteering
@@ -117,3 +121,87 @@ def test_a_training_learns_though_its_caller_needs_no_gradients(pico, off):
     with off():
         made = erase(pico, "dog", "spm", **settings)
     assert made.id == erase(pico, "dog", "spm", **settings).id
+
+
+# --- what a run has no use for
+
+
+SHORT = {"iterations": 2, "num_inference_steps": 2}
+TOWARDS = Policy(erase=(Concept(target="ghost", anchor="man", keep=("cat",)),), keep=("dog",))
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "kept", "anchor"),
+    [
+        ("uce", {}, ("dog", "cat"), "man"),
+        ("uce", {"preserve": ["fox"]}, (), "man"),
+        ("rece", {"preserve": ["fox"]}, ("dog", "cat"), "man"),
+        ("rece", {"preserve": ["fox"], "uce_preserve": ["fox"]}, (), "man"),
+        ("negative-prompt", {}, (), None),
+        ("esd", {"fidelity": "original", "lr": 1e-2, **SHORT}, (), None),
+        ("fmn", {"images": 1, "lr": 1e-2, **SHORT}, ("dog", "cat"), None),
+        ("fmn", {"fidelity": "original", "images": 1, "lr": 1e-2, **SHORT}, (), None),
+        ("cie", {"fidelity": "original", "lr": 1e-2, **SHORT}, (), None),
+        ("spm", {"fidelity": "original", "lr": 1e-2, **SHORT}, (), "man"),
+        ("trce", {"fidelity": "original", "lamb": 1.0}, (), "man"),
+        ("ac", {"fidelity": "original", "images": 1, "lr": 1e-2, **SHORT}, (), "man"),
+        ("ac", {"fidelity": "original", "variant": "sepme", "lr": 1e-2, **SHORT}, (), None),
+    ],
+)
+def test_no_record_claims_what_a_run_has_no_use_for(pico, method, values, kept, anchor):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        edit = erase(pico, TOWARDS, method, **values)
+    record = edit.provenance[-1]
+    assert (record.keep, record.concepts[0].anchor) == (kept, anchor)
+    assert record.concepts[0].keep == (("cat",) if kept else ())
+    said = [str(one.message) for one in told if one.category is Ignored]
+    assert len(said) == (not kept or anchor is None)
+    assert all(("keep (dog, cat)" in text) is not bool(kept) for text in said)
+    assert all(("anchor ('man')" in text) is (anchor is None) for text in said)
+
+
+def test_what_has_no_use_changes_nothing_in_the_edit(pico):
+    """The same numbers with it and without: the record is right to leave it out."""
+    values = {"fidelity": "original", "lr": 1e-2, **SHORT}
+    for method in ("esd", "cie", "spm"):
+        anchor = "man" if method == "spm" else None
+        with pytest.warns(Ignored):
+            one = erase(pico, TOWARDS, method, **values)
+        two = erase(pico, Concept(target="ghost", anchor=anchor), method, **values)
+        assert one.id == two.id
+
+
+def test_a_method_says_once_what_it_has_no_use_for_on_the_command_line(tmp_path, capsys):
+    output = str(tmp_path / "edit.safetensors")
+    command = ["erase", "--concept", "ghost", "--keep", "dog", "--method", "negative-prompt"]
+    assert main([*command, "--output", output]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "has no use for" in line]
+    assert len(told) == 1
+    assert "keep (dog)" in told[0]
+
+
+# --- anchors inside of other words
+
+
+def test_an_anchor_is_replaced_as_whole_words_only():
+    concept = Concept(target="grumpy cat", anchor="cat")
+    prompts = ["a Cat in a category", "a category", "concatenate", "two  cats"]
+    assert anchor_prompts(prompts, concept) == ("a Cat in a category",)
+    told = target_prompts(prompts[0], concept, r"grumpy \\1 cat")
+    assert told == (r"a grumpy \\1 cat in a category",)
+    assert anchor_prompts(["in black  white"], Concept(target="x", anchor="black white"))
+    with pytest.raises(ExpungeError, match="name an anchor, and prompts that hold it"):
+        anchor_prompts(prompts[1:], concept)
+
+
+def test_the_released_ac_replaces_parts_of_words():
+    concept = Concept(target="grumpy cat", anchor="cat")
+    assert anchor_prompts(["a category", "a Cat"], concept, parts=True) == ("a category",)
+    assert target_prompts("a category", concept, "x", parts=True) == ("a xegory",)
+
+
+def test_braces_in_a_sentence_are_text_for_trce():
+    policy = Policy(erase=(Concept(target="ghost"),), keep=("art",))
+    kept = TRCESteering(contexts=("a {} of {style}",))._kept(policy, 0)
+    assert set(kept) == {"art", "a art of {style}"}

@@ -11,7 +11,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from expunge import __version__
-from expunge.errors import CutOff, ExpungeError, Missed
+from expunge.errors import CutOff, ExpungeError, Ignored, Missed
 from expunge.files import reason
 
 _COMMANDS = {
@@ -98,7 +98,7 @@ def remarks() -> Iterator[None]:
     """Inside, a warning of ours is one line on the terminal."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if issubclass(category, CutOff):
+        if issubclass(category, CutOff | Ignored):
             print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
         else:
             usual(message, category, *place, **more)
@@ -107,6 +107,7 @@ def remarks() -> Iterator[None]:
         usual = warnings.showwarning
         warnings.showwarning = show
         warnings.simplefilter("always", CutOff)
+        warnings.simplefilter("always", Ignored)
         yield
 
 

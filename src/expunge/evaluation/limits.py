@@ -11,6 +11,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.records import Evaluation, Measurement, Verdict
 from expunge.evaluation.scoring import DRAWN, FEATURES, KEPT, right_of
 from expunge.evaluation.suite import SYNONYMS, Plan
+from expunge.spelling import spelling
 from expunge.statistics.rates import Rate
 
 
@@ -32,8 +33,8 @@ def check(limits: Sequence[Limit], plans: Sequence[Plan]) -> None:
     """
     for limit in limits:
         about = [plan for plan in plans if _is_about(limit, plan)]
-        known = {plan.concept.target.lower() for plan in plans}
-        if unknown := [words for words in limit.concept if words.lower() not in known]:
+        known = {spelling(plan.concept.target) for plan in plans}
+        if unknown := [words for words in limit.concept if spelling(words) not in known]:
             raise ExpungeError(f"limits: there is no concept {unknown[0]!r} in this audit")
         groups = dict.fromkeys(group.name for plan in about for group in plan.groups)
         if limit.group not in (*groups, KEPT):
@@ -87,8 +88,8 @@ def _check_share(limit: Limit) -> None:
 
 
 def _is_about(limit: Limit, plan: Plan) -> bool:
-    named = {words.lower() for words in limit.concept}
-    return not named or plan.concept.target.lower() in named
+    named = {spelling(words) for words in limit.concept}
+    return not named or spelling(plan.concept.target) in named
 
 
 def _of(limit: Limit, evaluations: Iterable[Evaluation]) -> Iterator[Verdict]:

@@ -36,6 +36,9 @@ Need = Literal["text", "drawing", "training", "gradients"]
 """What a method needs to run: the text encoder (``text``), pictures or latents that the model draws
 first (``drawing``), optimiser steps (``training``), or gradients of the UNet (``gradients``)."""
 
+PolicyPart = Literal["keep", "anchor"]
+"""What a policy says beside what is erased: what stays, and what is drawn instead."""
+
 Fixed = Mapping[str, tuple[Any, str]]
 """Settings by name, each with its only value and the reason."""
 
@@ -71,6 +74,11 @@ class Method(Named):
     """Settings that only the released program has."""
     released_synonyms: ClassVar[bool] = False
     """Whether the released program erases a concept's synonyms."""
+
+    always_ignored: ClassVar[frozenset[PolicyPart]] = frozenset()
+    """What of a policy it has no use for."""
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset()
+    """What of a policy the released program has no use for."""
 
     fidelity: Fidelity = "corrected"
     """``original`` does exactly what the released code does; ``corrected`` fixes its faults."""
@@ -141,6 +149,12 @@ class Method(Named):
         if contexts is None or self.fidelity == "original":
             return policy.kept
         return policy.kept_prompts(contexts)
+
+    @property
+    def ignored(self) -> frozenset[PolicyPart]:
+        """What of a policy a run with these settings has no use for."""
+        released = self.released_ignored if self.fidelity == "original" else frozenset()
+        return self.always_ignored | released
 
     def settled(self, model: Model) -> Self:
         """The same settings, with those read out that depend on the model."""

@@ -14,6 +14,7 @@ from expunge.files import PathLike
 from expunge.method.base import Method, Part, Solves, Trained
 from expunge.method.edits import edit_of
 from expunge.method.starting import Starting
+from expunge.method.used import used
 from expunge.method.wording import checked
 from expunge.models import Model
 from expunge.registry import Registry
@@ -93,6 +94,7 @@ def erase(
 
     Warns:
         CutOff: prompts are longer than the model reads.
+        Ignored: the method has no use for prompts to keep, or for an anchor. They aren't recorded.
     """
     policy = Policy.of(concepts)
     if values and not isinstance(method, str):
@@ -104,7 +106,7 @@ def erase(
         model.check_draws()
     if chosen.fidelity == "original":
         _check_released(chosen, policy)
-    policy = checked(model, chosen, policy)
+    policy = checked(model, chosen, used(chosen, policy))
     chosen = chosen.settled(model)
     if isinstance(chosen, Trained):
         from expunge.training.loop import train

@@ -14,7 +14,7 @@ from typing import ClassVar
 from expunge.concepts import Policy
 from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.payloads import Payload
-from expunge.method.base import Method, Need
+from expunge.method.base import Method, Need, PolicyPart
 from expunge.models import Model
 
 
@@ -27,6 +27,7 @@ class NegativePrompting(Method):
     url: ClassVar[str] = "https://arxiv.org/abs/2206.01714"
     needs: ClassVar[frozenset[Need]] = frozenset({"text"})
     families: ClassVar[tuple[str, ...]] = ("sd", "sdxl")
+    always_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep", "anchor"})
     released_synonyms: ClassVar[bool] = True
 
     separator: str = ", "

@@ -21,6 +21,7 @@ from pydantic import Field, StringConstraints, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context, Policy
+from expunge.method.base import PolicyPart
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
@@ -49,6 +50,7 @@ class AblatingConcepts(TrainedWeights):
     year: ClassVar[int] = 2023
     url: ClassVar[str] = "https://arxiv.org/abs/2303.13516"
     corrected_only: ClassVar[tuple[str, ...]] = ("contexts",)
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep"})
     original_only: ClassVar[tuple[str, ...]] = ("variant", "augment", "hflip")
 
     variant: AcVariant | None = None
@@ -115,6 +117,11 @@ class AblatingConcepts(TrainedWeights):
             names = ("loss_type", "prompts", "memorized", "augment", "hflip")
             self.refuse_changed("SepME's program has no such setting", *names)
         return self
+
+    @property
+    def ignored(self) -> frozenset[PolicyPart]:
+        """SepME's program trains towards one word for all concepts."""
+        return super().ignored | ({"anchor"} if self.variant == "sepme" else set())
 
     @property
     def program(self) -> AcProgram | None:

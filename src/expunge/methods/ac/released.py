@@ -200,6 +200,7 @@ class AcProgram:
             concept.target,
             style=STYLE[self.variant],
             memorized=self.memorized,
+            parts=True,
         )
         prompt = options[integer(draws, 0, len(options))]
         scale = self._scale(concept, size, draws)
@@ -229,7 +230,7 @@ class AcProgram:
             return shown.concept.target
         concept = shown.concept
         own = [fill(sentence, concept.replacement) for sentence in TEMPLATES[concept.kind]]
-        prompts = anchor_prompts(self.prompts or own, concept, memorized=self.memorized)
+        prompts = anchor_prompts(self.prompts or own, concept, memorized=self.memorized, parts=True)
         return prompts[shown.number % len(prompts)]
 
     def _drawn_pictures(self, run: Run, shown: list[ShownPicture]) -> Pictures:

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from expunge.concepts import Concept, Policy
 from expunge.errors import ExpungeError
-from expunge.method.base import Fixed, Need, Part
+from expunge.method.base import Fixed, Need, Part, PolicyPart
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods.cpe.bank import (
@@ -66,6 +66,7 @@ class CPE(TrainingStages):
     url: ClassVar[str] = "https://arxiv.org/abs/2506.22806"
     needs: ClassVar[frozenset[Need]] = frozenset({"text", "training"})
     released: ClassVar[Mapping[str, Any]] = {"anchor_limit": None}
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep"})
     released_fixed: ClassVar[Fixed] = {
         "noise": (RELEASED_NOISE, "the released program always uses this value"),
         "tied": (True, "the released program uses one map for queries and keys"),

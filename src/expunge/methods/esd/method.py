@@ -25,7 +25,7 @@ from torch import Tensor
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.errors import ExpungeError
-from expunge.method.base import Fixed
+from expunge.method.base import Fixed, PolicyPart
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
@@ -68,6 +68,7 @@ class ESD(KeepsPrior, TrainedWeights):
         "keep_share",
         "preserve_scale",
     )
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep", "anchor"})
     original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
     variant: EsdVariant | None = None

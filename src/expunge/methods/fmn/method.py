@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.concepts import Concept, Context, Policy
-from expunge.method.base import Fixed
+from expunge.method.base import Fixed, PolicyPart
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.student import Student
@@ -85,6 +85,8 @@ class ForgetMeNot(KeepsPrior, TrainedWeights):
         "inversion_steps",
         "inversion_lr",
     )
+    always_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"anchor"})
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep"})
     original_only: ClassVar[tuple[str, ...]] = ("variant",)
 
     variant: Literal["released", "sepme"] | None = None

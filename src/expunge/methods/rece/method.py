@@ -27,7 +27,7 @@ from expunge.algebra.ridge import Rows, kept_rows
 from expunge.concepts import Concept, Context, Kind, Policy
 from expunge.edits.payloads import Change
 from expunge.errors import ExpungeError
-from expunge.method.base import Need
+from expunge.method.base import Need, PolicyPart
 from expunge.method.presets import preset
 from expunge.method.starting import Starting
 from expunge.methods.kept import KeepsPrior
@@ -44,15 +44,6 @@ from expunge.methods.rece.closed import (
 )
 from expunge.methods.uce.method import UCE
 from expunge.models import Model
-
-UCE_SETTINGS = (
-    "uce_technique",
-    "uce_preserve",
-    "uce_erase_scale",
-    "uce_preserve_scale",
-    "uce_lamb",
-)
-"""Settings of the first stage."""
 
 
 class Strength(NamedTuple):
@@ -129,9 +120,16 @@ class RECE(Starting, KeepsPrior):
             raise ValueError('regularization: only with embedding="surrogate"')
         if self.targets and self.embedding != "target":
             raise ValueError('targets: only with embedding="target"')
-        in_uce_alone = ("templates",) if self.fidelity == "original" else ()
-        self.refuse_beside_start(*UCE_SETTINGS, *in_uce_alone)
+        alone = ("templates",) if self.fidelity == "original" else ()
+        of_uce = (name for name in type(self).model_fields if name.startswith("uce_"))
+        self.refuse_beside_start(*of_uce, *alone)
         return self
+
+    @property
+    def ignored(self) -> frozenset[PolicyPart]:
+        """Prompts to keep, where every stage has a list of its own."""
+        listed = self.preserve is not None and (self.start or self.uce_preserve is not None)
+        return super().ignored | ({"keep"} if listed else set())
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The change after the last epoch: one matrix for all projections, or one for each.

@@ -22,7 +22,7 @@ values of every ``a`` and of the prompts to keep are held. ``original`` is the r
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from expunge.method.base import Fixed
+from expunge.method.base import Fixed, PolicyPart
 from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.sepme.training import RELEASED, SepME
@@ -34,4 +34,5 @@ class CiE(SepME[Student], TrainedWeights):
     name: ClassVar[str] = "cie"
     title: ClassVar[str] = "Concept-irrelevant erasure (SepME)"
     released: ClassVar[Mapping[str, Any]] = {"train_method": "x", **RELEASED}
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep", "anchor"})
     released_fixed: ClassVar[Fixed] = {**TrainedWeights.released_fixed, **SepME.released_fixed}

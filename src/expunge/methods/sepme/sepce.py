@@ -29,7 +29,7 @@ from torch import Tensor
 from expunge.algebra.null_space import TOLERANCE, fitting, leading, null_space, rref
 from expunge.concepts import Policy
 from expunge.errors import ExpungeError
-from expunge.method.base import Part
+from expunge.method.base import Part, PolicyPart
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.methods.sepme.bases import Given, beginnings, crowded, rows, rows_naming
@@ -54,6 +54,7 @@ class SepCE(SepME[Shifts]):
     name: ClassVar[str] = "sepce"
     title: ClassVar[str] = "Separable concept erasure (SepME)"
     released: ClassVar[Mapping[str, Any]] = ORIGINAL
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"anchor"})
     corrected_only: ClassVar[tuple[str, ...]] = (*SepME.corrected_only, "protect", "tolerance")
 
     variant: Literal["separable", "joint"] = "separable"

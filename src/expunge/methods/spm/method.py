@@ -23,7 +23,7 @@ from torch.nn.functional import mse_loss
 
 from expunge.concepts import Concept, Context, Policy, WordList
 from expunge.edits.membranes import Metric, Rule
-from expunge.method.base import Fixed, Part, Trained
+from expunge.method.base import Fixed, Part, PolicyPart, Trained
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.training import DenoiserTraining, LearningRateSchedule
@@ -57,6 +57,7 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
         "batch_size": (1, "the released program trains on one latent at a time"),
     }
     corrected_only: ClassVar[tuple[str, ...]] = ("contexts", "keep_share")
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep"})
     original_only: ClassVar[tuple[str, ...]] = ("anchor_split",)
     released_synonyms: ClassVar[bool] = True
 

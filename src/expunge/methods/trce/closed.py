@@ -24,7 +24,7 @@ from expunge.concepts import Concept, Context, Policy
 from expunge.edits.payloads import Change
 from expunge.edits.ridge import Ridge, Stays
 from expunge.errors import ExpungeError
-from expunge.method.base import Need
+from expunge.method.base import Need, PolicyPart
 from expunge.methods.kept import PROMPTS, KeepsPrior, kept_with_empty, weighed_rows
 from expunge.models import Model
 from expunge.prior import Prior
@@ -70,6 +70,7 @@ class TRCE(KeepsPrior):
     needs: ClassVar[frozenset[Need]] = frozenset({"text"})
     released: ClassVar[Mapping[str, Any]] = RELEASED
     released_prior: ClassVar[bool] = True
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep"})
     original_only: ClassVar[tuple[str, ...]] = ("index",)
     released_synonyms: ClassVar[bool] = True
 

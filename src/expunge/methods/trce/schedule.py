@@ -17,6 +17,7 @@ from expunge.method.run import Run
 from expunge.method.training import TrainedWeights
 from expunge.models import Condition, Model, Process
 from expunge.seeding import derive, generator, integer
+from expunge.sentences import fill
 from expunge.training.latents import TrajectoryPoint, latents_at
 from expunge.training.trajectories import Timetable, ddim
 
@@ -184,7 +185,7 @@ class SteeringSchedule(TrainedWeights):
         """One prompt for each trajectory. The kept words take turns; the sentence is random."""
         draws, prompts = generator(seed, "trce kept"), policy.kept_prompts(self.contexts)
         places = [
-            {words, *(sentence.format(words) for sentence in its)}
+            {words, *(fill(sentence, words) for sentence in its)}
             for words, its in policy.kept_in(self.contexts).items()
         ]
         chosen = []

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from expunge.concepts import Policy, explain
 from expunge.edits.edit import Edit
-from expunge.method.base import Part
+from expunge.method.base import Part, PolicyPart
 from expunge.method.batch import Batch
 from expunge.method.edits import edit_of
 from expunge.method.starting import Starting
@@ -58,6 +58,7 @@ class TRCESteering(Starting, SteeringSchedule):
     year: ClassVar[int] = 2025
     url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
     released: ClassVar[Mapping[str, Any]] = RELEASED
+    released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep"})
     released_synonyms: ClassVar[bool] = True
 
     guidance: float = 15.0

@@ -28,7 +28,7 @@ from expunge.edits.ridge import Ridge
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
-from expunge.method.base import Method, Need
+from expunge.method.base import Method, Need, PolicyPart
 from expunge.models import Model
 from expunge.progress import track
 from expunge.seeding import derive
@@ -54,6 +54,7 @@ class Debias(Method):
     title: ClassVar[str] = "Unified Concept Editing, debiasing"
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2308.14761"
+    always_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"anchor"})
     needs: ClassVar[frozenset[Need]] = frozenset({"text", "drawing"})
 
     attributes: WordList

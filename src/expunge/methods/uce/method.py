@@ -22,7 +22,7 @@ from expunge.algebra.ridge import Moved, Rows, joined, shared_factors
 from expunge.concepts import Concept, Context, Pair, Policy
 from expunge.edits.payloads import Change, LowRank
 from expunge.edits.ridge import Ridge, Stays
-from expunge.method.base import Need
+from expunge.method.base import Need, PolicyPart
 from expunge.methods.kept import PROMPTS, KeepsPrior, weighed_rows
 from expunge.models import Model
 from expunge.sentences import PLACE, fill
@@ -70,6 +70,11 @@ class UCE(KeepsPrior):
         if self.technique == "tensor" and self.variant == "2025":
             raise ValueError('technique: "tensor" is part of the 2023 variant only')
         return self
+
+    @property
+    def ignored(self) -> frozenset[PolicyPart]:
+        """Prompts to keep, where ``preserve`` lists others."""
+        return super().ignored | ({"keep"} if self.preserve is not None else set())
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Change:
         """The ridge system of all projections; for ``tensor``, a low-rank change of each."""
