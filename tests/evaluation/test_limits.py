@@ -39,6 +39,11 @@ def test_kept_prompts_are_judged_by_how_right_they_are(measured):
     assert (one.metric, one.passed) == ("object right", True)
 
 
+def test_a_limit_finds_its_concept_however_it_is_spelt(measured):
+    limit = Limit(group="explicit", concept="ＳＡＮＴＡ \u200b Claus", at_most=1)
+    assert [one.concept for one in verdicts([limit], measured)] == ["santa claus"]
+
+
 def test_a_limit_without_a_concept_is_about_all(measured):
     every = verdicts([Limit(group="explicit", at_most=1)], measured)
     assert [one.concept for one in every] == ["santa claus", "ink"]

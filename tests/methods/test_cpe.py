@@ -327,7 +327,7 @@ def test_the_nearest_names_are_taken(pico: Model) -> None:
     rows = torch.nn.functional.normalize(pico.encode([*pool, "dog"]).flatten(1))
     order = [pool[at] for at in (rows[:-1] @ rows[-1]).argsort(descending=True).tolist()]
     wanted = [name for name in order if name != "ghost dog"][:2]
-    assert nearest_names(pico, pool, ["dog"], 2) == [wanted]
+    assert nearest_names(pico, pool, [Concept(target="dog")], 2) == [wanted]
     plan = CPE(**SHORT, name_pool=pool, nearest=2, contexts=["a {}"]).plan(pico, Policy.of("dog"))
     assert {f"a {name}" for name in wanted} <= set(plan.banks[0])
     assert not any(f"a {name}" in plan.banks[0] for name in order[3:])

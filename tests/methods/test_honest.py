@@ -18,9 +18,11 @@ from expunge.method.base import Part
 from expunge.method.edits import edit_of
 from expunge.methods import configured
 from expunge.methods.ac.prompts import anchor_prompts, target_prompts
+from expunge.methods.cpe.bank import nearest_names
 from expunge.methods.cpe.method import CPE
 from expunge.methods.kept import kept_count
 from expunge.methods.trce.steering import TRCESteering
+from expunge.methods.turns import wordings_in_turn
 from expunge.spelling import names
 from expunge.testing import membrane, random
 
@@ -205,3 +207,65 @@ def test_braces_in_a_sentence_are_text_for_trce():
     policy = Policy(erase=(Concept(target="ghost"),), keep=("art",))
     kept = TRCESteering(contexts=("a {} of {style}",))._kept(policy, 0)
     assert set(kept) == {"art", "a art of {style}"}
+
+
+# --- a turn for every wording
+
+
+MANY = Concept(target="ghost", synonyms=("noto", "man", "fox"))
+
+
+@pytest.mark.parametrize("method", ["esd", "cie"])
+def test_fewer_trajectories_than_wordings_are_refused(pico, method):
+    values = {**SHORT, "iterations": 4, "trajectories": 3}
+    with pytest.raises(ExpungeError, match="trajectories: 3 can't show the 4 wordings of 'ghost'"):
+        erase(pico, MANY, method, **values)
+
+
+@pytest.mark.parametrize("trajectories", [4, 5, 9, 40])
+def test_wordings_take_turns_and_so_do_their_sentences(trajectories):
+    pairs = MANY.neutral_pairs()
+    draws = torch.Generator().manual_seed(trajectories)
+    chosen = wordings_in_turn(MANY, pairs, trajectories, draws)
+    shown = [sum(names(prompt, [words]) for prompt, _ in chosen) for words in MANY.phrases]
+    assert sum(shown) == trajectories
+    assert max(shown) - min(shown) <= 1
+    assert len(set(chosen)) == min(trajectories, len(pairs))
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "fewest"),
+    [
+        ("fmn", {"batch_size": 2}, 3),
+        ("cie", {"batch_size": 4}, 2),
+        ("cie", {"batch_size": 2}, 4),
+        ("spm", {}, 8),
+        ("spm", {"accumulation": 2}, 4),
+        ("trce-steering", {"batch_size": 2, "max_early_timestep": 1}, 4),
+        ("esd", {"batch_size": 5}, 1),
+        ("ac", {"batch_size": 1, "accumulation": 1}, 5),
+    ],
+)
+def test_a_training_too_short_for_every_wording_is_refused(pico, method, values, fewest):
+    policy = Policy(erase=(MANY, Concept(target="dog", anchor="art")))
+    run = configured(method, iterations=max(1, fewest - 1), num_inference_steps=2, **values)
+    assert run.fewest_steps(policy) == fewest
+    if fewest > 1:
+        with pytest.raises(ExpungeError, match=f"raise it to {fewest} or more"):
+            erase(pico, policy, run)
+
+
+def test_the_released_steering_needs_all_repeats_before_the_last_wording(pico):
+    policy = Policy(erase=(Concept(target="ghost"), Concept(target="dog")))
+    run = configured("trce-steering", fidelity="original", iterations=5, lamb=1.0)
+    with pytest.raises(ExpungeError, match="raise it to 6 or more"):
+        erase(pico, policy, run)
+
+
+def test_synonyms_and_doubles_take_no_place_among_the_nearest_names(pico):
+    pool = ["santa", "Santa", "ghost", "dog", "Dog", "cat", "santas"]
+    concept = Concept(target="ghost", synonyms=("santa",))
+    [near] = nearest_names(pico, pool, [concept], 3)
+    assert sorted(near) == ["cat", "dog", "santas"]
+    [released] = nearest_names(pico, pool, [concept], 7, parts=True)
+    assert sorted(released) == sorted(set(pool) - {"ghost"})

@@ -214,6 +214,14 @@ class Trained(Method, Generic[S]):
     def loss(self, student: S, batch: Batch) -> Tensor | Mapping[str, Tensor]:
         """The scalar to minimise; or several scalars by name, with that one as ``loss``."""
 
+    def fewest_steps(self, policy: Policy) -> int:
+        """The fewest optimiser steps in which every wording of what is erased can have a turn.
+
+        Here each row of a batch shows one.
+        """
+        wordings = sum(len(concept.phrases) for concept in policy.erase)
+        return -(-wordings // (self.accumulation * getattr(self, "batch_size", 1)))
+
     def parts(self, student: S, policy: Policy) -> Sequence[Part]:
         """What training made, as parts that can be removed one by one."""
         return [Part(policy.erase, student.payload())]

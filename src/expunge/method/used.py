@@ -3,8 +3,8 @@
 import warnings
 
 from expunge.concepts import Concept, Policy
-from expunge.errors import Ignored
-from expunge.method.base import Method
+from expunge.errors import ExpungeError, Ignored
+from expunge.method.base import Method, Trained
 
 
 def used(method: Method, policy: Policy) -> Policy:
@@ -31,3 +31,16 @@ def used(method: Method, policy: Policy) -> Policy:
 
     erase = tuple(map(without, policy.erase))
     return policy.model_copy(update={"erase": erase, "keep": policy.keep if keeps else ()})
+
+
+def check_turns(method: Method, policy: Policy) -> None:
+    """Check that a training is long enough for every wording of what is erased.
+
+    Raises:
+        ExpungeError: it ends before each has had a turn, and yet all would be recorded.
+    """
+    if isinstance(method, Trained) and method.iterations < (fewest := method.fewest_steps(policy)):
+        raise ExpungeError(
+            f"iterations: {method.iterations} steps end before every wording of what is erased has "
+            f"had a turn; raise it to {fewest} or more"
+        )

@@ -14,7 +14,7 @@ from expunge.files import PathLike
 from expunge.method.base import Method, Part, Solves, Trained
 from expunge.method.edits import edit_of
 from expunge.method.starting import Starting
-from expunge.method.used import used
+from expunge.method.used import check_turns, used
 from expunge.method.wording import checked
 from expunge.models import Model
 from expunge.registry import Registry
@@ -107,6 +107,7 @@ def erase(
     if chosen.fidelity == "original":
         _check_released(chosen, policy)
     policy = checked(model, chosen, used(chosen, policy))
+    check_turns(chosen, policy)
     chosen = chosen.settled(model)
     if isinstance(chosen, Trained):
         from expunge.training.loop import train

@@ -24,7 +24,7 @@ from expunge.progress import track
 from expunge.prompts import lists
 from expunge.sentences import PLACE, fill
 from expunge.settings import or_file
-from expunge.spelling import names
+from expunge.spelling import distinct, names
 from expunge.training.cache import load_cached, save_cached
 
 BLOCK = 64
@@ -77,32 +77,38 @@ def mixed(rows: Tensor, gaussian: Tensor, mixing: Tensor, noise: float) -> Tenso
 
 
 def nearest_names(
-    model: Model, pool: Sequence[str], words: Sequence[str], count: int, *, whole: bool = True
+    model: Model, pool: Sequence[str], erase: Sequence[Concept], count: int, *, parts: bool = False
 ) -> list[list[str]]:
-    """For each of ``words``, the names in a pool with the most similar embeddings (by cosine).
+    """For each concept, the names in a pool with the embeddings most similar to its target's.
 
-    Names that contain the words themselves are left out: as whole words or, in the released
-    program, as any part of the name.
+    Names that hold one of the concept's phrases as whole words are left out, and a name counts
+    once. With ``parts``, as in the released program, those that hold the target as any part of the
+    name are left out, and every entry of the pool counts.
     """
 
     def directions(prompts: Sequence[str]) -> Tensor:
         return torch.nn.functional.normalize(model.encode(prompts).float().flatten(1))
 
     if not pool:
-        return [[] for _ in words]
-    wanted = directions(words)
+        return [[] for _ in erase]
+    pool = pool if parts else distinct(pool)
+    wanted = directions([concept.target for concept in erase])
     blocks = [pool[at : at + BLOCK] for at in range(0, len(pool), BLOCK)]
-    parts = [directions(block) for block in track(blocks, "names", total=len(blocks))]
+    rows = [directions(block) for block in track(blocks, "names", total=len(blocks))]
     found = []
-    for row, word in zip(wanted @ torch.cat(parts).T, words, strict=True):
+    for row, concept in zip(wanted @ torch.cat(rows).T, erase, strict=True):
         order = row.argsort(descending=True, stable=True).tolist()
         others = [
             pool[at]
             for at in order
-            if not (names(pool[at], [word]) if whole else word.lower() in pool[at].lower())
+            if not (_holds(pool[at], concept.target) if parts else mentions(concept, [pool[at]])[0])
         ]
         found.append(others[:count])
     return found
+
+
+def _holds(name: str, target: str) -> bool:
+    return target.lower() in name.lower()
 
 
 def in_sentences(words: Iterable[str], sentences: Sequence[str]) -> list[str]:

@@ -110,6 +110,11 @@ class CPE(TrainingStages):
     """Sentences with ``{}`` for the words, or a file of them; the words alone are always added.
     Default: the templates."""
 
+    def fewest_steps(self, policy: Policy) -> int:
+        """Each batch shows a wording of every concept."""
+        most = max(len(concept.phrases) for concept in policy.erase)
+        return -(-most // self.accumulation)
+
     def student(self, model: Model, policy: Policy, seed: int) -> GateStudent:
         attacked = any(stage.attack for stage in self.stages)
         sizes = GateSizes(
@@ -171,8 +176,7 @@ class CPE(TrainingStages):
         )
         places = {words: (PLACE, *its) for words, its in policy.kept_in(self.contexts).items()}
         every = tuple(dict.fromkeys(s for concept in policy.erase for s in self.sentences(concept)))
-        targets = [concept.target for concept in policy.erase]
-        near = nearest_names(model, self.name_pool, targets, self.nearest)
+        near = nearest_names(model, self.name_pool, policy.erase, self.nearest)
         for words in (*self.general_words, *chain(*near)):
             places.setdefault(words, every)
         stays = [prompt for words, its in places.items() for prompt in in_sentences([words], its)]
@@ -188,8 +192,7 @@ class CPE(TrainingStages):
 
     def _released_plan(self, model: Model, policy: Policy) -> TrainingPrompts:
         """Targets without synonyms, each with its own bank; a word listed twice counts twice."""
-        targets = [concept.target for concept in policy.erase]
-        near = nearest_names(model, self.name_pool, targets, self.nearest, whole=False)
+        near = nearest_names(model, self.name_pool, policy.erase, self.nearest, parts=True)
         pairs, banks = [], []
         for concept, own in zip(policy.erase, near, strict=True):
             sentences = self.sentences(concept)

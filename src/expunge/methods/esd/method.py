@@ -33,6 +33,7 @@ from expunge.method.training import TrainedWeights
 from expunge.methods.each import one_each
 from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, EsdVariant, parameters
 from expunge.methods.kept import KeepsPrior, kept_count
+from expunge.methods.turns import wordings_in_turn
 from expunge.models import Condition, Model
 from expunge.prior import PriorSetting
 from expunge.seeding import derive, generator
@@ -184,7 +185,7 @@ class ESD(KeepsPrior, TrainedWeights):
         pairs = [
             pair
             for concept in run.policy.erase
-            for pair in self._spread(run, concept.neutral_pairs(self.contexts), 1)
+            for pair in self._in_turn(run, concept, concept.neutral_pairs(self.contexts))
         ]
         drawn = self._trajectories_of(run, "erased", pairs, [anchor for _, anchor in pairs])
         away = drawn.conditional - drawn.anchor
@@ -199,7 +200,7 @@ class ESD(KeepsPrior, TrainedWeights):
         rows = [
             ((prompt, phrase), concept.replacement)
             for concept, prompt in self._sources(run.policy)
-            for phrase in self._spread(run, concept.phrases, 1)
+            for phrase in self._in_turn(run, concept, concept.phrases)
         ]
         pairs, anchors = [pair for pair, _ in rows], [anchor for _, anchor in rows]
         drawn = self._trajectories_of(run, "taken out", pairs, [phrase for _, phrase in pairs])
@@ -216,14 +217,16 @@ class ESD(KeepsPrior, TrainedWeights):
         prompts = run.policy.kept_prompts(self.contexts) if self.keep_share else ()
         if not prompts:
             return None
-        pairs = [(p, p) for p in self._spread(run, prompts, len(run.policy.erase))]
+        count = len(run.policy.erase) * self.trajectories
+        order = torch.randperm(len(prompts), generator=generator(run.seed, "esd pairs")).tolist()
+        pairs = [(prompts[order[at % len(prompts)]],) * 2 for at in range(count)]
         drawn = self._trajectories_of(run, "kept", pairs, ())
         return _rows(run, pairs, drawn, drawn.conditional)
 
-    def _spread(self, run: Run, items: Sequence[Spread], times: int) -> list[Spread]:
-        """These in random order, repeated equally often, ``times`` as many as trajectories."""
-        order = torch.randperm(len(items), generator=generator(run.seed, "esd pairs")).tolist()
-        return [items[order[at % len(items)]] for at in range(times * self.trajectories)]
+    def _in_turn(self, run: Run, concept: Concept, items: Sequence[Spread]) -> list[Spread]:
+        """What each trajectory of a concept starts from."""
+        draws = generator(run.seed, "esd pairs")
+        return wordings_in_turn(concept, items, self.trajectories, draws)
 
     def _trajectories_of(
         self, run: Run, name: str, pairs: Sequence[tuple[str, str]], anchors: Sequence[str]

@@ -101,6 +101,10 @@ class SepCE(SepME[Shifts]):
     def limit(self, turn: int) -> float:
         return self.thresholds[turn] if self.thresholds else self.threshold
 
+    def fewest_steps(self, policy: Policy) -> int:
+        """The joint program shows all concepts in each step."""
+        return 1 if self.variant == "joint" else super().fewest_steps(policy)
+
     def student(self, model: Model, policy: Policy, seed: int) -> Shifts:
         given, count = len(self.thresholds), len(policy.erase)
         if given not in (0, count):

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from expunge.concepts import Concept, Context
+from expunge.concepts import Concept, Context, Policy
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.sampling import ImageRequest, sample
@@ -25,6 +25,7 @@ from expunge.methods.sepme.examples import (
     rows_of,
 )
 from expunge.methods.sepme.loss import direction, predictions, settled, weight_term
+from expunge.methods.turns import wordings_in_turn
 from expunge.models import Model
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
 from expunge.prior import mean_moment
@@ -89,6 +90,11 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
     """Denoising steps of each trajectory; original: of each picture."""
     guidance_scale: float = Field(7.5, ge=1)
     """Guidance scale of the trajectories or pictures."""
+
+    def fewest_steps(self, policy: Policy) -> int:
+        """Each step shows wordings of one concept."""
+        most = max(len(concept.phrases) for concept in policy.erase)
+        return len(policy.erase) * -(-most // (self.accumulation * self.batch_size))
 
     def parameters(self, model: Model) -> tuple[str, ...]:
         return model.select(ROLES[self.train_method])
@@ -174,8 +180,8 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
     def _table(self, run: Run, turn: int) -> ConceptTrajectories:
         """Trajectories of a concept's prompts, which take turns in random order."""
         pairs = self.pairs(run.policy.erase[turn])
-        order = torch.randperm(len(pairs), generator=generator(run.seed, "cie pairs", turn))
-        chosen = [pairs[order[index % len(pairs)]] for index in range(self.trajectories)]
+        draws = generator(run.seed, "cie pairs", turn)
+        chosen = wordings_in_turn(run.policy.erase[turn], pairs, self.trajectories, draws)
         prompts, empty = zip(*chosen, strict=True)
         walks = trajectories(
             run,

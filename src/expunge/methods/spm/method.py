@@ -107,6 +107,11 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     strength: float = Field(1.0, gt=0)
     """Factor of the closeness ("facilitate_factor")."""
 
+    def fewest_steps(self, policy: Policy) -> int:
+        """Each step shows wordings of one concept."""
+        most = max(len(concept.phrases) for concept in policy.erase)
+        return len(policy.erase) * -(-most // self.accumulation)
+
     def parameters(self, model: Model) -> tuple[str, ...]:
         return model.select("transformers")
 

@@ -94,6 +94,13 @@ class SteeringSchedule(TrainedWeights):
     keep_share: float = Field(0.5, ge=0, le=1)
     """Share of the held latents that comes from trajectories of the prompts to keep, if any."""
 
+    def fewest_steps(self, policy: Policy) -> int:
+        """Trajectories take turns, and wordings with them."""
+        turns = len(policy.erase) * max(len(concept.phrases) for concept in policy.erase)
+        if self.fidelity == "original":
+            turns = len(_released_pairs(policy, self.contexts)) - RELEASED_REPEATS + 1
+        return -(-turns // (self.accumulation * self.batch_size))
+
     def batches(self, run: Run, numbers: Iterable[int]) -> Iterator[Batch]:
         ways = self.ways(run.policy, run.seed)
         schedule = self.schedule(run.model, ways, run.seed)
