@@ -48,7 +48,7 @@ def shots(count: int) -> list[Shot]:
 
 
 def loop(model: Model, requests: list[ImageRequest], sampler: Sampler) -> None:
-    model.pipe.scheduler = sampler.build(model.process)
+    model.pipe.scheduler = model.process.scheduler(*sampler.sampling(model)[:2])
     for request in requests:
         model.pipe(
             request.prompt,

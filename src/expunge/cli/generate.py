@@ -9,18 +9,15 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from expunge.cli import resumable
-from expunge.cli.options import ModelName
+from expunge.cli.options import USUAL_SAMPLER, ModelName, SamplerOptions
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.generation import Sampler
 from expunge.generation import generate as draw
 from expunge.models import load
 from expunge.models.window import remark
 from expunge.progress import shown
 from expunge.prompts import PromptSet
 from expunge.prompts.published import published
-
-SAMPLER = Sampler()
 
 
 def generate(
@@ -33,7 +30,7 @@ def generate(
     samples: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
     model: ModelName = "emoji",
     edit: tuple[Path, ...] = (),
-    sampler: Annotated[Sampler, Parameter(name="*")] = SAMPLER,
+    sampler: SamplerOptions = USUAL_SAMPLER,
 ) -> None:
     """Draw pictures from prompts, with or without edits.
 

@@ -10,7 +10,7 @@ from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.drawing import check_size, images, requests
-from expunge.evaluation.evaluate import Base, Question, measured, question
+from expunge.evaluation.evaluate import Base, Question, measured, question, suite_for
 from expunge.evaluation.limits import check, verdicts
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import NO_OPTIONS, Options
@@ -41,7 +41,7 @@ def audit(
     *,
     edit: Edit | None = None,
     base: Callable[[], Model] | None = None,
-    suite: str = "emoji",
+    suite: str | None = None,
     size: str = "quick",
     seeds: Sequence[int] | None = None,
     sampler: Sampler | None = None,
@@ -56,10 +56,10 @@ def audit(
         policy: what should be gone, what should stay, and the limits to meet.
         edit: applied to the model while it is measured; the model without it is then the base.
         base: loads another model to compare with, e.g. the one before erasing.
-        suite: the prompts and the judge.
+        suite: the prompts and the judge; may be left out for the bundled model, which has its own.
         size: how many prompts.
         seeds: replace the size's own seeds.
-        sampler: how pictures are drawn; the default is the suite's.
+        sampler: how pictures are drawn; by default, and where it has gaps, as the model usually is.
         options: the suite's judge, lists of prompts and so on.
         folder: for pictures and results, by default ``runs/audit-<model's fingerprint>``.
 
@@ -71,7 +71,14 @@ def audit(
         raise ExpungeError("an edit is compared with the model that it is for; give no other base")
     if options.perceptual and not (edit or base):
         raise ExpungeError("--perceptual is a distance from the base's pictures; give a base too")
-    asked = asking(policy, suite=suite, size=size, seeds=seeds, sampler=sampler, options=options)
+    asked = asking(
+        policy,
+        suite=suite_for(model, suite),
+        size=size,
+        seeds=seeds,
+        sampler=sampler,
+        options=options,
+    )
     place = Path(folder or f"runs/audit-{model.fingerprint()[:12]}")
     beside = Base(base) if base else None
     found = measured(asked, model, place, edit=edit, base=beside)

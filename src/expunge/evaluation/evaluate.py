@@ -40,6 +40,8 @@ from expunge.generation import Sampler
 from expunge.models import Model
 from expunge.versions import versions
 
+BUNDLED = "emoji"
+"""The suite that only the bundled model is measured with."""
 LPIPS_SIDE = 64
 """Pixels of a side at which ESD and RECE print LPIPS."""
 
@@ -50,7 +52,8 @@ class Question:
 
     plans: tuple[Plan, ...]
     judge: Judge
-    sampler: Sampler
+    sampler: Sampler = field(default_factory=Sampler)
+    """Its gaps are filled in by the model that is asked."""
     distance: PerceptualDistance | None = None
     """Of each picture from the base model's."""
 
@@ -59,9 +62,12 @@ class Question:
         return tuple(shot for plan in self.plans for shot in plan.shots)
 
     def as_read_by(self, model: Model) -> tuple["Question", tuple[CutPrompts | None, ...]]:
-        """Without prompts that ask this model for nothing, and what it cuts of each plan's."""
+        """Without prompts that ask this model for nothing, and what it cuts of each plan's.
+
+        The sampler is then without gaps.
+        """
         plans, cuts = zip(*(as_read(plan, model) for plan in self.plans), strict=True)
-        return replace(self, plans=plans), cuts
+        return replace(self, plans=plans, sampler=Sampler.of(model, self.sampler)), cuts
 
 
 def question(
@@ -85,19 +91,31 @@ def question(
         for concept in concepts
     )
     distance = perceptual(options.perceptual, size=LPIPS_SIDE) if options.perceptual else None
-    return Question(plans, chosen.judge(options, plans), sampler or chosen.sampler, distance)
+    return Question(plans, chosen.judge(options, plans), sampler or Sampler(), distance)
 
 
-def usual_sampler(suite: str) -> Sampler:
-    """A suite's own sampler."""
-    return SUITES.get(suite).sampler
+def suite_for(model: Model, suite: str | None) -> str:
+    """The suite that is named, or the bundled model's own for the bundled model.
+
+    Raises:
+        ExpungeError: none is named for another model.
+    """
+    if suite:
+        return suite
+    if not model.bundled:
+        others = ", ".join(name for name in SUITES if name != BUNDLED)
+        raise ExpungeError(
+            f"say which suite measures {model.name!r}: {others} ({BUNDLED!r} is for the bundled "
+            "model alone)"
+        )
+    return BUNDLED
 
 
 def evaluate(
     model: Model,
     edit: Edit,
     *,
-    suite: str = "emoji",
+    suite: str | None = None,
     size: str = "quick",
     seeds: Sequence[int] | None = None,
     sampler: Sampler | None = None,
@@ -114,10 +132,10 @@ def evaluate(
     Args:
         model: the base model, without any edit applied; it is unchanged afterwards.
         edit: what to measure; each of its concepts gets its own evaluation.
-        suite: the prompts and the judge.
+        suite: the prompts and the judge; may be left out for the bundled model, which has its own.
         size: how many prompts, e.g. ``quick`` or ``full``.
         seeds: replace the size's own seeds.
-        sampler: how pictures are drawn; the default is the suite's.
+        sampler: how pictures are drawn; by default, and where it has gaps, as the model usually is.
         options: the suite's judge, lists of prompts and so on.
         folder: for pictures and results, by default ``runs/evaluate-<edit id>``.
 
@@ -125,7 +143,14 @@ def evaluate(
         ExpungeError: the suite doesn't know a concept, the edit isn't for this model, a picture
             is missing or a judge fails.
     """
-    asked = question(suite, edit.concepts, size=size, seeds=seeds, sampler=sampler, options=options)
+    asked = question(
+        suite_for(model, suite),
+        edit.concepts,
+        size=size,
+        seeds=seeds,
+        sampler=sampler,
+        options=options,
+    )
     place = Path(folder or f"runs/evaluate-{edit.id}")
     report = Report(evaluations=measured(asked, model, place, edit=edit))
     report.save(place)
@@ -254,7 +279,7 @@ def _protocol(model: Model, fingerprint: str, plan: Plan, asked: Question) -> Pr
         plan=plan,
         model=model.name,
         fingerprint=fingerprint,
-        sampler=asked.sampler.model_dump(mode="json"),
+        sampler=asked.sampler.record(model),
         image_size=model.image_size,
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),

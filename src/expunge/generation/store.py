@@ -5,7 +5,7 @@ absent, so a run that was killed continues where it stopped.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from io import BytesIO
@@ -21,7 +21,7 @@ from expunge.concepts import explain
 from expunge.edits.applied import Applied
 from expunge.errors import ExpungeError
 from expunge.files import replacing, write_json, write_text
-from expunge.generation.sampler import Sampler
+from expunge.generation.sampler import Sampler, native_scheduler
 from expunge.generation.sampling import ImageRequest, latent_size, requests, sample
 from expunge.models import Model
 from expunge.progress import track
@@ -37,6 +37,8 @@ class Settings(_FolderRecord):
     """Everything that decides a picture besides its request; the same for a whole folder."""
 
     sampler: Sampler
+    native: str = ""
+    """The model's own scheduler, if that draws."""
     model: str
     """The base model's fingerprint."""
     edits: tuple[str, ...]
@@ -112,7 +114,7 @@ def generate(
         model: draws them, with the edits that are applied to it now.
         prompts: a prompt set, or requests, each of which names its sample.
         folder: one for each model, edits and sampler; more prompts and samples can be added.
-        sampler: how they are drawn.
+        sampler: how they are drawn; by default, and where it has gaps, as the model usually is.
         samples: pictures per row of a prompt set, from different noise.
         seen: called with each picture as soon as it is drawn; it should return quickly.
         fingerprint: the model's, if it is known; computing it reads all weights.
@@ -124,23 +126,25 @@ def generate(
     if samples < 1:
         raise ExpungeError(f"{samples} samples; draw at least 1 per prompt")
     model.check_draws()
-    place, sampler = Path(folder), sampler or Sampler()
+    place, sampler = Path(folder), Sampler.of(model, sampler)
     prompt_set = prompts if isinstance(prompts, PromptSet) else None
     wanted = _by_file(requests(prompts, samples) if isinstance(prompts, PromptSet) else prompts)
-    sampler.build(model.process)
+    model.process.scheduler(*sampler.sampling(model)[:2])
     for request in wanted.values():
         latent_size(model, request)
-    known = _open(
-        place, _settings(model, sampler, fingerprint or model.fingerprint()), prompt_set, wanted
-    )
-    missing = [
-        request
-        for file, request in wanted.items()
-        if file not in known or not _is_whole(place, known[file])
-    ]
+    with model.lock:  # so that the edits recorded are those that are drawn
+        settings = _settings(model, sampler, fingerprint or model.fingerprint())
+        known = _open(place, settings, prompt_set, wanted)
+        missing = [
+            request
+            for file, request in wanted.items()
+            if file not in known or not _is_whole(place, known[file])
+        ]
+        pictures = sample(model, missing, sampler)
     done = len(wanted) - len(missing)
-    drawn = _draw(model, missing, sampler, place)
-    for record in track(drawn, f"pictures in {place.name}", total=len(wanted), start=done):
+    for record in track(
+        _kept(pictures, place), f"pictures in {place.name}", total=len(wanted), start=done
+    ):
         known[record.file] = record
         if seen:
             seen(record)
@@ -166,6 +170,7 @@ def _by_file(requests: Iterable[ImageRequest]) -> dict[str, ImageRequest]:
 def _settings(model: Model, sampler: Sampler, fingerprint: str) -> Settings:
     return Settings(
         sampler=sampler,
+        native=native_scheduler(model, sampler),
         model=fingerprint,
         edits=tuple(component.id for component in Applied.to(model).components),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -241,12 +246,10 @@ def _check_agree(
             )
 
 
-def _draw(
-    model: Model, missing: Sequence[ImageRequest], sampler: Sampler, place: Path
-) -> Iterator[ImageRecord]:
-    """Draw, save and record one picture after the other."""
+def _kept(pictures: Iterable[tuple[ImageRequest, Tensor]], place: Path) -> Iterator[ImageRecord]:
+    """Save and record one picture after the other as it is drawn."""
     with (place / "images.jsonl").open("a", encoding="utf-8") as lines:
-        for request, pixels in sample(model, missing, sampler):
+        for request, pixels in pictures:
             record = _save(place, request, pixels)
             lines.write(record.model_dump_json() + "\n")
             lines.flush()
