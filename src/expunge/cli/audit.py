@@ -125,11 +125,19 @@ def audit(
     policy, edits = concepts.to_policy(), [Edit.load(path) for path in edit]
     whole = reduce(add, edits) if edits else None
     subject = load(model)
-    folder = output or Path(f"runs/audit-{subject.fingerprint()[:12]}")
+    known = subject.fingerprint()
+    folder = output or Path(f"runs/audit-{known[:12]}")
     arguments = {**asked.arguments(subject), "sampler": sampler}
     if dry_run:
-        question, compared = asking(policy, **arguments), bool(whole or base)
-        _show(console, outlook(question, subject, folder, edit=whole, compared=compared))
+        found = outlook(
+            asking(policy, **arguments),
+            subject,
+            folder,
+            edit=whole,
+            compared=bool(whole or base),
+            fingerprint=known,
+        )
+        _show(console, found)
         return
     with resumable(f"the finished pictures and judgements in {folder}"), shown():
         report = measure(
@@ -138,6 +146,7 @@ def audit(
             edit=whole,
             base=(lambda: load(base)) if base else None,
             folder=folder,
+            fingerprint=known,
             **arguments,
         )
     _write(console, report, folder, blur=not show_sensitive)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +14,7 @@ from expunge.detectors.perceptual import PerceptualDistance, perceptual
 from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.evaluation.base import Base
 from expunge.evaluation.counting import counted
 from expunge.evaluation.distances import distances, unrelated
 from expunge.evaluation.drawing import check_size, draw
@@ -24,7 +25,7 @@ from expunge.evaluation.judging import (
     compare,
 )
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import ComparedModel, CutPrompts, Evaluation, PicturePair, Report
+from expunge.evaluation.records import CutPrompts, Evaluation, PicturePair, Report
 from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
     curve,
@@ -61,12 +62,14 @@ class Question:
     def shots(self) -> tuple[Shot, ...]:
         return tuple(shot for plan in self.plans for shot in plan.shots)
 
-    def as_read_by(self, model: Model) -> tuple["Question", tuple[CutPrompts | None, ...]]:
-        """Without prompts that ask this model for nothing, and what it cuts of each plan's.
+    def as_read_by(
+        self, model: Model, *others: Model
+    ) -> tuple["Question", tuple[CutPrompts | None, ...]]:
+        """Without prompts that ask one of these models for nothing, and what is cut of each plan's.
 
-        The sampler is then without gaps.
+        The sampler's gaps are filled in by the first one.
         """
-        plans, cuts = zip(*(as_read(plan, model) for plan in self.plans), strict=True)
+        plans, cuts = zip(*(as_read(plan, model, *others) for plan in self.plans), strict=True)
         return replace(self, plans=plans, sampler=Sampler.of(model, self.sampler)), cuts
 
 
@@ -157,15 +160,6 @@ def evaluate(
     return report
 
 
-@dataclass
-class Base:
-    """The model to compare with."""
-
-    load: Callable[[], Model]
-    """Called once; the model is freed when its pictures are drawn."""
-    source: ComparedModel | None = field(default=None, init=False)
-
-
 def measured(
     asked: Question,
     model: Model,
@@ -173,6 +167,7 @@ def measured(
     *,
     edit: Edit | None = None,
     base: Base | None = None,
+    fingerprint: str | None = None,
 ) -> tuple[Evaluation, ...]:
     """An evaluation of each plan; several models can be measured into one folder.
 
@@ -182,6 +177,7 @@ def measured(
         place: for pictures, judgements and pairs.
         edit: applied to the model while it is measured; the model without it is the base.
         base: the model to compare with, if it is another one.
+        fingerprint: the model's, if it is known; computing it reads all weights.
 
     Raises:
         ExpungeError: the edit isn't for this model, a picture is missing or a judge fails.
@@ -189,9 +185,9 @@ def measured(
     check_unedited(model, "the base is measured too")
     model.check_draws()
     check_size(asked.judge, model, asked.plans[0].suite)
-    asked, cuts = asked.as_read_by(model)
+    asked, cuts = asked.as_read_by(model, *([base.loaded(model, asked.sampler)] if base else []))
     judgements = Judgements(asked.judge, place)
-    fingerprint = model.fingerprint()
+    fingerprint = fingerprint or model.fingerprint()
     before, after = _drawn(asked, model, fingerprint, judgements, place, edit, base)
     taken_out = reversal(model, edit) if edit else None
     found = []
@@ -232,18 +228,10 @@ def _drawn(
     """The pictures of the base, if there is one, and of the model; each is judged once drawn."""
     before = None
     with judgements.beside_drawing() as watch:
-        if base:
-            other = base.load()
-            if other.image_size != model.image_size:
-                raise ExpungeError(
-                    f"{other.name!r} draws {other.image_size[0]}×{other.image_size[1]} pictures, "
-                    f"{model.name!r} {model.image_size[0]}×{model.image_size[1]}; they can't be "
-                    "compared one by one"
-                )
-            base.source = ComparedModel(name=other.name, fingerprint=other.fingerprint())
+        if base and base.model and base.source:
             known = base.source.fingerprint
-            before = draw(other, asked.shots, asked.sampler, place, watch, fingerprint=known)
-            del other
+            before = draw(base.model, asked.shots, asked.sampler, place, watch, fingerprint=known)
+            base.model = None
         applied: AbstractContextManager[Any] = edit.applied(model) if edit else nullcontext()
         with applied:  # first, as an edit of another base is refused here
             after = draw(model, asked.shots, asked.sampler, place, watch, fingerprint=fingerprint)
