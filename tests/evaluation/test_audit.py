@@ -156,7 +156,7 @@ def asked_for(monkeypatch) -> Counter[str]:
 
 
 def test_a_whole_model_is_fingerprinted_once(pico, edit, pico_folder, tmp_path, asked_for):
-    both = Policy(erase=(GHOST, CHURCH))
+    both = Policy(erase=(CHURCH, Concept(target="parachute")))
     measured = partial(objects, pico, both, options=Options(judge="things"))
     measured(folder=tmp_path / "alone")
     assert dict(asked_for) == {pico.name: 1}

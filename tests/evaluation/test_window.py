@@ -71,22 +71,25 @@ def test_what_fits_is_left_as_it_is(pico):
 @pytest.mark.parametrize("turned", [False, True])
 def test_of_two_models_the_one_that_reads_less_counts(pico, pico_folder, listed, turned):
     narrow = load(pico_folder, device="cpu")
-    narrow.pipe.tokenizer.model_max_length = 8
+    narrow.pipe.tokenizer.model_max_length = 15
     models = (narrow, pico) if turned else (pico, narrow)
-    asking = listed("a dog and a cat and a man and a ghost", "a ghost")
+    asking = listed("a dog a cat a man a dog a cat a man a ghost", "a ghost")
     plan = objects.plan(GHOST, size="brief", options=asking)
-    assert rows(as_read(plan, pico)[0]) == ["a dog and a cat and a man and a ghost", "a ghost"]
+    assert rows(as_read(plan, pico)[0]) == [
+        "a dog a cat a man a dog a cat a man a ghost",
+        "a ghost",
+    ]
     read, cut = as_read(plan, *models)
     assert rows(read) == ["a ghost"]
-    assert (cut.read, cut.left_out) == (6, 1)
+    assert (cut.read, cut.left_out) == (13, 1)
     assert (read, cut) == as_read(plan, narrow)
 
 
 def test_an_audit_asks_what_its_base_reads_too(pico, pico_folder, listed, tmp_path, monkeypatch):
     toy_judges.register(monkeypatch)
     narrow = load(pico_folder, device="cpu")
-    narrow.pipe.tokenizer.model_max_length = 8
-    given = listed("a church", "a dog and a cat and a man and a church")
+    narrow.pipe.tokenizer.model_max_length = 15
+    given = listed("a church", "a dog a cat a man dog a church")
     report = audit(
         pico,
         Policy(erase=(Concept(target="church", keep=("beagle",)),)),
@@ -98,7 +101,7 @@ def test_an_audit_asks_what_its_base_reads_too(pico, pico_folder, listed, tmp_pa
         folder=tmp_path / "out",
     )
     (evaluation,) = report.evaluations
-    assert evaluation.cut.read == 6
+    assert evaluation.cut.read == 13
     assert evaluation.find("listed", "concept drawn").edited.n == 1
 
 
