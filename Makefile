@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-nudenet reference check docs clean
+.PHONY: demo test test-nudenet campaign reference check docs clean
 
 demo: $(READY)
 	$(BIN)/expunge demo --output runs/demo
@@ -12,6 +12,11 @@ demo: $(READY)
 # Two workers, each with one thread: faster than one with all of them.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Bad inputs, and kills at random moments: make campaign [INPUTS=1000] [KILLS=70] [SEED=N]
+campaign: $(READY)
+	cd tests && OMP_NUM_THREADS=1 nice ../$(BIN)/python -m campaigns \
+		--inputs $(or $(INPUTS),1000) --kills $(or $(KILLS),70) $(if $(SEED),--seed $(SEED))
 
 # NudeNet's wheel has AGPL-3.0 licence texts, so it is only installed when asked for.
 test-nudenet: $(READY)

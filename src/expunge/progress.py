@@ -31,12 +31,14 @@ def shown(console: Console | None = None) -> Iterator[None]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console or Console(stderr=True)) as display:
-        token = _display.set(display)
-        try:
-            yield
-        finally:
-            _display.reset(token)
+    display = Progress(*columns, console=console or Console(stderr=True))
+    token = _display.set(display)
+    try:
+        yield
+    finally:
+        _display.reset(token)
+        if display.tasks:  # without a bar it would print an empty line
+            display.stop()
 
 
 def track(
@@ -52,6 +54,7 @@ def track(
         yield from items
         return
     task = display.add_task(description, total=total, completed=start)
+    display.start()
     for item in items:
         yield item
         display.advance(task)

@@ -7,7 +7,6 @@ import pytest
 
 from expunge.cli import _COMMANDS, main, resumable
 from expunge.edits.edit import Edit
-from expunge.errors import ExpungeError
 from expunge.generation import Manifest
 
 
@@ -181,11 +180,56 @@ def test_an_interruption_says_what_is_saved(
     )
 
 
-def test_other_errors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: object) -> None:
-        raise RuntimeError("a fault of ours")
+def broken(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[str]:
+    """A command that ends with this error."""
 
-    monkeypatch.setattr("expunge.prompts.PromptSet.load", broken)
-    with pytest.raises(RuntimeError, match="a fault of ours"):
-        main(["generate", "--output", "x", "--prompts", "p.csv"])
-    assert issubclass(ExpungeError, ValueError)
+    def failing(path: object) -> None:
+        raise error
+
+    monkeypatch.setattr("expunge.prompts.PromptSet.load", failing)
+    return ["generate", "--output", "x", "--prompts", "p.csv"]
+
+
+def test_a_fault_of_ours_is_neither_a_mistake_nor_a_missed_limit(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(broken(monkeypatch, RuntimeError("two\nlines"))) == 3
+    told = capsys.readouterr().err
+    assert told.startswith("fault: RuntimeError: two lines; ")
+    assert told.count("\n") == 1
+    [file] = tmp_path.iterdir()
+    assert str(file) in told
+    assert "in failing\n    raise error" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (OSError(28, "No space left on device", "out/a.png"), 2, "error: out/a.png: no space left"),
+        (OSError("the hub is down"), 2, "error: the hub is down"),
+        (PermissionError(13, "Permission denied", b"p.csv"), 2, "error: p.csv: permission denied"),
+        (SystemExit(1), 141, ""),
+    ],
+)
+def test_errors_of_the_system_are_one_line(
+    error: BaseException,
+    code: int,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main(broken(monkeypatch, error)) == code
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_a_reader_who_has_gone_is_no_missed_limit() -> None:
+    for command in ("methods", "prompts"):
+        run = subprocess.run(
+            f"{sys.executable} -m expunge {command} | true; exit ${{PIPESTATUS[0]}}",
+            shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.returncode in (0, 141), run.stderr
+        assert run.stderr == ""

@@ -1,6 +1,7 @@
 """The bench: what it compares, that it continues, and that its table adds up."""
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from expunge.evaluation.bench import (
     write_table,
 )
 from expunge.evaluation.records import Report
+from expunge.evaluation.suite import Prompt, Shot
+from expunge.files import file_name
 from expunge.methods import METHODS
 from expunge.models.emoji import catalog
 from expunge.statistics.rates import Estimate, Rate
@@ -319,3 +322,38 @@ def test_the_table_has_a_line_a_cell_and_counts_that_add_up(tmp_path):
             assert found == [str(count) for count in counts]
     assert (table[2]["refused"], table[2]["seconds"], table[2]["drift"]) == ("no", "", "")
     assert float(table[0]["drift"]) == pytest.approx(0.02)
+
+
+# --- names that become files
+
+
+def test_no_task_name_leaves_the_folder(tmp_path):
+    names = ["../../../evil", "a/b", "a\0b", "..", "x" * 300, "кот", "漢" * 200, "a b", "a-b"]
+    tasks = dict.fromkeys(names, PLAN["tasks"]["pizza"])
+    bench = Bench.load(written(tmp_path, {**PLAN, "tasks": tasks}))
+    places = [running._place(bench, tmp_path / "out", "f", cell) for cell in bench.cells()]
+    assert {place.resolve().parent for place in places} == {tmp_path / "out" / "cells"}
+    assert len(set(places)) == len(places)
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+        place.with_suffix(".safetensors").touch()
+
+
+def test_names_of_files_are_plain_where_words_are_and_never_alike():
+    assert file_name("santa claus") == "santa-claus"
+    words = ["santa claus", "santa-claus", "santa  claus", "santa/claus", "santa\nclaus", "", "."]
+    names = [file_name(one) for one in words]
+    assert len(set(names)) == len(words)
+    assert all(re.fullmatch(r"\w[\w.-]*", name) for name in names)
+
+
+def test_pictures_of_any_prompt_have_names_of_their_own():
+    texts = ["", "кот", "猫", "!", "a cat", "A cat", "a  cat", "cat" * 200]
+    shots = [
+        Shot("g", Prompt(text=text or " ", expected={}), seed) for text in texts for seed in (0, 1)
+    ]
+    shots += [Shot("g", Prompt(text="a dog", expected={}), seed) for seed in range(20_000)]
+    numbers = {shot.number for shot in shots}
+    assert len(numbers) == len(shots)
+    assert all(re.fullmatch(r"\w[\w.-]{0,99}", number) for number in numbers)

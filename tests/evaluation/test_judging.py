@@ -93,21 +93,34 @@ def test_a_line_that_a_kill_has_cut_is_judged_again_and_only_once(pico, tmp_path
     file = stored(tmp_path)
     *kept, last = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(kept) + last[:-cut])
-    again = int(cut > 1)  # without its end of line it is still whole
     for _ in range(2):
         assert audit(pico, options=MACE, folder=tmp_path) == whole
-        assert Parts.seen == PICTURES + again
-    if again:
-        lines = file.read_text().splitlines()
-        assert sum(_is_json(line) for line in lines) == PICTURES
-        assert len(lines) == PICTURES + 1
+        assert Parts.seen == PICTURES + 1
+        assert file.read_bytes() == b"".join([*kept, last])
 
 
-def _is_json(line: str) -> bool:
-    try:
-        return bool(json.loads(line))
-    except ValueError:
-        return False
+def test_judgements_are_in_one_order_whoever_has_judged_first(pico, tmp_path):
+    audit(pico, options=MACE, folder=tmp_path)
+    whole = stored(tmp_path).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    stored(tmp_path).write_bytes(b"".join(lines[:1:-1]) + lines[1][:50])
+    audit(pico, options=MACE, folder=tmp_path)
+    assert stored(tmp_path).read_bytes() == whole
+
+
+def test_two_programs_that_judge_keep_each_others_judgements(tmp_path, monkeypatch):
+    monkeypatch.setattr("expunge.evaluation.judging.BATCH", 1)
+    record(tmp_path, "tree.png")
+    one, two = Judgements(_Slow(), tmp_path), Judgements(_Slow(), tmp_path)
+    tree = [Image.open(tmp_path / "tree.png")]
+    one.add([("a", "x")], tree, tmp_path)
+    two.add([("b", "x")], tree, tmp_path)
+    one.add([("c", "x")], tree, tmp_path)
+    for judgements in (one, two):
+        judgements.settle()
+        two.add([("d", "x")], tree, tmp_path)
+    known = stored(tmp_path).read_text().splitlines()
+    assert [json.loads(line)["picture"] for line in known] == ["a", "b", "c", "d", "d"]
 
 
 @pytest.mark.parametrize("fails_at", [0, PICTURES - 3])

@@ -256,7 +256,7 @@ def bad(name: str, weights: Weights, folder: Path) -> Path:
         ("shape", "it was made from another model"),
         ("nan", "aren't finite"),
         ("cut pickle", "cut short or damaged"),
-        ("cut safetensors", "a safetensors file, but cut short"),
+        ("cut safetensors", "not a safetensors file, or cut short"),
         ("text", "neither a safetensors file nor one that torch saved"),
         ("pipeline", r"a whole pipeline; give its UNet, .*bad\.pt/unet"),
         ("lacking", r"2 weights are missing or unknown, e\.g\. conv_in\.weight"),

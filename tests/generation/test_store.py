@@ -10,6 +10,7 @@ import torch
 from expunge.cli import main
 from expunge.errors import ExpungeError
 from expunge.generation import ImageRequest, Manifest, Sampler, generate
+from expunge.journal import Journal
 from expunge.models import Model
 from expunge.prompts import PromptSet
 
@@ -132,3 +133,96 @@ def test_killed_in_the_middle_then_run_again(
     generate(pico, PromptSet.load(csv), whole, Sampler(steps=10))
     assert main(arguments) == 0
     assert contents(whole).items() <= contents(killed).items()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from expunge import load
+from expunge.generation import ImageRequest, Sampler, generate
+model, folder, start, stop = load(sys.argv[1], device="cpu"), *sys.argv[2:5]
+requests = [ImageRequest(case_number=str(n), prompt="a dog", seed=n)
+            for n in range(int(start), int(stop))]
+Path(folder).with_name(f"ready-{start}").touch()
+while not Path(folder).with_name("go").exists():
+    pass
+generate(model, requests, folder, Sampler(steps=1))
+"""
+
+
+def test_several_programs_draw_into_one_folder_and_no_record_is_lost(
+    pico: Model, pico_folder: Path, tmp_path: Path
+) -> None:
+    folder, spans = tmp_path / "out", [(0, 12), (8, 20), (20, 30)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, pico_folder, folder, *map(str, span)])
+        for span in spans
+    ]
+    while not all((tmp_path / f"ready-{start}").exists() for start, _ in spans):
+        assert all(writer.poll() is None for writer in writers)
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0]
+    manifest = Manifest.load(folder)
+    assert sorted(int(image.request.case_number) for image in manifest.images) == [*range(30)]
+    assert len((folder / "images.jsonl").read_bytes().splitlines()) == 30
+    requests = [ImageRequest(case_number=str(n), prompt="a dog", seed=n) for n in range(30)]
+    whole = generate(pico, requests, tmp_path / "whole", FAST.model_copy(update={"steps": 1}))
+    assert {image.sha256 for image in whole.images} == {image.sha256 for image in manifest.images}
+
+
+def test_what_another_program_draws_meanwhile_is_not_written_over(
+    pico: Model, tmp_path: Path
+) -> None:
+    mine = [ImageRequest(case_number=str(n), prompt="a dog", seed=n) for n in range(3)]
+    other = ImageRequest(case_number="1", prompt="a cat", seed=1)
+
+    def seen(record: object) -> None:
+        if not (tmp_path / "1_0.png").exists():
+            generate(pico, [other], tmp_path, FAST)
+
+    with pytest.raises(ExpungeError, match=r"1_0\.png was drawn from 'a cat'"):
+        generate(pico, mine, tmp_path, FAST, seen=seen)
+    drawn = {image.file: image.request.prompt for image in Manifest.load(tmp_path).images}
+    assert drawn == {"0_0.png": "a dog", "1_0.png": "a cat"}
+
+
+def test_a_journal_reads_what_others_add_and_what_they_write_anew(tmp_path: Path) -> None:
+    mine, other = Journal(tmp_path / "a.jsonl"), Journal(tmp_path / "a.jsonl")
+    assert mine.new() == []
+    other.append(["1", "2"])
+    assert mine.new() == [b"1", b"2"]
+    (tmp_path / "a.jsonl").open("a").write("cu")
+    assert mine.new() == []
+    other.append(["3"])
+    assert mine.new() == [b"cu", b"3"]
+    other.replace(["3", "1", "2"])
+    assert mine.new() == [b"3", b"1", b"2"]
+    other.append(["4"])
+    assert mine.new() == [b"4"]
+    assert mine.new() == []
+
+
+@pytest.mark.parametrize(("height", "told"), [(1024, "at most 256 a side"), (16384, "8192")])
+def test_a_giant_picture_is_refused_before_anything_is_drawn(
+    height: int,
+    told: str,
+    pico_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    csv = tmp_path / "giant.csv"
+    csv.write_text(f"case_number,prompt,seed,height\n7,a dog,1,\n8,a dog,1,{height}\n")
+    arguments = ["generate", "--model", str(pico_folder), "--prompts", str(csv)]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "case 8" in error or "row 3" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_case_number_too_long_for_a_file_is_refused(pico: Model, tmp_path: Path) -> None:
+    long = ImageRequest(case_number=100 * "漢", prompt="a dog", seed=1)
+    with pytest.raises(ExpungeError, match="too long for the name of a file"):
+        generate(pico, [long], tmp_path / "new", FAST)
+    assert not (tmp_path / "new").exists()

@@ -110,7 +110,7 @@ def test_the_tables_have_the_same_width_throughout(written):
 
 def test_a_refusal_is_told_with_its_reason(tmp_path):
     write_page(Bench.load(), ROWS["refused"], tmp_path)
-    assert "spm refuses pizza (seed 0): it <can't>" in (tmp_path / MARKDOWN).read_text()
+    assert r"spm refuses pizza (seed 0): it \<can't\>" in (tmp_path / MARKDOWN).read_text()
     assert "spm refuses pizza (seed 0): it &lt;can&#39;t&gt;" in (tmp_path / PAGE).read_text()
 
 

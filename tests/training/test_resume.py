@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from expunge import Edit, ExpungeError, Model, erase
+from expunge import Edit, ExpungeError, Model, erase, load
 from expunge.training import checkpoint, loop, saving
 
 TRAIN = """
@@ -88,8 +89,6 @@ def test_a_checkpoint_of_other_settings_is_refused(
 
 
 def test_half_precision_models_train_with_float32_masters(pico_folder: Path) -> None:
-    from expunge import load
-
     model = load(pico_folder, dtype=torch.bfloat16, device="cpu")
     edit = erase(model, "dog", "esd", iterations=3, lr=1e-6, **SHORT)
     changes = edit.components[0].payload.tensors().values()
@@ -137,3 +136,80 @@ def test_saving_takes_a_small_share_of_the_time(
     monkeypatch.setattr(saving, "SAVE_EVERY", 3)
     erase(pico, "dog", "esd", checkpoints=tmp_path, iterations=50, **SHORT)
     assert saved == [3, 41, 50]
+
+
+def checkpointed(pico: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
+    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
+    erase(pico, "dog", "esd", checkpoints=folder, iterations=2, **SHORT)
+    return folder / checkpoint.FILE
+
+
+def again(model: Model, folder: Path) -> str:
+    return erase(model, "dog", "esd", checkpoints=folder, iterations=2, **SHORT).id
+
+
+def test_a_damaged_checkpoint_is_refused_with_advice(
+    pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpointed(pico, tmp_path, monkeypatch)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-9] ^= 4
+    save_file({"a": torch.zeros(1)}, path)
+    others = [path.read_bytes()]
+    for header in ("{", "[]", "{}", '{"run": 1, "steps": "x"}'):
+        save_file({"a": torch.zeros(1)}, path, metadata={"expunge": header})
+        others.append(path.read_bytes())
+    for damaged in (b"", b"text", bytes(500), whole[:1000], whole + b"x", bytes(flipped), *others):
+        path.write_bytes(damaged)
+        with pytest.raises(ExpungeError, match=r"delete .* and begin again|other settings"):
+            again(pico, tmp_path)
+        assert path.read_bytes() == damaged
+    path.write_bytes(whole)
+    again(pico, tmp_path)
+
+
+def test_a_changed_log_is_refused(
+    pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointed(pico, tmp_path, monkeypatch)
+    log = tmp_path / checkpoint.LOG
+    log.write_text(log.read_text().replace("1", "2"))
+    with pytest.raises(ExpungeError, match="was changed"):
+        again(pico, tmp_path)
+
+
+def test_damaged_trajectories_are_computed_again(
+    pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpointed(pico, tmp_path, monkeypatch)
+    wanted = again(pico, tmp_path)
+    path.unlink()
+    caches = [file for file in tmp_path.glob("*.safetensors") if file != path]
+    assert caches
+    for cache in caches:
+        content = bytearray(cache.read_bytes())
+        content[-1] ^= 64
+        cache.write_bytes(content)
+    assert again(pico, tmp_path) == wanted
+
+
+def test_a_training_goes_on_only_in_the_precision_it_was_begun_in(
+    pico: Model, pico_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpointed(pico, tmp_path, monkeypatch)
+    before = path.read_bytes()
+    half = load(pico_folder, dtype=torch.bfloat16, device="cpu")
+    with pytest.raises(ExpungeError, match="precision, device"):
+        again(half, tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_training_follows_one_on_another_device(pico: Model, tmp_path: Path) -> None:
+    from accelerate.state import PartialState
+
+    first = again(pico, tmp_path / "a")
+    PartialState._shared_state["device"] = torch.device("cuda", 0)
+    assert again(pico, tmp_path / "b") == first
+    assert PartialState().device.type == "cpu"

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from expunge import __version__
 from expunge.errors import CutOff, ExpungeError, Missed
+from expunge.files import reason
 
 _COMMANDS = {
     "erase": "Make an edit that erases concepts from a model.",
@@ -58,8 +59,9 @@ def application() -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    That is 0, or 1 if a model misses a policy's limits, 2 after a mistake, 130 after an
-    interruption.
+    That is 0, or 1 if a model misses a policy's limits, 2 after a mistake or an error of the
+    operating system, 3 after a fault of Expunge's own, 130 after an interruption, and 141 if
+    whoever reads the output has gone.
     """
     tokens = [_at_home(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     try:
@@ -67,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             application()(
                 tokens, exit_on_error=False, print_error=False, result_action="return_value"
             )
+        sys.stdout.flush()
     except Missed as missed:
         print(f"missed: {_one_line(missed)}", file=sys.stderr)
         return 1
@@ -76,6 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         print(f"interrupted; {interruption or 'nothing was saved'}", file=sys.stderr)
         return 130
+    except SystemExit:  # rich ends a program so when its reader has gone
+        return 141
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains
+        return 141
+    except OSError as error:
+        print(f"error: {_system_error(error)}", file=sys.stderr)
+        return 2
+    except Exception as fault:
+        print(f"fault: {_reported(fault)}", file=sys.stderr)
+        return 3
     return 0
 
 
@@ -94,6 +108,28 @@ def remarks() -> Iterator[None]:
         warnings.showwarning = show
         warnings.simplefilter("always", CutOff)
         yield
+
+
+def _system_error(error: OSError) -> str:
+    said = reason(error)
+    named = [os.fsdecode(name) for name in (error.filename, error.filename2) if name]
+    return f"{named[0]}: {said}" if named and named[0] not in said else said
+
+
+def _reported(fault: Exception) -> str:
+    """One line about a fault of our own, which names a file that has the traceback."""
+    import tempfile
+    import traceback
+
+    line = " ".join(f"{type(fault).__name__}: {fault}".split())[:300]
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="expunge-fault-", suffix=".txt", delete=False, errors="replace"
+        ) as file:
+            traceback.print_exception(fault, file=file)
+    except OSError:
+        return f"{line}\n{''.join(traceback.format_exception(fault))}"
+    return f"{line}; this is a fault of Expunge's, please report it with {file.name}"
 
 
 def _at_home(token: str) -> str:

@@ -26,6 +26,7 @@ from expunge.evaluation.audit import audit as measure
 from expunge.evaluation.evaluate import suite_for
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import Options
+from expunge.files import check_output
 from expunge.models import Model, load
 from expunge.progress import shown
 from expunge.report.card import CARD, CERTIFICATE, write_card, write_certificate
@@ -124,6 +125,8 @@ def audit(
     console = Console(highlight=False)
     policy, edits = concepts.to_policy(), [Edit.load(path) for path in edit]
     whole = reduce(add, edits) if edits else None
+    if output and not dry_run:
+        check_output(output, folder=True)
     subject = load(model)
     known = subject.fingerprint()
     folder = output or Path(f"runs/audit-{known[:12]}")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from expunge.cli import resumable
 from expunge.evaluation.bench import TABLE, Bench, run, write_table
+from expunge.files import check_output
 from expunge.progress import shown
 from expunge.report.bench import write_page
 
@@ -20,7 +21,7 @@ def bench(
     only: tuple[str, ...] = (),
     task: tuple[str, ...] = (),
     seed: tuple[int, ...] = (),
-    jobs: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+    jobs: Annotated[int, Parameter(validator=Number(gte=1, lte=1024))] = 1,
 ) -> None:
     """Compare methods on the bundled model, with a row for each task and method.
 
@@ -45,6 +46,7 @@ def bench(
     """
     chosen = Bench.load(plan)
     cells = chosen.cells(only, task, seed)
+    check_output(output, folder=True)
     with resumable(f"the finished rows in {output}"), shown():
         rows = dict(run(chosen, output, cells, jobs=jobs))
     ordered = [rows[cell] for cell in chosen.cells() if cell in rows]

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.files import check_output
 from expunge.formats.writing import safetensors_file
 
 
@@ -36,6 +37,7 @@ def compose(
         Remove the part that erases this concept, so that it is drawn again; repeat it for more.
     """
     safetensors_file(output)
+    check_output(output, *edits, *without)
     if not edits:
         raise ExpungeError("say which edits to add up, e.g. expunge compose a.safetensors ...")
     total = reduce(add, map(Edit.load, edits))

@@ -10,7 +10,7 @@ from expunge.concepts import Concept
 from expunge.edits.edit import Edit
 from expunge.evaluation.bench import presets
 from expunge.evaluation.evaluate import evaluate
-from expunge.files import replacing
+from expunge.files import check_output, replacing
 from expunge.method.base import Trained
 from expunge.methods import erase, settings
 from expunge.models import Model, load
@@ -37,6 +37,7 @@ def demo(*, output: Path = Path("runs/demo")) -> None:
         Folder for the edits, the pictures and the report.
     """
     console = Console(highlight=False)
+    check_output(output, folder=True)
     with resumable(f"the finished pictures and training steps in {output}"), shown():
         model = load("emoji")
         first, second = (

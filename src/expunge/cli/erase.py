@@ -20,6 +20,7 @@ from expunge.cli.options import (
 from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.files import check_output
 from expunge.method.base import Method, Trained
 from expunge.methods import configured, refuse_for_training
 from expunge.methods import erase as compute
@@ -118,6 +119,9 @@ def erase(
     named = {"preset": preset} if preset else {}
     chosen = configured(method, **named | assignments(method, setting))
     training.check(chosen)
+    check_output(output)
+    if training.checkpoints:
+        check_output(training.checkpoints, folder=True)
     watch = training.monitor(policy, chosen, seed)
     first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch
     console = Console(stderr=True, quiet=not first)

@@ -15,6 +15,7 @@ from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.evaluate import evaluate as measure
 from expunge.evaluation.records import Evaluation, Measurement
+from expunge.files import check_output
 from expunge.models import load
 from expunge.progress import shown
 from expunge.report.words import TableCell, cell, change, headline, question
@@ -50,6 +51,7 @@ def evaluate(
     if not edit:
         raise ExpungeError("say which edit to measure with --edit FILE")
     edits = [Edit.load(path) for path in edit]
+    check_output(output, folder=True)
     with resumable(f"the finished pictures in {output}"), shown():
         base = load(model)
         reports = [

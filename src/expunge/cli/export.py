@@ -10,6 +10,7 @@ from rich.console import Console
 from expunge.cli.options import EditedModelName
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.files import check_output
 from expunge.formats import cpe, lora, merged, published, spm
 from expunge.formats.writing import free_folder, safetensors_file
 from expunge.models import Model, load
@@ -67,7 +68,9 @@ def export(
     """
     if rank is not None and to not in LORAS:
         raise ExpungeError(f"--rank: only a LoRA has a rank, --to {to} is exact")
-    (free_folder if to in ("peft", "diffusers", *OWN) else safetensors_file)(output)
+    into_folder = to in ("peft", "diffusers", *OWN)
+    (free_folder if into_folder else safetensors_file)(output)
+    check_output(output, edit, folder=into_folder)
     if approximate and to in OWN:
         raise ExpungeError(f"--approximate: --to {to} holds gates as they are")
     loaded, base = Edit.load(edit), load(model)

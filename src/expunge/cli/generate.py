@@ -12,6 +12,7 @@ from expunge.cli import resumable
 from expunge.cli.options import USUAL_SAMPLER, ModelName, SamplerOptions
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.files import check_output
 from expunge.generation import generate as draw
 from expunge.models import load
 from expunge.models.window import remark
@@ -27,7 +28,7 @@ def generate(
     prompt_set: str = "",
     prompt: tuple[str, ...] = (),
     seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**64))] = 0,
-    samples: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
+    samples: Annotated[int, Parameter(validator=Number(gte=1, lte=10_000))] = 1,
     model: ModelName = "emoji",
     edit: tuple[Path, ...] = (),
     sampler: SamplerOptions = USUAL_SAMPLER,
@@ -58,6 +59,7 @@ def generate(
     console = Console(stderr=True)
     source = _source(console, prompts, prompt_set, prompt, seed)
     edits = [Edit.load(path) for path in edit]
+    check_output(output, folder=True)
     if source.dropped:
         console.print(f"{source.dropped} rows dropped: something sexual beside words for minors")
     base = load(model)

@@ -11,6 +11,7 @@ from expunge.concepts import Concept, Kind, explain
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Metric, Rule
 from expunge.errors import ExpungeError
+from expunge.files import check_output
 from expunge.formats import adapters, cpe, published, spm
 from expunge.formats.writing import safetensors_file
 from expunge.models import load
@@ -54,6 +55,7 @@ def import_(
         Factor of that closeness.
     """
     safetensors_file(output)
+    check_output(output, file)
     acts = {"rule": rule, "metric": metric, "strength": strength}
     given: dict[str, Any] = {name: value for name, value in acts.items() if value is not None}
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from rich.console import Console
 from expunge.cli import resumable
 from expunge.cli.options import ModelName
 from expunge.errors import ExpungeError
+from expunge.files import check_output
 from expunge.models import load
 from expunge.models.window import remark
 from expunge.prior import Prior
@@ -41,6 +42,7 @@ def prior(
     """
     if output.suffix != ".safetensors":
         raise ExpungeError(f"--output {output}: a prior is a .safetensors file")
+    check_output(output, *filter(None, [legacy]))
     console = Console(stderr=True)
     if prompts and not legacy:
         made = _summed(console, prompts, model, output)

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from expunge.cli.options import ShowSensitive
 from expunge.errors import ExpungeError
+from expunge.evaluation.records import FILE as JSON
 from expunge.evaluation.records import Report
+from expunge.files import check_output
 from expunge.report.html import FILE, write_html
 
 
@@ -27,6 +29,8 @@ def report(
     if not folders:
         raise ExpungeError("say which evaluation to show, e.g. expunge report runs/eval")
     first = folders[0] if folders[0].is_dir() else folders[0].parent
+    place = output or first / FILE
+    check_output(place, *folders, *(folder / JSON for folder in folders))
     merged = reduce(add, (Report.load(folder) for folder in folders))
-    page = write_html(merged, output or first / FILE, blur=not show_sensitive)
+    page = write_html(merged, place, blur=not show_sensitive)
     Console(stderr=True).print(f"written: {page}", highlight=False)

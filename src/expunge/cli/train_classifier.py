@@ -7,6 +7,7 @@ from rich.console import Console
 from expunge.detectors.trained import SUFFIX
 from expunge.detectors.training import PENALTY, Labelled, train
 from expunge.errors import ExpungeError
+from expunge.files import check_output
 from expunge.progress import shown
 
 
@@ -41,6 +42,7 @@ def train_classifier(
     """
     if output.suffix != SUFFIX:
         raise ExpungeError(f"--output {output}: a classifier is a {SUFFIX} file")
+    check_output(output)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     labelled = Labelled.load(folder)
     with shown(console):

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.concepts import explain
 from expunge.detectors.base import Extractor, Identity, Images, detector
 from expunge.detectors.weights import checked, existing
 from expunge.errors import ExpungeError
-from expunge.files import replacing, sha256
+from expunge.files import sha256
 from expunge.statistics.rates import Rate
+from expunge.tensors import read, write
 
 SUFFIX = ".safetensors"
 HEADER = "expunge.classifier"
@@ -78,8 +77,10 @@ class TrainedClassifier:
                 f"the classifier was trained on {record.backbone_identity.name}, and "
                 f"{self._extractor.identity.name} has other weights"
             )
-        if len(weight) != len(record.classes) or weight.shape[:1] != bias.shape:
-            raise ExpungeError(f"{len(weight)} rows of weights for {len(record.classes)} classes")
+        if weight.ndim != 2 or not len(weight) == len(record.classes) == len(bias.flatten()):
+            raise ExpungeError(
+                f"weights of shape {tuple(weight.shape)} for {len(record.classes)} classes"
+            )
         self.identity = Identity(name="trained", version="", sha256=sha256)
 
     @property
@@ -94,10 +95,8 @@ class TrainedClassifier:
 
     def save(self, path: Path) -> None:
         """Write the head and the record, not the backbone."""
-        tensors = {"weight": self.weight, "bias": self.bias}
-        header = {HEADER: json.dumps(self.record.model_dump(mode="json"))}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=header)
+        record = self.record.model_dump(mode="json")
+        write(path, HEADER, record, {"weight": self.weight, "bias": self.bias})
 
 
 def build(weights: str) -> TrainedClassifier:
@@ -109,17 +108,14 @@ def build(weights: str) -> TrainedClassifier:
     name, moved, backbone = weights.partition(f"{SUFFIX}@")
     place = f"{name}{SUFFIX}" if moved else weights
     file = existing("trained", place, f"a {SUFFIX} file of expunge train-classifier")
+    found = read(file, HEADER, "classifier")
     try:
-        with safe_open(file, framework="pt") as opened:
-            header = (opened.metadata() or {}).get(HEADER)
-            if header is None:
-                raise ExpungeError(f"{file}: no classifier of expunge train-classifier")
-            record = ClassifierRecord.model_validate_json(header)
-            weight, bias = opened.get_tensor("weight"), opened.get_tensor("bias")
-    except SafetensorError as error:
-        raise ExpungeError(f"{file}: not a safetensors file, or cut short ({error})") from None
+        record = ClassifierRecord.model_validate_json(json.dumps(found.record))
+        weight, bias = found.tensors["weight"], found.tensors["bias"]
     except ValidationError as error:
         raise ExpungeError(f"{file}: wrong record: {explain(error)}") from None
+    except KeyError as error:
+        raise ExpungeError(f"{file}: lacks the tensor {error}; the file is damaged") from None
     return TrainedClassifier(record, weight, bias, backbone=backbone, sha256=sha256(file))
 
 

@@ -1,13 +1,9 @@
 """An edit as one safetensors file: tensors numbered by component, provenance in the header."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from expunge.concepts import RECORD, explain
@@ -17,9 +13,12 @@ from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.payloads import CHANGES, Payload, stored
 from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
-from expunge.files import PathLike, replacing
+from expunge.files import PathLike
+from expunge.tensors import read, write
 
 FORMAT = 1
+ENTRY = "expunge"
+"""Of the header, for the record."""
 
 FORMS: Mapping[str, type[Payload]] = {
     **CHANGES,
@@ -28,6 +27,18 @@ FORMS: Mapping[str, type[Payload]] = {
     ResidualGates.form: ResidualGates,
 }
 """What an edit may hold, by form."""
+
+
+class _Part(BaseModel):
+    form: str
+    names: tuple[str, ...]
+    provenance: Provenance
+
+
+class _Record(BaseModel):
+    format: Literal[1]
+    id: str
+    components: tuple[_Part, ...]
 
 
 def save(components: tuple[Component, ...], identity: str, path: PathLike) -> None:
@@ -41,48 +52,40 @@ def save(components: tuple[Component, ...], identity: str, path: PathLike) -> No
         for part in components
     ]
     tensors = {
-        f"{index}:{name}": tensor.detach().cpu().contiguous()
+        f"{index}:{name}": tensor
         for index, part in enumerate(components)
         for name, tensor in part.payload.tensors().items()
     }
-    header = json.dumps({"format": FORMAT, "id": identity, "components": described})
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"expunge": header})
+    record = {"format": FORMAT, "id": identity, "components": described}
+    write(path, ENTRY, record, tensors, checksum=False)  # the id is one
 
 
 def load(path: PathLike) -> tuple[tuple[Component, ...], str]:
-    """Read the components and the id they were saved under."""
-    header, tensors = _read(path)
-    if header.get("format") != FORMAT:
+    """Read the components and the id they were saved under.
+
+    Raises:
+        ExpungeError: there is no such file, or it isn't a whole edit of this format.
+    """
+    found = read(path, ENTRY, "edit")
+    if found.record.get("format") != FORMAT:
         raise ExpungeError(
-            f"{path}: format {header.get('format')!r} is of another version of expunge"
+            f"{path}: format {found.record.get('format')!r} is of another version of expunge"
         )
     try:
-        components = tuple(
-            _component(part, index, tensors) for index, part in enumerate(header["components"])
-        )
+        record = _Record.model_validate(found.record, context=RECORD)
+        parts = enumerate(record.components)
+        return tuple(_component(part, at, found.tensors) for at, part in parts), record.id
     except ValidationError as error:
-        raise ExpungeError(f"{path}: wrong provenance: {explain(error)}") from None
-    return components, str(header["id"])
+        raise ExpungeError(f"{path}: not a whole expunge edit: {explain(error)}") from None
+    except ExpungeError as error:
+        raise ExpungeError(f"{path}: not a whole expunge edit: {error}") from None
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        raise ExpungeError(
+            f"{path}: not a whole expunge edit; its tensors don't fit ({error})"
+        ) from None
 
 
-def _read(path: PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not Path(path).is_file():
-        raise ExpungeError(f"{path}: no such edit")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ExpungeError(f"{path}: not a safetensors file, or cut short ({error})") from None
-    if "expunge" not in metadata:
-        raise ExpungeError(f"{path}: these tensors are no expunge edit (no provenance inside)")
-    header: dict[str, Any] = json.loads(metadata["expunge"])
-    return header, tensors
-
-
-def _component(part: Mapping[str, Any], index: int, tensors: Mapping[str, Tensor]) -> Component:
+def _component(part: _Part, index: int, tensors: Mapping[str, Tensor]) -> Component:
     mark = f"{index}:"
     own = {n.removeprefix(mark): tensor for n, tensor in tensors.items() if n.startswith(mark)}
-    payload = stored(FORMS, part["form"], tuple(part["names"]), own)
-    return Component(payload, Provenance.model_validate(part["provenance"], context=RECORD))
+    return Component(stored(FORMS, part.form, part.names, own), part.provenance)

@@ -1,7 +1,6 @@
 """Draw with a model and its base on the same seeds, judge, measure, record."""
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ from expunge.evaluation.scoring import (
 )
 from expunge.evaluation.suite import NO_OPTIONS, SUITES, Judge, Options, Plan, Shot, Suite
 from expunge.evaluation.window import as_read
-from expunge.files import write_text
+from expunge.files import file_name, write_text
 from expunge.generation import Sampler
 from expunge.models import Model
 from expunge.versions import versions
@@ -213,6 +212,7 @@ def measured(
                 **_scored(asked, plan, pairs, judged_before, judged_after),
             )
         )
+    judgements.settle()
     return tuple(found)
 
 
@@ -259,7 +259,7 @@ def _scored(
 def _words(plan: Plan, plans: Sequence[Plan]) -> str:
     """The judge's name for the concept, or the concept's own if several share the judge's name."""
     shared = sum(other.label == plan.label for other in plans) > 1
-    return re.sub(r"[^\w.-]+", "-", plan.concept.target.lower() if shared else plan.label)
+    return file_name(plan.concept.target.lower() if shared else plan.label)
 
 
 def _protocol(model: Model, fingerprint: str, plan: Plan, asked: Question) -> Protocol:

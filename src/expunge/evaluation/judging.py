@@ -21,7 +21,9 @@ from expunge.detectors.perceptual import PerceptualDistance
 from expunge.errors import ExpungeError
 from expunge.evaluation.records import Picture, PicturePair
 from expunge.evaluation.suite import Judge, Judgement, Record, Shot
+from expunge.files import locked
 from expunge.generation import ImageRecord
+from expunge.journal import Journal
 
 BATCH = 32
 """Pictures per call of a judge."""
@@ -68,14 +70,25 @@ class Judgements:
     def __init__(self, judge: Judge, folder: Path) -> None:
         self.judge = judge
         words = re.sub(r"[^a-z0-9]+", "-", judge.name.lower()).strip("-")[:40]
-        self._file = folder / "judgements" / f"{words}-{judge.sha256[:12]}.jsonl"
+        self._journal = Journal(folder / "judgements" / f"{words}-{judge.sha256[:12]}.jsonl")
         self._known: dict[tuple[str, str], _Entry] = {}
-        stored = self._file.read_bytes() if self._file.exists() else b""
-        self._cut = bool(stored) and not stored.endswith(b"\n")
-        for line in stored.splitlines():
+        if self._journal.path.exists():
+            with locked(self._journal.path.parent):
+                self._learn()
+
+    def _learn(self) -> None:
+        """Take up the lines of earlier runs and of others that run now."""
+        for line in self._journal.new():
             with suppress(ValidationError):  # a line that a kill has cut is judged again
                 entry = _Entry.model_validate_json(line)
-                self._known[entry.picture, entry.prompt] = entry
+                self._known.setdefault((entry.picture, entry.prompt), entry)
+
+    def settle(self) -> None:
+        """Put the lines in an order that doesn't depend on the runs that have made them."""
+        with locked(self._journal.path.parent):
+            self._learn()
+            ordered = [entry for _, entry in sorted(self._known.items())]
+            self._journal.replace(entry.model_dump_json() for entry in ordered)
 
     @contextmanager
     def beside_drawing(self) -> Iterator["Watch"]:
@@ -128,11 +141,8 @@ class Judgements:
             _Entry(picture=sha, prompt=prompt, judgement=judgement, features=_packed(row))
             for (sha, prompt), judgement, row in zip(keys, judgements, features, strict=False)
         ]
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as lines:
-            lines.write("\n" * self._cut)
-            lines.write("".join(f"{entry.model_dump_json()}\n" for entry in entries))
-        self._cut = False
+        with locked(self._journal.path.parent):
+            self._journal.append(entry.model_dump_json() for entry in entries)
         self._known |= {(entry.picture, entry.prompt): entry for entry in entries}
 
     def knows(self, record: ImageRecord) -> bool:

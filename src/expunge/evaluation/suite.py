@@ -79,7 +79,7 @@ class Shot(NamedTuple):
     def number(self) -> str:
         """A name for its picture that people can read, different for every prompt and seed."""
         words = re.sub(r"[^a-z0-9]+", "-", self.prompt.text.lower()).strip("-")[:60]
-        return f"{words}-{digest([self.prompt.text, self.seed])[:6]}"
+        return f"{words}-{digest([self.prompt.text, self.seed])[:16]}".lstrip("-")
 
 
 class Plan(Record):

@@ -11,6 +11,7 @@ with ``prompts`` (the concept), ``rank`` and ``alpha`` in the header. A layer's 
 by ``alpha / rank``. Files of one training are in folders named after their concepts.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -227,7 +228,7 @@ def _described(component: Component) -> tuple[str, Concept, ResidualGates]:
             "these gates have a key map of their own (tied=false), which programs that read this "
             "layout never use: they would erase something else"
         )
-    folder = "_".join(concepts[0].target.split()).replace("/", "_")
+    folder = re.sub(r"[/\0]|^\.+$", "_", "_".join(concepts[0].target.split()))
     return f"{folder}/expunge{ENDING}", concepts[0], payload
 
 

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.algebra.ridge import gram
@@ -37,6 +36,7 @@ from expunge.formats import compvis
 from expunge.formats.writing import check_plain, metadata, safetensors_file
 from expunge.models import Model
 from expunge.models.sources import variant
+from expunge.tensors import raw
 from expunge.versions import versions
 
 TOLERANCE = 2e-3
@@ -112,11 +112,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:] == b"{":
-        try:
-            weights: dict[str, Tensor] = load_file(path)
-            return weights
-        except SafetensorError as error:
-            raise ExpungeError(f"{path}: a safetensors file, but cut short ({error})") from None
+        return raw(path)[1]
     if start.startswith((b"PK", b"\x80")):
         return _tensors(path, _unpickled(path, mmap=start.startswith(b"PK")))
     raise ExpungeError(f"{path}: neither a safetensors file nor one that torch saved")
@@ -145,6 +141,9 @@ def _read_folder(path: Path) -> dict[str, Tensor]:
 
 def _unpickled(path: Path, *, mmap: bool) -> Any:
     try:
+        if path.suffix == ".safetensors":  # by this name torch would take it for such a file
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
@@ -153,8 +152,9 @@ def _unpickled(path: Path, *, mmap: bool) -> Any:
             f"{path}: holds more than tensors ({reason}), and reading that could run code; get it "
             "as safetensors, or as a plain state dict from someone you trust"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ExpungeError(f"{path}: cut short or damaged ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # damaged pickles raise whatever they like
+        told = (str(error) or type(error).__name__).partition("\n")[0][:200]
+        raise ExpungeError(f"{path}: cut short or damaged ({told})") from None
 
 
 def _tensors(path: Path, content: Any) -> dict[str, Tensor]:

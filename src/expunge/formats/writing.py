@@ -10,7 +10,7 @@ from typing import Any
 
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
-from expunge.files import PathLike
+from expunge.files import PathLike, beside
 
 RECORD = "expunge_export"
 """Key of the edit's record in a safetensors header."""
@@ -37,7 +37,7 @@ def new_folder(path: PathLike) -> Iterator[Path]:
     """
     target = free_folder(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = beside(target)
     temporary.mkdir()
     try:
         yield temporary

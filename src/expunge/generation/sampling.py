@@ -34,6 +34,8 @@ LatentSize = tuple[int, int]
 
 _LATENT_PIXELS = {"cpu": 4 * 16 * 16, "cuda": 4 * 64 * 64}
 """Latent pixels to draw at once: about the fewest that keep such a device busy."""
+LARGEST = 16
+"""How many times larger than the model's own size the side of a picture may be."""
 
 
 class ImageRequest(Case):
@@ -89,11 +91,18 @@ def latent_size(model: Model, request: ImageRequest) -> LatentSize:
     """Height and width of a request's latents.
 
     Raises:
-        ExpungeError: its size in pixels is no multiple of what the model needs.
+        ExpungeError: its size in pixels is no multiple of what the model needs, or so large that
+            it would only exhaust the memory.
     """
     (height, width), (_, rows, _) = model.image_size, model.latent_shape
     factor = height // rows
+    largest = LARGEST * max(height, width)
     height, width = request.height or height, request.width or width
+    if max(height, width) > largest:
+        raise ExpungeError(
+            f"case {request.case_number}: {height}×{width} pixels; with this model at most "
+            f"{largest} a side"
+        )
     if height % factor or width % factor:
         raise ExpungeError(
             f"case {request.case_number}: {height}×{width} pixels; this model draws "

@@ -1,26 +1,26 @@
 """A folder of pictures, ``{case_number}_{sample}.png``, with a record of how each was drawn.
 
 ``manifest.json`` holds the settings, ``images.jsonl`` a line per picture. Every picture is whole or
-absent, so a run that was killed continues where it stopped.
+absent, so a run that was killed continues where it stopped. Several programs may draw into one
+folder at a time.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL import __version__ as pillow_version
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from expunge.concepts import explain
 from expunge.edits.applied import Applied
 from expunge.errors import ExpungeError
-from expunge.files import replacing, write_json, write_text
+from expunge.files import locked, write_json
+from expunge.generation.records import FolderRecord, ImageRecord, Records, file_of
 from expunge.generation.sampler import Sampler, native_scheduler
 from expunge.generation.sampling import ImageRequest, latent_size, requests, sample
 from expunge.models import Model
@@ -29,11 +29,7 @@ from expunge.prompts import PromptSet
 from expunge.versions import versions
 
 
-class _FolderRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Settings(_FolderRecord):
+class Settings(FolderRecord):
     """Everything that decides a picture besides its request; the same for a whole folder."""
 
     sampler: Sampler
@@ -48,7 +44,7 @@ class Settings(_FolderRecord):
     versions: dict[str, str]
 
 
-class PromptSource(_FolderRecord):
+class PromptSource(FolderRecord):
     """A prompt set that pictures of the folder were drawn from."""
 
     source: str
@@ -57,15 +53,7 @@ class PromptSource(_FolderRecord):
     dropped: int
 
 
-class ImageRecord(_FolderRecord):
-    """One picture file."""
-
-    file: str
-    sha256: str
-    request: ImageRequest
-
-
-class Manifest(_FolderRecord):
+class Manifest(FolderRecord):
     """A folder's settings and its pictures, or those of them that were asked for."""
 
     folder: Path
@@ -81,17 +69,18 @@ class Manifest(_FolderRecord):
             ExpungeError: it isn't such a folder, or a picture isn't the one that was drawn.
         """
         place = Path(folder)
-        head, records = _read_head(place), _read_records(place)
-        for record in records.values():
-            if not _is_whole(place, record):
+        head, records = _read_head(place), Records(place)
+        records.refresh()
+        for file in records.known:
+            if not records.hold(file):
                 raise ExpungeError(
-                    f"{place / record.file} isn't the picture that was drawn; generate it again"
+                    f"{place / file} isn't the picture that was drawn; generate it again"
                 )
-        images = tuple(records.values())
+        images = tuple(records.known.values())
         return cls(folder=place, settings=head.settings, sources=head.sources, images=images)
 
 
-class _Head(_FolderRecord):
+class _Head(FolderRecord):
     """The content of ``manifest.json``."""
 
     settings: Settings
@@ -134,29 +123,25 @@ def generate(
         latent_size(model, request)
     with model.lock:  # so that the edits recorded are those that are drawn
         settings = _settings(model, sampler, fingerprint or model.fingerprint())
-        known = _open(place, settings, prompt_set, wanted)
-        missing = [
-            request
-            for file, request in wanted.items()
-            if file not in known or not _is_whole(place, known[file])
-        ]
+        with locked(place):
+            records = _open(place, settings, prompt_set, wanted)
+        missing = [request for file, request in wanted.items() if not records.hold(file)]
         pictures = sample(model, missing, sampler)
     done = len(wanted) - len(missing)
-    for record in track(
-        _kept(pictures, place), f"pictures in {place.name}", total=len(wanted), start=done
-    ):
-        known[record.file] = record
+    drawn = _kept(pictures, records)
+    for record in track(drawn, f"pictures in {place.name}", total=len(wanted), start=done):
         if seen:
             seen(record)
-    _write_records(place, known.values())
-    head, images = _read_head(place), tuple(known[file] for file in wanted)
+    with locked(place):
+        records.settle()
+    head, images = _read_head(place), tuple(records.known[file] for file in wanted)
     return Manifest(folder=place, settings=head.settings, sources=head.sources, images=images)
 
 
 def _by_file(requests: Iterable[ImageRequest]) -> dict[str, ImageRequest]:
     wanted: dict[str, ImageRequest] = {}
     for request in requests:
-        file = f"{request.case_number}_{request.sample}.png"
+        file = file_of(request)
         if file in wanted:
             raise ExpungeError(
                 f"two pictures would be {file}; give every prompt its own case number"
@@ -184,14 +169,15 @@ def _open(
     settings: Settings,
     prompt_set: PromptSet | None,
     wanted: Mapping[str, ImageRequest],
-) -> dict[str, ImageRecord]:
-    """Make or check the folder; its records by file name."""
-    known: dict[str, ImageRecord] = {}
+) -> Records:
+    """Make or check the folder; its records."""
+    records = Records(place)
     sources: tuple[PromptSource, ...] = ()
     if (place / "manifest.json").exists():
-        head, known = _read_head(place), _read_records(place)
+        head = _read_head(place)
         _check_same(place, head.settings, settings)
-        _check_agree(place, known, wanted)
+        records.refresh()
+        records.check(wanted)
         sources = head.sources
     elif any(place.glob("*.png")):
         raise ExpungeError(
@@ -201,9 +187,7 @@ def _open(
         sources = tuple(dict.fromkeys((*sources, _source(prompt_set))))
     head = _Head(settings=settings, sources=sources)
     write_json(place / "manifest.json", head.model_dump(mode="json"))
-    # This drops a line that a kill has cut short, so that more lines can be appended.
-    _write_records(place, known.values())
-    return known
+    return records
 
 
 def _source(prompts: PromptSet) -> PromptSource:
@@ -234,40 +218,14 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_agree(
-    place: Path, known: Mapping[str, ImageRecord], wanted: Mapping[str, ImageRequest]
-) -> None:
-    for file in known.keys() & wanted.keys():
-        if known[file].request != wanted[file]:
-            raise ExpungeError(
-                f"{place / file} was drawn from {known[file].request.prompt!r}, seed "
-                f"{known[file].request.seed}, not from {wanted[file].prompt!r}, seed "
-                f"{wanted[file].seed}; give another folder or other case numbers"
-            )
-
-
-def _kept(pictures: Iterable[tuple[ImageRequest, Tensor]], place: Path) -> Iterator[ImageRecord]:
+def _kept(
+    pictures: Iterable[tuple[ImageRequest, Tensor]], records: Records
+) -> Iterator[ImageRecord]:
     """Save and record one picture after the other as it is drawn."""
-    with (place / "images.jsonl").open("a", encoding="utf-8") as lines:
-        for request, pixels in pictures:
-            record = _save(place, request, pixels)
-            lines.write(record.model_dump_json() + "\n")
-            lines.flush()
-            yield record
-
-
-def _save(place: Path, request: ImageRequest, pixels: Tensor) -> ImageRecord:
-    content = BytesIO()
-    Image.fromarray(pixels.numpy()).save(content, format="PNG")
-    file = f"{request.case_number}_{request.sample}.png"
-    with replacing(place / file) as temporary:
-        temporary.write_bytes(content.getvalue())
-    return ImageRecord(file=file, sha256=sha256(content.getvalue()).hexdigest(), request=request)
-
-
-def _is_whole(place: Path, record: ImageRecord) -> bool:
-    path = place / record.file
-    return path.is_file() and sha256(path.read_bytes()).hexdigest() == record.sha256
+    for request, pixels in pictures:
+        content = BytesIO()
+        Image.fromarray(pixels.numpy()).save(content, format="PNG")
+        yield records.add(request, content.getvalue())
 
 
 def _read_head(place: Path) -> _Head:
@@ -279,19 +237,3 @@ def _read_head(place: Path) -> _Head:
         ) from None
     except ValidationError as error:
         raise ExpungeError(f"{place / 'manifest.json'}: {explain(error)}") from None
-
-
-def _read_records(place: Path) -> dict[str, ImageRecord]:
-    """Records by file name; a line that isn't whole counts as a picture not drawn yet."""
-    path = place / "images.jsonl"
-    records: dict[str, ImageRecord] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValidationError):
-            record = ImageRecord.model_validate_json(line)
-            records[record.file] = record
-    return records
-
-
-def _write_records(place: Path, records: Iterable[ImageRecord]) -> None:
-    lines = (record.model_dump_json() + "\n" for record in records)
-    write_text(place / "images.jsonl", "".join(lines))

@@ -1,6 +1,5 @@
 """Old caches of a prior's sums, as other programs wrote them."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,9 +73,11 @@ def _pickled(path: PathLike) -> Mapping[str, Tensor]:
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such cache")
     try:
-        cache = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0][:200]
+        # Opened here, as torch takes a file whose name ends .safetensors for one.
+        with Path(path).open("rb") as file:
+            cache = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise whatever they like
+        reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
         raise ExpungeError(f"{path}: can't be read as a plain torch file: {reason}") from None
     if not isinstance(cache, dict) or not all(isinstance(t, Tensor) for t in cache.values()):
         raise ExpungeError(f"{path}: not a torch file of named tensors")

@@ -10,7 +10,6 @@ long to compute, but fits in a small file. It depends on the text encoder, not o
 fine-tuned model with the same text encoder can use it.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,19 +25,19 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
+    TypeAdapter,
     ValidationError,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.algebra.ridge import gram
 from expunge.concepts import explain
 from expunge.errors import ExpungeError
-from expunge.files import PathLike, digest, replacing
+from expunge.files import PathLike, digest
 from expunge.models import Model
 from expunge.progress import track
 from expunge.settings import or_file
+from expunge.tensors import read, write
 
 MOMENT_BATCH = 16
 """Prompts encoded at a time for a moment; in double precision their rows take 8 MB for SD 1."""
@@ -46,8 +45,8 @@ BATCH = 64
 """Prompts encoded at a time."""
 SAVE_EVERY = 30.0
 """Seconds between two checkpoints of an unfinished prior."""
-HEADER = "expunge.prior"
-"""Entry of the safetensors header that holds the metadata."""
+GRAM, HEADER = "gram", "expunge.prior"
+"""Name of the sum, and the entry of the header that holds the metadata."""
 
 
 class Metadata(BaseModel):
@@ -183,32 +182,23 @@ def sound(total: Tensor, source: str) -> Tensor:
 
 
 def _write(path: PathLike, total: Tensor, metadata: Metadata, *, done: int | None = None) -> None:
-    header = json.dumps({"metadata": metadata.model_dump(mode="json"), "done": done})
-    with replacing(path) as temporary:
-        save_file({"gram": total.cpu().contiguous()}, temporary, metadata={HEADER: header})
+    write(path, HEADER, {"metadata": metadata.model_dump(mode="json"), "done": done}, {GRAM: total})
 
 
 def _read(path: PathLike) -> tuple[Tensor, Metadata, int | None]:
     """The sum, its metadata, and the number of prompts so far if it is unfinished."""
-    if not Path(path).is_file():
-        raise ExpungeError(f"{path}: no such prior")
+    record, tensors = read(path, HEADER, "prior")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            total: Tensor = file.get_tensor("gram")
-        metadata = Metadata.model_validate(header["metadata"])
-    except SafetensorError as error:
-        raise ExpungeError(
-            f"{path}: not a safetensors file, or cut short ({error}); an old torch file is "
-            'imported by "expunge prior --legacy"'
-        ) from None
-    except (KeyError, json.JSONDecodeError):
-        raise ExpungeError(f"{path}: these tensors are no prior (no record inside)") from None
+        metadata = Metadata.model_validate(record.get("metadata"))
+        done = TypeAdapter(int | None).validate_python(record.get("done"), strict=True)
     except ValidationError as error:
         raise ExpungeError(f"{path}: wrong record: {explain(error)}") from None
-    if total.ndim != 2 or total.shape[0] != total.shape[1] or total.dtype != torch.float64:
-        raise ExpungeError(f"{path}: its sum isn't a square matrix in double precision")
-    return sound(total, str(path)), metadata, header.get("done")
+    total = tensors.get(GRAM)
+    if total is None or total.dtype != torch.float64:
+        raise ExpungeError(f"{path}: lacks its sum in double precision; the file is damaged")
+    if total.ndim != 2 or total.shape[0] != total.shape[1]:
+        raise ExpungeError(f"{path}: its sum isn't a square matrix")
+    return sound(total, str(path)), metadata, done
 
 
 def _restore(path: PathLike, wanted: Metadata) -> tuple[Tensor, int]:

@@ -32,6 +32,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 """Column names of each field; the first that a file has is used."""
 
+LARGEST = 8192
+"""Pixels of a side; more would only exhaust the memory."""
 _REQUIRED = ("case_number", "prompt", "seed")
 
 
@@ -46,9 +48,9 @@ class Case(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**64)]
     guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Replaces the sampler's."""
-    height: Annotated[int, Field(ge=8)] | None = None
+    height: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
     """Pixels; ``None`` is the model's own size."""
-    width: Annotated[int, Field(ge=8)] | None = None
+    width: Annotated[int, Field(ge=8, le=LARGEST)] | None = None
 
     @validates(mode="after")
     def _allowed(self) -> "Case":

@@ -28,6 +28,7 @@ def write_card(report: Report, path: str | os.PathLike[str]) -> Path:
 def card(report: Report) -> str:
     """The card as Markdown; its header also holds the numbers, for the hub's tables."""
     from huggingface_hub import EvalResult, ModelCardData
+    from markupsafe import Markup
 
     first = report.evaluations[0]
     data = ModelCardData(
@@ -51,10 +52,9 @@ def card(report: Report) -> str:
         ],
     )
     pages = environment()
-    pages.filters["bars"] = lambda text: text.replace("|", "\\|")  # they would end a table's cell
     pages.globals.update(headline=headline, question=question, cell=cell, change=change)
     text: str = pages.get_template("card.md.j2").render(
-        head=data.to_yaml(), report=report, title=_title(first), told=_told
+        head=Markup(data.to_yaml()), report=report, title=_title(first), told=_told
     )
     return text
 

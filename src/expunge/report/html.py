@@ -2,9 +2,10 @@
 
 import io
 import os
+import re
 from base64 import b64encode
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -16,6 +17,7 @@ from expunge.report.words import cell, change, headline, keep_list, question, su
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from jinja2.nodes import EvalContext
 
 FILE = "report.html"
 
@@ -50,10 +52,17 @@ def environment() -> "Environment":
         ExpungeError: jinja2 isn't installed.
     """
     try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from jinja2 import Environment, PackageLoader, StrictUndefined, pass_eval_context
+        from markupsafe import Markup
     except ImportError:
         raise ExpungeError("a report needs jinja2; pip install 'expunge[report]'") from None
+
+    @pass_eval_context
+    def finalize(context: "EvalContext", value: Any) -> Any:
+        return value if context.autoescape or isinstance(value, Markup) else _in_markdown(value)
+
     pages = Environment(
+        finalize=finalize,
         loader=PackageLoader("expunge.report"),
         autoescape=lambda name: name is not None and ".md" not in name,
         undefined=StrictUndefined,
@@ -62,6 +71,11 @@ def environment() -> "Environment":
     )
     pages.filters["tight"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return pages
+
+
+def _in_markdown(value: Any) -> str:
+    """Text that Markdown shows as it is, on one line, also in a table."""
+    return re.sub(r"[\\`*\[\]<>|&]", r"\\\g<0>", " ".join(str(value).splitlines()))
 
 
 def write_html(report: Report, path: str | os.PathLike[str], *, blur: bool = True) -> Path:

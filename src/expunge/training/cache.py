@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from expunge.files import digest, replacing
+from expunge.errors import ExpungeError
+from expunge.files import digest
 from expunge.method.run import Run
+from expunge.tensors import read, write
+
+ENTRY = "expunge"
 
 
 def cached(
@@ -26,7 +28,9 @@ def cached(
     if run.folder is None:
         return compute()
     path = run.folder / f"{name}.safetensors"
-    key = digest({**recipe, "base": run.model.fingerprint()})
+    model = run.model
+    made_on = {"base": model.fingerprint(), "dtype": str(model.dtype), "device": model.device.type}
+    key = digest({**recipe, **made_on})
     found = load_cached(path, key)
     if found:
         return {name: tensor.to(run.model.device) for name, tensor in found.items()}
@@ -37,17 +41,14 @@ def cached(
 
 
 def load_cached(path: Path, key: str) -> dict[str, Tensor] | None:
-    """The tensors of a file, if it exists and was saved with the same key."""
-    if not path.exists():
+    """The tensors of a file, if it exists, is whole, and was saved with the same key."""
+    try:
+        record, tensors = read(path, ENTRY, "cache")
+    except ExpungeError:  # absent, damaged or of another version: they are computed again
         return None
-    with safe_open(path, framework="pt") as file:
-        if file.metadata().get("expunge") != key:
-            return None
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors if record.get("key") == key else None
 
 
 def save_cached(path: Path, tensors: Mapping[str, Tensor], key: str) -> None:
     """Write tensors with a key that says what they were made from."""
-    ready = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(ready, temporary, metadata={"expunge": key})
+    write(path, ENTRY, {"key": key}, tensors)

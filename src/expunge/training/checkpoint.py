@@ -7,19 +7,22 @@ how many of them belong to it. So saving takes no longer late in a training than
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
+from expunge.concepts import explain
 from expunge.errors import ExpungeError
-from expunge.files import replacing, write_text
+from expunge.files import digest, write_text
 from expunge.method.student import Student
+from expunge.tensors import read, write
 
 FILE = "checkpoint.safetensors"
 LOG = "losses.jsonl"
+ENTRY = "expunge"
+"""Of the header, for the run and the step."""
 
 History = list[dict[str, float]]
 """The losses of each step, by name."""
@@ -48,13 +51,8 @@ def save(
     states = optimizer.state_dict()["state"]
     for index, name in enumerate(_ordered(student, optimizer)):
         tensors |= {f"{key}:{name}": value for key, value in states.get(index, {}).items()}
-    state = json.dumps({"run": run, "steps": steps})
-    with replacing(folder / FILE) as temporary:
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"expunge": state},
-        )
+    record = {"run": run, "steps": steps, "log": digest(_lines(folder, steps))}
+    write(folder / FILE, ENTRY, record, tensors)
 
 
 def restore(
@@ -67,19 +65,39 @@ def restore(
     """Restore a saved state and return its history; an empty list if there is none.
 
     Raises:
-        ExpungeError: the folder holds the state of a run with other settings, or its log is gone.
+        ExpungeError: the folder holds the state of a run with other settings or on another device,
+            a damaged state, or no log.
     """
     path = folder / FILE
     if not path.exists():
         return []
-    with safe_open(path, framework="pt") as file:
-        state = json.loads(file.metadata()["expunge"])
-        if state["run"] != run:
-            raise ExpungeError(
-                f"{folder} holds the checkpoint of a run with other settings, another model or "
-                "another version; choose another folder or delete this one"
-            )
-        saved: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        record, saved = read(path, ENTRY, "checkpoint")
+        steps = TypeAdapter(Annotated[int, Field(ge=0)]).validate_python(record.get("steps"))
+    except (ExpungeError, ValidationError) as error:
+        fault = explain(error) if isinstance(error, ValidationError) else error
+        raise ExpungeError(f"{fault}; delete {folder} and begin again") from None
+    if record.get("run") != run:
+        raise ExpungeError(
+            f"{folder} holds the checkpoint of a run with other settings, another model, "
+            "precision, device or version; choose another folder or delete this one"
+        )
+    try:
+        _restore(saved, student, optimizer, sums)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ExpungeError(
+            f"{path}: damaged, its tensors don't fit ({error}); delete {folder} and begin again"
+        ) from None
+    return read_log(folder, steps, str(record.get("log")))
+
+
+def _restore(
+    saved: Mapping[str, Tensor],
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    sums: dict[str, Tensor],
+) -> None:
+    """Put tensors by ``kind:name`` where they belong."""
     own: dict[str, dict[str, Tensor]] = {name: {} for name in student.weights}
     for key, tensor in saved.items():
         kind, _, name = key.partition(":")
@@ -92,26 +110,32 @@ def restore(
     order = enumerate(_ordered(student, optimizer))
     states: dict[int, dict[str, Any]] = {index: own[name] for index, name in order}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-    return read_log(folder, state["steps"])
 
 
-def read_log(folder: Path, steps: int) -> History:
+def read_log(folder: Path, steps: int, sha256: str) -> History:
     """The losses of the first steps.
 
     Raises:
-        ExpungeError: the log is missing, damaged or too short.
+        ExpungeError: the log is missing, too short, or other than the checkpoint says.
     """
     try:
-        lines = (folder / LOG).read_text(encoding="utf-8").splitlines()[:steps]
-        history: History = [json.loads(line) for line in lines]
+        lines = _lines(folder, steps)
     except (OSError, ValueError):
-        history = []
-    if len(history) < steps:
+        lines = []
+    if len(lines) < steps:
         raise ExpungeError(
             f"{folder / LOG}: lacks steps that the checkpoint beside it has behind it; put the "
             "whole log back, or delete the folder and begin again"
         )
-    return history
+    if digest(lines) != sha256:
+        raise ExpungeError(f"{folder / LOG}: was changed; delete {folder} and begin again")
+    return [json.loads(line) for line in lines]
+
+
+def _lines(folder: Path, steps: int) -> list[str]:
+    """The whole lines of the first steps."""
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines(keepends=True)[:steps]
+    return [line for line in lines if line.endswith("\n")]
 
 
 def write_log(folder: Path, history: History) -> None:

@@ -70,6 +70,8 @@ def run_digest(method: Method, model: Model, policy: Policy, seed: int) -> str:
             "settings": method.model_dump(mode="json"),
             "policy": policy.model_dump(mode="json", exclude={"limits"}),
             "base": model.fingerprint(),
+            "dtype": str(model.dtype),  # fingerprints are the same in any precision
+            "device": model.device.type,
             "seed": seed,
             "torch": torch.__version__,
         }

@@ -22,10 +22,14 @@ def accelerator_for(model: Model, folder: PathLike | None, tracker: str | None) 
         ExpungeError: the tracker can't be used (see ``check_tracker``).
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
 
     if tracker:
         check_tracker(tracker, folder)
     cpu = model.device.type == "cpu"
+    known = PartialState._shared_state.get("device")
+    if known is not None and known.type != model.device.type:  # of a training before this one
+        AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=folder and str(folder))
     if tracker:
         accelerator.init_trackers("expunge")

@@ -19,7 +19,7 @@ from expunge.evaluation.drawing import draw
 from expunge.evaluation.evaluate import Question, measured, question
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import FEATURES
-from expunge.files import digest, write_json
+from expunge.files import digest, file_name, write_json
 from expunge.generation import Sampler
 from expunge.memory import peak_memory
 from expunge.methods import METHODS, erase
@@ -61,7 +61,7 @@ def run(
     )
     for cell, row in track(worked, "edits", total=len(cells), start=len(done)):
         write_json(places[cell], row.model_dump(mode="json"))
-        yield cell, row
+        yield cell, _read(places[cell]) or row  # as a later run reads it, so that pages are alike
 
 
 # --- one cell
@@ -79,7 +79,8 @@ def _place(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Path:
             fingerprint,
         ]
     )[:8]
-    return folder / "cells" / f"{cell.method}-{cell.task.replace(' ', '-')}-{cell.seed}-{key}.json"
+    name = f"{file_name(cell.method)}-{file_name(cell.task)}-{cell.seed}-{key}"
+    return folder / "cells" / f"{name}.json"
 
 
 def _read(place: Path) -> Row | None:

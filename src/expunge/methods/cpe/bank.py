@@ -188,7 +188,11 @@ def encoded(run: Run, prompts: Sequence[str]) -> Tensor:
     The blocks never change, so that a resumed run gets the same numbers.
     """
     wanted = digest(
-        {"prompts": list(prompts), "base": run.model.fingerprint() if run.folder else ""}
+        {
+            "prompts": list(prompts),
+            "base": run.model.fingerprint() if run.folder else "",
+            "precision": f"{run.model.dtype} on {run.model.device.type}",
+        }
     )
     path = run.folder / "prompts.safetensors" if run.folder else None
     found = load_cached(path, wanted) if path else None
