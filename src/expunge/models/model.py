@@ -30,7 +30,7 @@ class Model(Prompting):
     pipeline through this class alone. A family of pipelines is a subclass, registered by the
     name of the pipeline's class (``expunge.models.FAMILIES``).
 
-    ``lock`` is held by whoever changes the model or draws with it.
+    ``lock`` is held by whoever changes the model, and lent to each batch that is drawn with it.
     """
 
     family: ClassVar[str]
