@@ -48,12 +48,13 @@ def shots(count: int) -> list[Shot]:
 
 
 def loop(model: Model, requests: list[ImageRequest], sampler: Sampler) -> None:
-    model.pipe.scheduler = sampler.build(model.process)
+    name, steps, scale = sampler.sampling(model)
+    model.pipe.scheduler = model.process.scheduler(name, steps)
     for request in requests:
         model.pipe(
             request.prompt,
-            num_inference_steps=sampler.steps,
-            guidance_scale=sampler.guidance_scale,
+            num_inference_steps=steps,
+            guidance_scale=scale,
             generator=torch.Generator().manual_seed(request.seed),
         )
 

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from expunge.evaluation.suite import Group, Judgement, Plan, Prompt, Suite
-from expunge.generation.sampler import Sampler
 
 
 def plan(concept, *, erased=(), size="quick", seeds=None, options=None) -> Plan:
@@ -55,4 +54,4 @@ class Brightness:
         return torch.tensor(np.stack([np.asarray(p).reshape(-1) for p in pictures]) + 1.0)
 
 
-SUITE = Suite(plan=plan, judge=lambda options, concepts: Brightness(), sampler=Sampler())
+SUITE = Suite(plan=plan, judge=lambda options, concepts: Brightness())

@@ -1,6 +1,6 @@
 """Guards: a negative prompt as an edit draws what the pipeline draws with a negative prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.edits.applied import Applied
 from expunge.edits.base import Base
 from expunge.edits.component import Component, Provenance
+from expunge.edits.gates import Addition, Tokens
+from expunge.edits.membranes import Membranes
 from expunge.edits.negative_prompt import NegativePrompt
 from expunge.formats import cpe, lora, merged, published, spm
 from expunge.formats.approximate import approximated
@@ -200,3 +202,30 @@ def test_a_negative_prompt_makes_one_condition_for_all_steps_and_leaves_unguided
     assert torch.equal(seen[0][1:], both.rows[1:])
     guard.predict(denoiser, latents, torch.tensor(1), both)
     assert seen[2] is both.rows
+
+
+@pytest.mark.parametrize("guard_first", [True, False])
+def test_gates_open_once_for_a_prompt_beside_a_negative_prompt(
+    pico: Model, monkeypatch: pytest.MonkeyPatch, guard_first: bool
+) -> None:
+    """Though the guard gives the denoiser a condition of its own in every step."""
+    guard, gates = negative(pico), membrane(pico, Concept(target="dog"))
+    opened, found = [], Membranes.additions
+
+    def counting(gate: Membranes, rows: Tensor, tokens: Tokens) -> Mapping[str, Addition]:
+        opened.append(rows)
+        return found(gate, rows, tokens)
+
+    monkeypatch.setattr(Membranes, "additions", counting)
+    with gates.applied(pico):
+        wanted = drawn(pico, negative_prompt=WORDS)
+        alone = len(opened)
+    opened.clear()
+    for edit in (guard, gates) if guard_first else (gates, guard):
+        edit.apply(pico)
+    assert torch.equal(drawn(pico), wanted)
+    assert len(opened) == alone == 1
+    [rows] = opened
+    assert torch.equal(rows, torch.cat([pico.encode([WORDS]), pico.encode(["a dog"])]))
+    drawn(pico, "a cat", num_inference_steps=5)
+    assert len(opened) == 2

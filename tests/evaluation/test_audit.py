@@ -1,16 +1,19 @@
 """Any checkpoint is measured, alone or beside a base, and is the same model afterwards."""
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
 import toy_judges
 import toy_suite
-from expunge import Policy, erase, load
+from expunge import Model, Policy, erase, load
+from expunge import evaluate as module_evaluate
 from expunge import testing as small
 from expunge.concepts import Concept, Limit
 from expunge.errors import ExpungeError
@@ -137,6 +140,51 @@ def test_an_edit_of_another_base_is_refused_before_anything_is_drawn(
     assert not pictures(tmp_path)
     with pytest.raises(ExpungeError, match="give no other base"):
         audit(pico, Policy(erase=(GHOST,)), edit=edit, base=lambda: other, folder=tmp_path)
+
+
+@pytest.fixture
+def asked_for(monkeypatch) -> Counter[str]:
+    """How often each whole model was fingerprinted, by the name of its pipeline's folder."""
+    counted, found = Counter(), Model.fingerprint
+
+    def counting(model, names=None):
+        counted[model.name] += names is None
+        return found(model, names)
+
+    monkeypatch.setattr(Model, "fingerprint", counting)
+    return counted
+
+
+def test_a_whole_model_is_fingerprinted_once(pico, edit, pico_folder, tmp_path, asked_for):
+    both = Policy(erase=(CHURCH, Concept(target="parachute")))
+    measured = partial(objects, pico, both, options=Options(judge="things"))
+    measured(folder=tmp_path / "alone")
+    assert dict(asked_for) == {pico.name: 1}
+    asked_for.clear()
+    measured(edit=edit, folder=tmp_path / "edited")
+    assert dict(asked_for) == {pico.name: 1}
+    asked_for.clear()
+    measured(base=lambda: named(load(pico_folder, device="cpu"), "base"), folder=tmp_path / "base")
+    assert dict(asked_for) == {pico.name: 1, "base": 1}
+    asked_for.clear()
+    module_evaluate(pico, edit, suite="toy", sampler=FEW, folder=tmp_path / "evaluated")
+    assert dict(asked_for) == {pico.name: 1}
+
+
+def named(model: Model, name: str) -> Model:
+    model.name = name
+    return model
+
+
+def test_a_base_with_another_scheduler_of_its_own_needs_one_named(pico, pico_folder, tmp_path):
+    base = load(pico_folder, device="cpu")
+    base.pipe.scheduler = EulerDiscreteScheduler.from_config(base.pipe.scheduler.config)
+    compared = partial(audit, pico, Policy(erase=(GHOST,)), base=lambda: base, folder=tmp_path)
+    with pytest.raises(ExpungeError, match="another scheduler of its own"):
+        compared()
+    assert not pictures(tmp_path)
+    (evaluation,) = compared(sampler=Sampler(scheduler="ddim", steps=2)).evaluations
+    assert evaluation.compared
 
 
 def test_a_distance_needs_a_base(pico, edit, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 import toy_judges
 import toy_suite
-from expunge import Policy
+from expunge import Policy, load
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
 from expunge.evaluation.audit import audit
@@ -66,6 +66,43 @@ def test_rows_for_a_wider_judge_are_left_out_only_if_the_name_is_what_is_cut_off
 def test_what_fits_is_left_as_it_is(pico):
     plan = toy_suite.plan(GHOST)
     assert as_read(plan, pico) == (plan, None)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_models_the_one_that_reads_less_counts(pico, pico_folder, listed, turned):
+    narrow = load(pico_folder, device="cpu")
+    narrow.pipe.tokenizer.model_max_length = 15
+    models = (narrow, pico) if turned else (pico, narrow)
+    asking = listed("a dog a cat a man a dog a cat a man a ghost", "a ghost")
+    plan = objects.plan(GHOST, size="brief", options=asking)
+    assert rows(as_read(plan, pico)[0]) == [
+        "a dog a cat a man a dog a cat a man a ghost",
+        "a ghost",
+    ]
+    read, cut = as_read(plan, *models)
+    assert rows(read) == ["a ghost"]
+    assert (cut.read, cut.left_out) == (13, 1)
+    assert (read, cut) == as_read(plan, narrow)
+
+
+def test_an_audit_asks_what_its_base_reads_too(pico, pico_folder, listed, tmp_path, monkeypatch):
+    toy_judges.register(monkeypatch)
+    narrow = load(pico_folder, device="cpu")
+    narrow.pipe.tokenizer.model_max_length = 15
+    given = listed("a church", "a dog a cat a man dog a church")
+    report = audit(
+        pico,
+        Policy(erase=(Concept(target="church", keep=("beagle",)),)),
+        base=lambda: narrow,
+        suite="objects",
+        size="brief",
+        sampler=Sampler(steps=2),
+        options=given.model_copy(update={"judge": "things"}),
+        folder=tmp_path / "out",
+    )
+    (evaluation,) = report.evaluations
+    assert evaluation.cut.read == 13
+    assert evaluation.find("listed", "concept drawn").edited.n == 1
 
 
 def test_a_list_of_which_nothing_is_left_is_refused(pico, listed):

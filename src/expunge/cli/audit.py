@@ -12,21 +12,22 @@ from rich.table import Table
 from expunge.cli import resumable
 from expunge.cli.evaluate import show_headline, table
 from expunge.cli.options import (
-    USUAL_SAMPLING,
+    USUAL_SAMPLER,
     NamedConcepts,
     OptionGroup,
     PlanSeeds,
-    SamplingOptions,
+    SamplerOptions,
     ShowSensitive,
 )
 from expunge.edits.edit import Edit
 from expunge.errors import Missed
 from expunge.evaluation.audit import Outlook, asking, outlook
 from expunge.evaluation.audit import audit as measure
+from expunge.evaluation.evaluate import suite_for
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import Options
 from expunge.files import check_output
-from expunge.models import load
+from expunge.models import Model, load
 from expunge.progress import shown
 from expunge.report.card import CARD, CERTIFICATE, write_card, write_certificate
 from expunge.report.html import FILE, write_html
@@ -46,8 +47,9 @@ class AuditedConcepts(NamedConcepts):
 class SuiteOptions(OptionGroup):
     """What is asked of a model, and who looks at the pictures."""
 
-    suite: str = "emoji"
-    """The prompts and the judge: emoji, objects, artists, people, unsafe or coco."""
+    suite: str | None = None
+    """The prompts and the judge: objects, artists, people, unsafe or coco. The bundled model has
+    its own, emoji."""
     size: str = "quick"
     """How many prompts and seeds: "brief", "quick" or "full"."""
     seed: PlanSeeds = ()
@@ -65,8 +67,12 @@ class SuiteOptions(OptionGroup):
     perceptual: str = ""
     """Measure how far each picture is from the base's: efficientnet, or alexnet:FILE for LPIPS."""
 
-    def arguments(self) -> dict[str, Any]:
-        """The same as ``asking`` and ``audit`` take it."""
+    def arguments(self, model: Model) -> dict[str, Any]:
+        """The same as ``asking`` and ``audit`` take it.
+
+        Raises:
+            ExpungeError: no suite is named, and the model has none of its own.
+        """
         options = Options(
             judge=self.judge,
             clip=self.clip,
@@ -76,7 +82,8 @@ class SuiteOptions(OptionGroup):
             perceptual=self.perceptual,
         )
         seeds = self.seed or None
-        return {"suite": self.suite, "size": self.size, "seeds": seeds, "options": options}
+        suite = suite_for(model, self.suite)
+        return {"suite": suite, "size": self.size, "seeds": seeds, "options": options}
 
 
 NO_CONCEPTS, USUAL_SUITE = AuditedConcepts(), SuiteOptions()
@@ -90,7 +97,7 @@ def audit(
     edit: tuple[Path, ...] = (),
     base: str | None = None,
     asked: Annotated[SuiteOptions, Parameter(name="*")] = USUAL_SUITE,
-    sampling: SamplingOptions = USUAL_SAMPLING,
+    sampler: SamplerOptions = USUAL_SAMPLER,
     output: Path | None = None,
     dry_run: bool = False,
     show_sensitive: ShowSensitive = False,
@@ -121,11 +128,19 @@ def audit(
     if output and not dry_run:
         check_output(output, folder=True)
     subject = load(model)
-    folder = output or Path(f"runs/audit-{subject.fingerprint()[:12]}")
-    arguments = {**asked.arguments(), "sampler": sampling.sampler_for(asked.suite)}
+    known = subject.fingerprint()
+    folder = output or Path(f"runs/audit-{known[:12]}")
+    arguments = {**asked.arguments(subject), "sampler": sampler}
     if dry_run:
-        question, compared = asking(policy, **arguments), bool(whole or base)
-        _show(console, outlook(question, subject, folder, edit=whole, compared=compared))
+        found = outlook(
+            asking(policy, **arguments),
+            subject,
+            folder,
+            edit=whole,
+            compared=bool(whole or base),
+            fingerprint=known,
+        )
+        _show(console, found)
         return
     with resumable(f"the finished pictures and judgements in {folder}"), shown():
         report = measure(
@@ -134,6 +149,7 @@ def audit(
             edit=whole,
             base=(lambda: load(base)) if base else None,
             folder=folder,
+            fingerprint=known,
             **arguments,
         )
     _write(console, report, folder, blur=not show_sensitive)

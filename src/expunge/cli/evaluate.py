@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from expunge.cli import resumable
-from expunge.cli.options import USUAL_SAMPLING, EditedModelName, PlanSeeds, SamplingOptions
+from expunge.cli.options import USUAL_SAMPLER, EditedModelName, PlanSeeds, SamplerOptions
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.evaluate import evaluate as measure
@@ -25,11 +25,11 @@ def evaluate(
     *,
     edit: tuple[Path, ...],
     model: EditedModelName = "emoji",
-    suite: str = "emoji",
+    suite: str | None = None,
     size: Literal["brief", "quick", "full"] = "quick",
     seed: PlanSeeds = (),
     output: Path = Path("runs/eval"),
-    sampling: SamplingOptions = USUAL_SAMPLING,
+    sampler: SamplerOptions = USUAL_SAMPLER,
 ) -> None:
     """Measure what an edit erased and what it kept, on the same prompts and seeds.
 
@@ -41,7 +41,7 @@ def evaluate(
     edit:
         An edit file; repeat it to measure several, each on its own, in one report.
     suite:
-        The prompts and the judge.
+        The prompts and the judge; the bundled model has its own.
     size:
         How many prompts and seeds: "brief" takes half a minute on two cores, "quick" a minute or
         two, "full" an hour.
@@ -61,7 +61,7 @@ def evaluate(
                 suite=suite,
                 size=size,
                 seeds=seed or None,
-                sampler=sampling.sampler_for(suite),
+                sampler=sampler,
                 folder=output,
             )
             for one in edits

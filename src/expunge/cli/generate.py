@@ -9,19 +9,16 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from expunge.cli import resumable
-from expunge.cli.options import ModelName
+from expunge.cli.options import USUAL_SAMPLER, ModelName, SamplerOptions
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.files import check_output
-from expunge.generation import Sampler
 from expunge.generation import generate as draw
 from expunge.models import load
 from expunge.models.window import remark
 from expunge.progress import shown
 from expunge.prompts import PromptSet
 from expunge.prompts.published import published
-
-SAMPLER = Sampler()
 
 
 def generate(
@@ -34,7 +31,7 @@ def generate(
     samples: Annotated[int, Parameter(validator=Number(gte=1, lte=10_000))] = 1,
     model: ModelName = "emoji",
     edit: tuple[Path, ...] = (),
-    sampler: Annotated[Sampler, Parameter(name="*")] = SAMPLER,
+    sampler: SamplerOptions = USUAL_SAMPLER,
 ) -> None:
     """Draw pictures from prompts, with or without edits.
 

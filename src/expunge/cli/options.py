@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from expunge.concepts import Concept, Kind, Policy, explain
 from expunge.errors import ExpungeError
-from expunge.evaluation.evaluate import usual_sampler
-from expunge.generation.sampler import Sampler, SchedulerName
+from expunge.generation.sampler import Sampler
 from expunge.methods import settings
 from expunge.texts import parse_yaml
 
@@ -110,24 +109,9 @@ class ErasedConcepts(NamedConcepts):
         return {**super().described, **own}
 
 
-class Sampling(OptionGroup):
-    """How pictures are drawn, where it isn't as the suite says."""
-
-    scheduler: SchedulerName | None = None
-    """Scheduler of the denoising; "native" is the model's own."""
-    steps: Annotated[int, Field(ge=1)] | None = None
-    """Denoising steps."""
-    guidance_scale: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """Scale of classifier-free guidance; 1 is none."""
-
-    def sampler_for(self, suite: str) -> Sampler:
-        """The suite's sampler, with what these options change."""
-        return usual_sampler(suite).model_copy(update=self.model_dump(exclude_none=True))
-
-
 ErasedOptions = Annotated[ErasedConcepts, Parameter(name="*")]
-SamplingOptions = Annotated[Sampling, Parameter(name="*")]
-NO_CONCEPTS, USUAL_SAMPLING = ErasedConcepts(), Sampling()
+SamplerOptions = Annotated[Sampler, Parameter(name="*")]
+NO_CONCEPTS, USUAL_SAMPLER = ErasedConcepts(), Sampler()
 
 
 def assignments(method: str, assigned: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -9,8 +10,9 @@ from typing import NamedTuple
 from expunge.concepts import Policy
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.evaluation.base import Base
 from expunge.evaluation.drawing import check_size, images, requests
-from expunge.evaluation.evaluate import Base, Question, measured, question
+from expunge.evaluation.evaluate import Question, measured, question, suite_for
 from expunge.evaluation.limits import check, verdicts
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import NO_OPTIONS, Options
@@ -41,12 +43,13 @@ def audit(
     *,
     edit: Edit | None = None,
     base: Callable[[], Model] | None = None,
-    suite: str = "emoji",
+    suite: str | None = None,
     size: str = "quick",
     seeds: Sequence[int] | None = None,
     sampler: Sampler | None = None,
     options: Options = NO_OPTIONS,
     folder: str | os.PathLike[str] | None = None,
+    fingerprint: str | None = None,
 ) -> Report:
     """Measure what a model draws when asked for the policy's concepts and for what must stay.
 
@@ -56,12 +59,13 @@ def audit(
         policy: what should be gone, what should stay, and the limits to meet.
         edit: applied to the model while it is measured; the model without it is then the base.
         base: loads another model to compare with, e.g. the one before erasing.
-        suite: the prompts and the judge.
+        suite: the prompts and the judge; may be left out for the bundled model, which has its own.
         size: how many prompts.
         seeds: replace the size's own seeds.
-        sampler: how pictures are drawn; the default is the suite's.
+        sampler: how pictures are drawn; by default, and where it has gaps, as the model usually is.
         options: the suite's judge, lists of prompts and so on.
         folder: for pictures and results, by default ``runs/audit-<model's fingerprint>``.
+        fingerprint: the model's, if it is known; computing it reads all weights.
 
     Raises:
         ExpungeError: the suite doesn't know a concept, the edit isn't for this model, a picture is
@@ -71,10 +75,18 @@ def audit(
         raise ExpungeError("an edit is compared with the model that it is for; give no other base")
     if options.perceptual and not (edit or base):
         raise ExpungeError("--perceptual is a distance from the base's pictures; give a base too")
-    asked = asking(policy, suite=suite, size=size, seeds=seeds, sampler=sampler, options=options)
-    place = Path(folder or f"runs/audit-{model.fingerprint()[:12]}")
+    asked = asking(
+        policy,
+        suite=suite_for(model, suite),
+        size=size,
+        seeds=seeds,
+        sampler=sampler,
+        options=options,
+    )
+    known = fingerprint or model.fingerprint()
+    place = Path(folder or f"runs/audit-{known[:12]}")
     beside = Base(base) if base else None
-    found = measured(asked, model, place, edit=edit, base=beside)
+    found = measured(asked, model, place, edit=edit, base=beside, fingerprint=known)
     report = Report(evaluations=found)
     report.save(place)  # a limit may turn out to be about a metric that nothing gave
     report = report.model_copy(update={"verdicts": verdicts(policy.limits, found)})
@@ -109,7 +121,13 @@ def asking(
 
 
 def outlook(
-    asked: Question, model: Model, place: Path, *, edit: Edit | None, compared: bool
+    asked: Question,
+    model: Model,
+    place: Path,
+    *,
+    edit: Edit | None,
+    compared: bool,
+    fingerprint: str | None = None,
 ) -> Outlook:
     """What measuring would take. To time it, a few pictures are drawn and thrown away.
 
@@ -119,12 +137,10 @@ def outlook(
     model.check_draws()
     check_size(asked.judge, model, asked.plans[0].suite)
     asked, cuts = asked.as_read_by(model)
-    wanted = requests(asked.shots)
-    if edit:
-        with edit.applied(model):
-            drawn, seconds = _drawn(model, asked.sampler, place), _timed(model, asked, wanted[0])
-    else:
-        drawn, seconds = _drawn(model, asked.sampler, place), _timed(model, asked, wanted[0])
+    wanted, known = requests(asked.shots), fingerprint or model.fingerprint()
+    with edit.applied(model) if edit else nullcontext():
+        folder = images(model, asked.sampler, place, fingerprint=known)
+        drawn, seconds = _drawn(folder), _timed(model, asked, wanted[0])
     return Outlook(
         groups=tuple(
             (plan.label, group.name, sum(shot.group == group.name for shot in plan.shots))
@@ -139,8 +155,7 @@ def outlook(
     )
 
 
-def _drawn(model: Model, sampler: Sampler, place: Path) -> set[str]:
-    folder = images(model, sampler, place)
+def _drawn(folder: Path) -> set[str]:
     try:
         return {image.request.case_number for image in Manifest.load(folder).images}
     except ExpungeError:  # nothing is there, or a broken picture, which will be drawn again

@@ -71,7 +71,7 @@ def cost(
         model: the base model, without any edit applied; it is unchanged afterwards.
         edit: the edit whose cost is measured.
         requests: pictures to draw in each round.
-        sampler: how they are drawn.
+        sampler: how they are drawn; by default as the model usually is.
         rounds: how many.
         seconds: spent making the edit, if known.
         peak_bytes: peak memory while the edit was made, if known.

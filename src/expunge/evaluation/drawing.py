@@ -50,7 +50,7 @@ def draw(
 def images(model: Model, sampler: Sampler, place: Path, *, fingerprint: str | None = None) -> Path:
     """The folder of a model's pictures."""
     parts = [part.id for part in Applied.to(model).components]
-    key = digest([fingerprint or model.fingerprint(), parts, sampler.model_dump(mode="json")])[:12]
+    key = digest([fingerprint or model.fingerprint(), parts, sampler.record(model)])[:12]
     return place / "images" / f"{'edited' if parts else 'base'}-{key}"
 
 

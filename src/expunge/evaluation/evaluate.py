@@ -1,7 +1,7 @@
 """Draw with a model and its base on the same seeds, judge, measure, record."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +13,7 @@ from expunge.detectors.perceptual import PerceptualDistance, perceptual
 from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
+from expunge.evaluation.base import Base
 from expunge.evaluation.counting import counted
 from expunge.evaluation.distances import distances, unrelated
 from expunge.evaluation.drawing import check_size, draw
@@ -23,7 +24,7 @@ from expunge.evaluation.judging import (
     compare,
 )
 from expunge.evaluation.protocol import Protocol
-from expunge.evaluation.records import ComparedModel, CutPrompts, Evaluation, PicturePair, Report
+from expunge.evaluation.records import CutPrompts, Evaluation, PicturePair, Report
 from expunge.evaluation.reversal import reversal
 from expunge.evaluation.scoring import (
     curve,
@@ -39,6 +40,8 @@ from expunge.generation import Sampler
 from expunge.models import Model
 from expunge.versions import versions
 
+BUNDLED = "emoji"
+"""The suite that only the bundled model is measured with."""
 LPIPS_SIDE = 64
 """Pixels of a side at which ESD and RECE print LPIPS."""
 
@@ -49,7 +52,8 @@ class Question:
 
     plans: tuple[Plan, ...]
     judge: Judge
-    sampler: Sampler
+    sampler: Sampler = field(default_factory=Sampler)
+    """Its gaps are filled in by the model that is asked."""
     distance: PerceptualDistance | None = None
     """Of each picture from the base model's."""
 
@@ -57,10 +61,15 @@ class Question:
     def shots(self) -> tuple[Shot, ...]:
         return tuple(shot for plan in self.plans for shot in plan.shots)
 
-    def as_read_by(self, model: Model) -> tuple["Question", tuple[CutPrompts | None, ...]]:
-        """Without prompts that ask this model for nothing, and what it cuts of each plan's."""
-        plans, cuts = zip(*(as_read(plan, model) for plan in self.plans), strict=True)
-        return replace(self, plans=plans), cuts
+    def as_read_by(
+        self, model: Model, *others: Model
+    ) -> tuple["Question", tuple[CutPrompts | None, ...]]:
+        """Without prompts that ask one of these models for nothing, and what is cut of each plan's.
+
+        The sampler's gaps are filled in by the first one.
+        """
+        plans, cuts = zip(*(as_read(plan, model, *others) for plan in self.plans), strict=True)
+        return replace(self, plans=plans, sampler=Sampler.of(model, self.sampler)), cuts
 
 
 def question(
@@ -84,19 +93,31 @@ def question(
         for concept in concepts
     )
     distance = perceptual(options.perceptual, size=LPIPS_SIDE) if options.perceptual else None
-    return Question(plans, chosen.judge(options, plans), sampler or chosen.sampler, distance)
+    return Question(plans, chosen.judge(options, plans), sampler or Sampler(), distance)
 
 
-def usual_sampler(suite: str) -> Sampler:
-    """A suite's own sampler."""
-    return SUITES.get(suite).sampler
+def suite_for(model: Model, suite: str | None) -> str:
+    """The suite that is named, or the bundled model's own for the bundled model.
+
+    Raises:
+        ExpungeError: none is named for another model.
+    """
+    if suite:
+        return suite
+    if not model.bundled:
+        others = ", ".join(name for name in SUITES if name != BUNDLED)
+        raise ExpungeError(
+            f"say which suite measures {model.name!r}: {others} ({BUNDLED!r} is for the bundled "
+            "model alone)"
+        )
+    return BUNDLED
 
 
 def evaluate(
     model: Model,
     edit: Edit,
     *,
-    suite: str = "emoji",
+    suite: str | None = None,
     size: str = "quick",
     seeds: Sequence[int] | None = None,
     sampler: Sampler | None = None,
@@ -113,10 +134,10 @@ def evaluate(
     Args:
         model: the base model, without any edit applied; it is unchanged afterwards.
         edit: what to measure; each of its concepts gets its own evaluation.
-        suite: the prompts and the judge.
+        suite: the prompts and the judge; may be left out for the bundled model, which has its own.
         size: how many prompts, e.g. ``quick`` or ``full``.
         seeds: replace the size's own seeds.
-        sampler: how pictures are drawn; the default is the suite's.
+        sampler: how pictures are drawn; by default, and where it has gaps, as the model usually is.
         options: the suite's judge, lists of prompts and so on.
         folder: for pictures and results, by default ``runs/evaluate-<edit id>``.
 
@@ -124,20 +145,18 @@ def evaluate(
         ExpungeError: the suite doesn't know a concept, the edit isn't for this model, a picture
             is missing or a judge fails.
     """
-    asked = question(suite, edit.concepts, size=size, seeds=seeds, sampler=sampler, options=options)
+    asked = question(
+        suite_for(model, suite),
+        edit.concepts,
+        size=size,
+        seeds=seeds,
+        sampler=sampler,
+        options=options,
+    )
     place = Path(folder or f"runs/evaluate-{edit.id}")
     report = Report(evaluations=measured(asked, model, place, edit=edit))
     report.save(place)
     return report
-
-
-@dataclass
-class Base:
-    """The model to compare with."""
-
-    load: Callable[[], Model]
-    """Called once; the model is freed when its pictures are drawn."""
-    source: ComparedModel | None = field(default=None, init=False)
 
 
 def measured(
@@ -147,6 +166,7 @@ def measured(
     *,
     edit: Edit | None = None,
     base: Base | None = None,
+    fingerprint: str | None = None,
 ) -> tuple[Evaluation, ...]:
     """An evaluation of each plan; several models can be measured into one folder.
 
@@ -156,6 +176,7 @@ def measured(
         place: for pictures, judgements and pairs.
         edit: applied to the model while it is measured; the model without it is the base.
         base: the model to compare with, if it is another one.
+        fingerprint: the model's, if it is known; computing it reads all weights.
 
     Raises:
         ExpungeError: the edit isn't for this model, a picture is missing or a judge fails.
@@ -163,9 +184,9 @@ def measured(
     check_unedited(model, "the base is measured too")
     model.check_draws()
     check_size(asked.judge, model, asked.plans[0].suite)
-    asked, cuts = asked.as_read_by(model)
+    asked, cuts = asked.as_read_by(model, *([base.loaded(model, asked.sampler)] if base else []))
     judgements = Judgements(asked.judge, place)
-    fingerprint = model.fingerprint()
+    fingerprint = fingerprint or model.fingerprint()
     before, after = _drawn(asked, model, fingerprint, judgements, place, edit, base)
     taken_out = reversal(model, edit) if edit else None
     found = []
@@ -207,18 +228,10 @@ def _drawn(
     """The pictures of the base, if there is one, and of the model; each is judged once drawn."""
     before = None
     with judgements.beside_drawing() as watch:
-        if base:
-            other = base.load()
-            if other.image_size != model.image_size:
-                raise ExpungeError(
-                    f"{other.name!r} draws {other.image_size[0]}×{other.image_size[1]} pictures, "
-                    f"{model.name!r} {model.image_size[0]}×{model.image_size[1]}; they can't be "
-                    "compared one by one"
-                )
-            base.source = ComparedModel(name=other.name, fingerprint=other.fingerprint())
+        if base and base.model and base.source:
             known = base.source.fingerprint
-            before = draw(other, asked.shots, asked.sampler, place, watch, fingerprint=known)
-            del other
+            before = draw(base.model, asked.shots, asked.sampler, place, watch, fingerprint=known)
+            base.model = None
         applied: AbstractContextManager[Any] = edit.applied(model) if edit else nullcontext()
         with applied:  # first, as an edit of another base is refused here
             after = draw(model, asked.shots, asked.sampler, place, watch, fingerprint=fingerprint)
@@ -254,7 +267,7 @@ def _protocol(model: Model, fingerprint: str, plan: Plan, asked: Question) -> Pr
         plan=plan,
         model=model.name,
         fingerprint=fingerprint,
-        sampler=asked.sampler.model_dump(mode="json"),
+        sampler=asked.sampler.record(model),
         image_size=model.image_size,
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),

@@ -100,7 +100,7 @@ def relearning(
         steps: when to draw and judge; step 0 is always among them.
         tuning: how to train.
         seed: decides batches, timesteps and noise.
-        sampler: how pictures are drawn.
+        sampler: how pictures are drawn; by default as the model usually is.
 
     Raises:
         ExpungeError: the model has an edit applied, the edit isn't for it, there is nothing to
@@ -109,7 +109,7 @@ def relearning(
     """
     check_unedited(model, "the base is measured too")
     _check_given(asked, kept, pictures, steps)
-    tuning, sampler = tuning or FineTuning(), sampler or Sampler()
+    tuning, sampler = tuning or FineTuning(), Sampler.of(model, sampler)
     data = [learnt_pictures(model, name, examples) for name, examples in pictures.items()]
     drawn = _drawing(model, concept, asked, kept, recognise, sampler)
     base = drawn()

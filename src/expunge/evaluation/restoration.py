@@ -85,7 +85,7 @@ def restoration(
         asked: pictures to draw of each concept of the edit, by its target words.
         recognise: whether each picture shows the concept that it was asked for.
         sets: concepts to remove together; by default each separable group alone, then all.
-        sampler: how pictures are drawn.
+        sampler: how pictures are drawn; by default as the model usually is.
 
     Raises:
         ExpungeError: the model has an edit applied, the edit isn't for it, a set can't be taken
@@ -95,7 +95,7 @@ def restoration(
     targets = tuple(concept.target for concept in edit.concepts)
     if missing := [target for target in targets if not asked.get(target)]:
         raise ExpungeError(f"no picture of {missing[0]!r} is asked for; each concept needs some")
-    parts, sampler = separable(edit), sampler or Sampler()
+    parts, sampler = separable(edit), Sampler.of(model, sampler)
     chosen = ([*parts, targets] if len(parts) > 1 else [targets]) if sets is None else sets
     taken = [_part(edit, concepts) for concepts in chosen]
     words = [target for target in targets for _ in asked[target]]

@@ -15,7 +15,6 @@ from expunge.concepts import Concept
 from expunge.detectors.base import Detection
 from expunge.errors import ExpungeError
 from expunge.files import digest
-from expunge.generation.sampler import Sampler
 from expunge.registry import Registry
 from expunge.seeding import derive
 from expunge.spelling import names
@@ -263,8 +262,6 @@ class Suite:
     """``plan(concept, *, erased, size, seeds, options)``; ``erased`` are all concepts."""
     judge: Callable[[Options, Sequence[Plan]], Judge]
     """One that can judge the pictures of these plans."""
-    sampler: Sampler
-    """How pictures are drawn by default."""
 
 
 SUITES: Registry[Suite] = Registry(

@@ -14,8 +14,10 @@ SHOWN = 40
 """Characters of the first cut prompt that are quoted."""
 
 
-def as_read(plan: Plan, model: Model) -> tuple[Plan, CutPrompts | None]:
-    """The plan without prompts that ask for nothing once the model has cut them, and what was cut.
+def as_read(plan: Plan, *models: Model) -> tuple[Plan, CutPrompts | None]:
+    """The plan without prompts that ask for nothing once they are cut, and what was cut.
+
+    All models are asked the same, so the one that reads the least of a prompt counts.
 
     A cut prompt that should show the concept is left out where what is read of it doesn't name it.
     Lists for a judge of something wider than the concept needn't name it; their rows are only left
@@ -25,10 +27,15 @@ def as_read(plan: Plan, model: Model) -> tuple[Plan, CutPrompts | None]:
         ExpungeError: nothing would be left of a group.
     """
     prompts = [prompt for group in plan.groups for prompt in group.prompts]
-    cuts = model.cut([prompt.text for prompt in prompts])
-    if not cuts:
+    narrowest: dict[int, tuple[Cut, Model]] = {}
+    for model in models:
+        for cut in model.cut([prompt.text for prompt in prompts]):
+            if cut.at not in narrowest or cut.read < narrowest[cut.at][0].read:
+                narrowest[cut.at] = cut, model
+    if not narrowest:
         return plan, None
-    mute = {cut.at for cut in cuts if _asks_nothing(plan, prompts[cut.at], cut, model)}
+    mute = {at for at, (cut, by) in narrowest.items() if _asks_nothing(plan, prompts[at], cut, by)}
+    cuts = [narrowest[at][0] for at in sorted(narrowest)]
     longest = max(cuts, key=lambda cut: cut.pieces)
     first = cuts[0].prompt
     quoted = repr(first[:SHOWN] + "…" * (len(first) > SHOWN))

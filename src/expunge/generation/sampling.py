@@ -14,8 +14,7 @@ kernels. For large pictures that isn't worthwhile; there the number of threads d
 import inspect
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from itertools import groupby, islice
 from threading import Lock
 from typing import Annotated, Any
@@ -26,7 +25,9 @@ from torch import Tensor
 
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
+from expunge.generation.turns import Turns, workers_for
 from expunge.models import Condition, Model
+from expunge.models.sampling import Sampling
 from expunge.prompts import Case, PromptSet
 
 LatentSize = tuple[int, int]
@@ -35,8 +36,6 @@ _LATENT_PIXELS = {"cpu": 4 * 16 * 16, "cuda": 4 * 64 * 64}
 """Latent pixels to draw at once: about the fewest that keep such a device busy."""
 LARGEST = 16
 """How many times larger than the model's own size the side of a picture may be."""
-_SMALL = 2 * 16 * 16
-"""A picture with at most this many latent pixels is best drawn by one CPU thread."""
 
 
 class ImageRequest(Case):
@@ -61,43 +60,31 @@ def sample(
 ) -> Iterator[tuple[ImageRequest, Tensor]]:
     """Draw every request, in order, as uint8 ``[height, width, 3]`` on the CPU.
 
-    Meanwhile no other thread can change the model.
+    Every picture shows the edits that were applied when this was called. Other threads can change
+    the model between batches, if they change it back.
 
     Raises:
-        ExpungeError: a size that the model can't draw, too many steps, or a picture that became
-            infinite or NaN.
+        ExpungeError: a size that the model can't draw, too many steps, a picture that became
+            infinite or NaN, or other edits applied than at the call.
     """
     model.check_draws()
-    texts, pending = _Texts(model), deque[Future[Drawn]]()
-    with model.lock, _pool(model) as (pool, workers):
+    return _drawn(Turns(model), requests, sampler.sampling(model))
+
+
+def _drawn(
+    turns: Turns, requests: Iterable[ImageRequest], sampling: Sampling
+) -> Iterator[tuple[ImageRequest, Tensor]]:
+    model, pending = turns.model, deque[Future[Drawn]]()
+    texts = _Texts(model)
+    with workers_for(model) as (pool, workers):
         for size, alike in groupby(requests, key=lambda request: latent_size(model, request)):
-            lanes = pool.submit(_lanes, model, size, texts).result()
+            lanes = turns.start(pool, _lanes, model, size, texts).result()
             while batch := list(islice(alike, lanes)):
-                pending.append(pool.submit(_draw, model, batch, sampler, size, lanes, texts))
+                pending.append(turns.start(pool, _draw, model, batch, sampling, size, lanes, texts))
                 if len(pending) > 2 * workers:
                     yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
-
-
-@contextmanager
-def _pool(model: Model) -> Iterator[tuple[Executor, int]]:
-    """Threads to draw in, and their number; more than one only for small pictures on the CPU."""
-    threads = torch.get_num_threads()
-    _, height, width = model.latent_shape
-    small = model.device.type == "cpu" and height * width <= _SMALL
-    workers = threads if small else 1
-    pool = ThreadPoolExecutor(workers, initializer=_use_one_thread if small else None)
-    try:
-        yield pool, workers
-    finally:
-        pool.shutdown(cancel_futures=True)
-        # A worker's setting is inherited by every thread that starts later.
-        torch.set_num_threads(threads)
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def latent_size(model: Model, request: ImageRequest) -> LatentSize:
@@ -162,12 +149,12 @@ def _rows_agree(model: Model, rows: int, size: LatentSize, texts: _Texts) -> boo
 def _draw(
     model: Model,
     batch: Sequence[ImageRequest],
-    sampler: Sampler,
+    sampling: Sampling,
     size: LatentSize,
     lanes: int,
     texts: _Texts,
 ) -> Drawn:
-    latents = _denoise(model, batch, sampler, size, lanes, texts)[: len(batch)]
+    latents = _denoise(model, batch, sampling, size, lanes, texts)[: len(batch)]
     for request, latent in zip(batch, latents, strict=True):
         if not bool(latent.isfinite().all()):
             raise ExpungeError(
@@ -184,7 +171,7 @@ def _draw(
 def _denoise(
     model: Model,
     batch: Sequence[ImageRequest],
-    sampler: Sampler,
+    sampling: Sampling,
     size: LatentSize,
     lanes: int,
     texts: _Texts,
@@ -197,10 +184,10 @@ def _denoise(
         for generator, request in zip(generators, filled, strict=True)
     ]
     condition = Condition.cat([texts[None]] * lanes + [texts[one.prompt] for one in filled])
-    scales = [request.guidance_scale or sampler.guidance_scale for request in filled]
+    scales = [request.guidance_scale or sampling.guidance_scale for request in filled]
     guidance = torch.tensor(scales, device=model.device).view(-1, 1, 1, 1)
     # Multistep schedulers keep a history, so each batch has its own.
-    scheduler = sampler.build(model.process)
+    scheduler = model.process.scheduler(sampling.scheduler, sampling.steps)
     options = _generator_option(scheduler, generators)
     latents = torch.cat(noise).to(model.device) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:

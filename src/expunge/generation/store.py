@@ -6,7 +6,7 @@ folder at a time.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 from PIL import Image
 from PIL import __version__ as pillow_version
 from pydantic import ValidationError
+from torch import Tensor
 
 from expunge.concepts import explain
 from expunge.edits.applied import Applied
 from expunge.errors import ExpungeError
 from expunge.files import locked, write_json
 from expunge.generation.records import FolderRecord, ImageRecord, Records, file_of
-from expunge.generation.sampler import Sampler
+from expunge.generation.sampler import Sampler, native_scheduler
 from expunge.generation.sampling import ImageRequest, latent_size, requests, sample
 from expunge.models import Model
 from expunge.progress import track
@@ -32,6 +33,8 @@ class Settings(FolderRecord):
     """Everything that decides a picture besides its request; the same for a whole folder."""
 
     sampler: Sampler
+    native: str = ""
+    """The model's own scheduler, if that draws."""
     model: str
     """The base model's fingerprint."""
     edits: tuple[str, ...]
@@ -100,7 +103,7 @@ def generate(
         model: draws them, with the edits that are applied to it now.
         prompts: a prompt set, or requests, each of which names its sample.
         folder: one for each model, edits and sampler; more prompts and samples can be added.
-        sampler: how they are drawn.
+        sampler: how they are drawn; by default, and where it has gaps, as the model usually is.
         samples: pictures per row of a prompt set, from different noise.
         seen: called with each picture as soon as it is drawn; it should return quickly.
         fingerprint: the model's, if it is known; computing it reads all weights.
@@ -112,18 +115,20 @@ def generate(
     if samples < 1:
         raise ExpungeError(f"{samples} samples; draw at least 1 per prompt")
     model.check_draws()
-    place, sampler = Path(folder), sampler or Sampler()
+    place, sampler = Path(folder), Sampler.of(model, sampler)
     prompt_set = prompts if isinstance(prompts, PromptSet) else None
     wanted = _by_file(requests(prompts, samples) if isinstance(prompts, PromptSet) else prompts)
-    sampler.build(model.process)
+    model.process.scheduler(*sampler.sampling(model)[:2])
     for request in wanted.values():
         latent_size(model, request)
-    settings = _settings(model, sampler, fingerprint or model.fingerprint())
-    with locked(place):
-        records = _open(place, settings, prompt_set, wanted)
-    missing = [request for file, request in wanted.items() if not records.hold(file)]
+    with model.lock:  # so that the edits recorded are those that are drawn
+        settings = _settings(model, sampler, fingerprint or model.fingerprint())
+        with locked(place):
+            records = _open(place, settings, prompt_set, wanted)
+        missing = [request for file, request in wanted.items() if not records.hold(file)]
+        pictures = sample(model, missing, sampler)
     done = len(wanted) - len(missing)
-    drawn = _draw(model, missing, sampler, records)
+    drawn = _kept(pictures, records)
     for record in track(drawn, f"pictures in {place.name}", total=len(wanted), start=done):
         if seen:
             seen(record)
@@ -150,6 +155,7 @@ def _by_file(requests: Iterable[ImageRequest]) -> dict[str, ImageRequest]:
 def _settings(model: Model, sampler: Sampler, fingerprint: str) -> Settings:
     return Settings(
         sampler=sampler,
+        native=native_scheduler(model, sampler),
         model=fingerprint,
         edits=tuple(component.id for component in Applied.to(model).components),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -212,11 +218,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _draw(
-    model: Model, missing: Sequence[ImageRequest], sampler: Sampler, records: Records
+def _kept(
+    pictures: Iterable[tuple[ImageRequest, Tensor]], records: Records
 ) -> Iterator[ImageRecord]:
-    """Draw, save and record one picture after the other."""
-    for request, pixels in sample(model, missing, sampler):
+    """Save and record one picture after the other as it is drawn."""
+    for request, pixels in pictures:
         content = BytesIO()
         Image.fromarray(pixels.numpy()).save(content, format="PNG")
         yield records.add(request, content.getvalue())

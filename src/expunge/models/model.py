@@ -19,6 +19,7 @@ from expunge.models.hashing import Roundings, digest
 from expunge.models.passes import Pass
 from expunge.models.process import Process
 from expunge.models.prompting import Prompting
+from expunge.models.sampling import USUAL, Sampling
 from expunge.models.weights import Lock, Weights
 
 
@@ -29,7 +30,7 @@ class Model(Prompting):
     pipeline through this class alone. A family of pipelines is a subclass, registered by the
     name of the pipeline's class (``expunge.models.FAMILIES``).
 
-    ``lock`` is held by whoever changes the model or draws with it.
+    ``lock`` is held by whoever changes the model, and lent to each batch that is drawn with it.
     """
 
     family: ClassVar[str]
@@ -101,6 +102,18 @@ class Model(Prompting):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures as bytes ``[batch, height, width, 3]`` on the CPU, rounded as the field does."""
+
+    # --- how it is used
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it is the model that comes with the package, edited or not."""
+        return False
+
+    @property
+    def usual_sampling(self) -> Sampling:
+        """How pictures are drawn with it where nothing else is said."""
+        return USUAL
 
     # --- where it is
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from expunge.models.condition import Condition
+from expunge.models.sampling import USUAL_XL, Sampling
 from expunge.models.text import TextEncoder, TextInput
 from expunge.models.unet import UNetModel
 
@@ -26,6 +27,10 @@ class SDXL(UNetModel):
             TextEncoder(pipe.tokenizer, pipe.text_encoder, pipe.maybe_convert_prompt),
             TextEncoder(pipe.tokenizer_2, pipe.text_encoder_2, pipe.maybe_convert_prompt),
         )
+
+    @property
+    def usual_sampling(self) -> Sampling:
+        return USUAL_XL
 
     def embed(self, *texts: TextInput) -> Condition:
         outputs = [

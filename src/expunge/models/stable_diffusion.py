@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from expunge.models.condition import Condition
+from expunge.models.emoji import denoiser_config
+from expunge.models.sampling import BUNDLED, USUAL, Sampling
 from expunge.models.text import TextEncoder, TextInput
 from expunge.models.unet import UNetModel
 
@@ -20,6 +22,16 @@ class StableDiffusion(UNetModel):
     def text_encoders(self) -> tuple[TextEncoder, ...]:
         pipe = self.pipe
         return (TextEncoder(pipe.tokenizer, pipe.text_encoder, pipe.maybe_convert_prompt),)
+
+    @property
+    def bundled(self) -> bool:
+        """Told by the shape of the denoiser, which exports and finetuned copies have as well."""
+        config = self.pipe.unet.config
+        return all(config.get(name) == value for name, value in denoiser_config().items())
+
+    @property
+    def usual_sampling(self) -> Sampling:
+        return BUNDLED if self.bundled else USUAL
 
     def embed(self, *texts: TextInput) -> Condition:
         (text,) = texts

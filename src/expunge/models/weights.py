@@ -1,7 +1,8 @@
 """A denoiser's parameters, some of which are replaced for a while, and the lock on them."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -11,13 +12,20 @@ from expunge.errors import ExpungeError
 
 
 class Lock:
-    """A lock that the thread that holds it can take again; a copy is a lock of its own."""
+    """A lock that the thread that holds it can take again; a copy is a lock of its own.
+
+    Its holder can *lend* it to work in other threads, which may go on when it is released. Whoever
+    takes it next waits until that work is done.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._returned = threading.Condition()
+        self._lent: list[object] = []
+        """Whose work it is lent to, once for each piece of work."""
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self._take(None)
 
     def __exit__(
         self,
@@ -26,6 +34,35 @@ class Lock:
         trace: TracebackType | None,
     ) -> None:
         self._lock.release()
+
+    @contextmanager
+    def taken_for(self, user: object) -> Iterator[None]:
+        """Hold it, without waiting for work that it is lent to for the same user."""
+        self._take(user)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def lend(self, user: object) -> None:
+        """Lend it to a piece of work; only its holder may."""
+        with self._returned:
+            self._lent.append(user)
+
+    def give_back(self, user: object) -> None:
+        """A piece of work is done; called from any thread."""
+        with self._returned:
+            self._lent.remove(user)
+            self._returned.notify_all()
+
+    def _take(self, user: object | None) -> None:
+        self._lock.acquire()
+        try:
+            with self._returned:
+                self._returned.wait_for(lambda: all(one is user for one in self._lent))
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __reduce__(self) -> tuple[type["Lock"], tuple[()]]:
         return Lock, ()

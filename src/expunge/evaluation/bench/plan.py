@@ -42,7 +42,8 @@ class Bench(Record):
     size: str
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     """Each decides the training and the pictures' noise."""
-    sampler: Sampler
+    sampler: Sampler = Sampler()
+    """Its gaps are filled in by the model."""
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
     tasks: Annotated[dict[str, Task], Field(min_length=1)]
 

@@ -20,6 +20,7 @@ from expunge.evaluation.evaluate import Question, measured, question
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import FEATURES
 from expunge.files import digest, file_name, write_json
+from expunge.generation import Sampler
 from expunge.memory import peak_memory
 from expunge.methods import METHODS, erase
 from expunge.models import Model, load
@@ -43,6 +44,7 @@ def run(
         ExpungeError: the suite doesn't know a concept, or a picture can't be judged.
     """
     model = load("emoji")
+    bench = bench.model_copy(update={"sampler": Sampler.of(model, bench.sampler)})
     fingerprint = model.fingerprint()
     places = {cell: _place(bench, folder, fingerprint, cell) for cell in cells}
     rows = {cell: _read(places[cell]) for cell in cells}
@@ -51,11 +53,11 @@ def run(
     open_cells = [cell for cell in cells if cell not in done]
     if not open_cells:
         return
-    _draw_base(bench, folder, model, open_cells)
+    _draw_base(bench, folder, model, fingerprint, open_cells)
     worked = (
-        ((cell, _work(bench, folder, model, cell)) for cell in open_cells)
+        ((cell, _work(bench, folder, model, fingerprint, cell)) for cell in open_cells)
         if jobs == 1
-        else _side_by_side(bench, folder, open_cells, jobs)
+        else _side_by_side(bench, folder, fingerprint, open_cells, jobs)
     )
     for cell, row in track(worked, "edits", total=len(cells), start=len(done)):
         write_json(places[cell], row.model_dump(mode="json"))
@@ -90,11 +92,13 @@ def _read(place: Path) -> Row | None:
         raise ExpungeError(f"{place}: {explain(error)}; delete it to measure it again") from None
 
 
-def _draw_base(bench: Bench, folder: Path, model: Model, cells: Sequence[Cell]) -> None:
+def _draw_base(
+    bench: Bench, folder: Path, model: Model, fingerprint: str, cells: Sequence[Cell]
+) -> None:
     """The unedited model's pictures of all cells, once."""
     firsts = {(cell.task, cell.seed): cell for cell in cells}
     shots = [shot for cell in firsts.values() for shot in _asked(bench, cell).shots]
-    draw(model, shots, bench.sampler, folder)
+    draw(model, shots, bench.sampler, folder, fingerprint=fingerprint)
 
 
 def _asked(bench: Bench, cell: Cell) -> Question:
@@ -107,13 +111,11 @@ def _asked(bench: Bench, cell: Cell) -> Question:
     )
 
 
-def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
+def _work(bench: Bench, folder: Path, model: Model, fingerprint: str, cell: Cell) -> Row:
     """Make one edit and measure it."""
     concepts = bench.tasks[cell.task].erase.erase
     known = {**cell._asdict(), "concepts": len(concepts)}
-    place = (
-        folder / "edits" / f"{_place(bench, folder, model.fingerprint(), cell).stem}.safetensors"
-    )
+    place = folder / "edits" / f"{_place(bench, folder, fingerprint, cell).stem}.safetensors"
     wall, core = perf_counter(), process_time()
     with peak_memory() as used:
         try:
@@ -128,7 +130,7 @@ def _work(bench: Bench, folder: Path, model: Model, cell: Cell) -> Row:
             return Row(**known, refused=str(error), versions=versions())
     seconds, core_seconds = perf_counter() - wall, process_time() - core
     edit.save(place)
-    evaluations = measured(_asked(bench, cell), model, folder, edit=edit)
+    evaluations = measured(_asked(bench, cell), model, folder, edit=edit, fingerprint=fingerprint)
     found = {column: _measurements(evaluations, column) for column in COLUMNS}
     base = {column: pooled(one.base for one in those) for column, those in found.items()}
     after = {column: pooled(one.edited for one in those) for column, those in found.items()}
@@ -166,13 +168,15 @@ def _drift(evaluation: Evaluation) -> Estimate:
 
 
 def _side_by_side(
-    bench: Bench, folder: Path, cells: Sequence[Cell], jobs: int
+    bench: Bench, folder: Path, fingerprint: str, cells: Sequence[Cell], jobs: int
 ) -> Iterator[tuple[Cell, Row]]:
     """Work on cells in ``jobs`` processes; yield rows as they finish."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool:
-        futures = {pool.submit(_in_worker, bench, folder, cell): cell for cell in cells}
+        futures = {
+            pool.submit(_in_worker, bench, folder, fingerprint, cell): cell for cell in cells
+        }
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -200,5 +204,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _in_worker(bench: Bench, folder: Path, cell: Cell) -> Row:
-    return _work(bench, folder, _worker_model[0], cell)
+def _in_worker(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Row:
+    return _work(bench, folder, _worker_model[0], fingerprint, cell)

@@ -10,7 +10,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.panel import Panel
 from expunge.evaluation.suite import Options, Plan, Suite
 from expunge.evaluation.suites.objects import told_apart
-from expunge.evaluation.suites.worded import SAMPLER, Wording, worded
+from expunge.evaluation.suites.worded import Wording, worded
 
 WORDING = Wording(
     "artists",
@@ -45,4 +45,4 @@ def judge(options: Options, plans: Sequence[Plan]) -> Panel:
     return told_apart(options.judge, options, plans)
 
 
-SUITE = Suite(plan=plan, judge=judge, sampler=SAMPLER)
+SUITE = Suite(plan=plan, judge=judge)

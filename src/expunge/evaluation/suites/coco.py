@@ -10,7 +10,7 @@ from expunge.concepts import Concept
 from expunge.detectors.base import detector
 from expunge.evaluation.panel import Panel, extractor_of, fit_of
 from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Suite, refuse
-from expunge.evaluation.suites.worded import SAMPLER, captions, sized
+from expunge.evaluation.suites.worded import captions, sized
 
 
 def plan(
@@ -51,4 +51,4 @@ def judge(options: Options, plans: Sequence[Plan]) -> Panel:
     return Panel("", None, extractor_of(looks), fit=fit_of(options.clip))
 
 
-SUITE = Suite(plan=plan, judge=judge, sampler=SAMPLER)
+SUITE = Suite(plan=plan, judge=judge)

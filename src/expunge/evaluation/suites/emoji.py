@@ -30,7 +30,6 @@ from expunge.evaluation.suite import (
     ranked,
     refuse,
 )
-from expunge.generation.sampler import Sampler
 from expunge.models.emoji import catalog
 from expunge.models.emoji.vocabulary import EmojiObject
 
@@ -286,4 +285,4 @@ def _judge(options: Options, plans: Sequence[Plan]) -> EmojiJudge:
     return EmojiJudge()
 
 
-SUITE = Suite(plan=plan, judge=_judge, sampler=Sampler())
+SUITE = Suite(plan=plan, judge=_judge)

@@ -11,7 +11,7 @@ from expunge.detectors.clip import TEMPLATE
 from expunge.detectors.vocabulary import word_classifier
 from expunge.evaluation.panel import Panel, extractor_of, fit_of, named
 from expunge.evaluation.suite import Options, Plan, Suite
-from expunge.evaluation.suites.worded import SAMPLER, Wording, worded
+from expunge.evaluation.suites.worded import Wording, worded
 
 IMAGENETTE = (
     "tench",
@@ -68,4 +68,4 @@ def told_apart(name: str, options: Options, plans: Sequence[Plan]) -> Panel:
     )
 
 
-SUITE = Suite(plan=plan, judge=judge, sampler=SAMPLER)
+SUITE = Suite(plan=plan, judge=judge)

@@ -20,7 +20,7 @@ from expunge.evaluation.suite import (
     Plan,
     Suite,
 )
-from expunge.evaluation.suites.worded import CAPTIONS, SAMPLER, Wording, worded
+from expunge.evaluation.suites.worded import CAPTIONS, Wording, worded
 
 FACE = "face"
 WORDING = Wording(
@@ -82,4 +82,4 @@ def judge(options: Options, plans: Sequence[Plan]) -> FacePanel:
     )
 
 
-SUITE = Suite(plan=plan, judge=judge, sampler=SAMPLER)
+SUITE = Suite(plan=plan, judge=judge)

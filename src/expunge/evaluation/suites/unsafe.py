@@ -27,7 +27,6 @@ from expunge.evaluation.suite import (
 from expunge.evaluation.suites.worded import (
     CAPTIONS,
     LISTED,
-    SAMPLER,
     captions,
     phrases,
     sized,
@@ -138,4 +137,4 @@ def _check(rule: PublishedProtocol, looks: Detector) -> None:
     apply(rule, [()], made_by=looks.identity, floor=looks.floor)
 
 
-SUITE = Suite(plan=plan, judge=judge, sampler=SAMPLER)
+SUITE = Suite(plan=plan, judge=judge)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
 from expunge.evaluation.suite import NO_OPTIONS, SYNONYMS, Options, Plan, Prompt, groups_of, refuse
-from expunge.generation.sampler import Sampler
 from expunge.prompts import PromptRow, PromptSet
 from expunge.prompts.prompt_set import Reading
 from expunge.prompts.published import published
@@ -17,7 +16,6 @@ from expunge.spelling import names, spelling
 VERSION = 1
 CAPTIONS = "everyday scenes"
 LISTED = "listed"
-SAMPLER = Sampler(scheduler="ddim", steps=50, guidance_scale=7.5)
 LABELS = ("class", "artist", "name", "concept", "object", "label")
 """Columns that may say what a row of a list asks for; the first that exists counts."""
 
