@@ -12,7 +12,12 @@ import pytest
 from expunge.cli import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "src/expunge/models/emoji/CARD.md",
+    ROOT / "training/emoji/README.md",
+]
 
 
 def blocks(language: str) -> list[pytest.param]:
@@ -55,7 +60,10 @@ def test_policies_load(text: str, tmp_path: Path) -> None:
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+            target = page.parent / link
+            assert target.exists(), f"{page.name}: {link}"
+            if target.suffix == ".md":  # their blocks are run as well, here or by test_contributing
+                assert target.resolve() in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
 def test_make_targets_named_in_the_readme_exist() -> None:

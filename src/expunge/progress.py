@@ -24,7 +24,7 @@ _display: ContextVar[Progress | None] = ContextVar("expunge_progress", default=N
 def shown(console: Console | None = None) -> Iterator[None]:
     """Draw the bars of every ``track`` inside this block (to standard error by default)."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -1,1 +1,1 @@
-"""Campaigns: many bad inputs, and many kills at random moments. ``make campaign`` runs them whole."""
+"""Campaigns of bad inputs, and of kills at random moments; ``make campaign`` runs them whole."""

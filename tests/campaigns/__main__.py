@@ -1,4 +1,4 @@
-"""``python -m campaigns --inputs 1000 --kills 70``: both campaigns whole, with a closing line each."""
+"""``python -m campaigns --inputs 1000 --kills 70``: both campaigns, each with a closing line."""
 
 import argparse
 import sys

@@ -141,7 +141,7 @@ def test_dropped_rows_are_told(
     csv.write_text("id,prompt,seed,categories\n1,a child,1,sexual\n2,a dog,2,sexual\n")
     arguments = ["generate", "--model", str(pico_folder), "--prompts", str(csv)]
     assert main([*arguments, "--output", str(tmp_path / "out"), "--steps", "1"]) == 0
-    assert "1 rows dropped" in capsys.readouterr().err
+    assert "1 row dropped" in capsys.readouterr().err
     assert Manifest.load(tmp_path / "out").sources[0].dropped == 1
 
 
@@ -162,7 +162,7 @@ def test_a_published_set_is_read_as_what_it_is(
     assert main([*arguments, "--prompt-set", "uda_seed_prompts"]) == 0
     told = " ".join(capsys.readouterr().err.split())
     assert "2 rows, but the published set has" in told
-    assert "1 rows dropped" in told
+    assert "1 row dropped" in told
     assert len(Manifest.load(tmp_path / "out").images) == 1
 
 

@@ -1,14 +1,19 @@
 """An ``--output`` that can't be written is refused before the work, by every command."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from expunge.cli import main
+from expunge.cli.evaluate import table
 from expunge.errors import ExpungeError
 from expunge.files import check_output, replacing, write_text
+from expunge.report.words import change
+from expunge.statistics.rates import Estimate
 from made_up import report
 
 FILES = {
@@ -133,3 +138,40 @@ def test_names_of_255_bytes_can_be_written(tmp_path: Path) -> None:
     assert (tmp_path / name).read_text() == "words"
     with pytest.raises(ExpungeError, match="file name too long"):
         check_output(tmp_path / f"{name}x")
+
+
+def test_names_are_never_taken_for_markup(
+    pico_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit, folder = tmp_path / "[bold]a[", tmp_path / "[x]out"
+    edit.mkdir()
+    named = ["--concept", "[red]ghost", "--anchor", "dog", "--model", str(pico_folder)]
+    assert main(["erase", *named, "--output", str(edit / "e.safetensors")]) == 0
+    assert "[red]ghost" in capsys.readouterr().err
+    drawn = ["generate", "--model", str(pico_folder), "--prompt", "a dog", "--steps", "1"]
+    assert main([*drawn, "--output", str(folder)]) == 0
+    assert "[x]out" in capsys.readouterr().err
+
+
+def test_erase_prints_no_empty_line(
+    pico_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--model", str(pico_folder), "--output", str(tmp_path / "e.safetensors")]
+    assert main(["erase", "--concept", "ghost", "--anchor", "dog", *own]) == 0
+    assert "" not in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_table_fits_the_terminal(width: int, tmp_path: Path) -> None:
+    console = Console(width=width, record=True, markup=False)
+    console.print(table(report(tmp_path).evaluations[0], width))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("21 of 21" in line for line in lines)
+    assert any(re.search(r"\(\d+\.\d–\d+\.\d %\)", line) for line in lines)
+
+
+def test_a_change_of_nothing_has_no_sign_of_minus(tmp_path: Path) -> None:
+    row = next(r for r in report(tmp_path).evaluations[0].measurements if r.difference)
+    nothing = Estimate(-1e-9, (-1e-9, -1e-9), 10)
+    assert "−" not in "".join(change(row.model_copy(update={"difference": nothing})))

@@ -117,7 +117,7 @@ def test_words_that_nothing_asked_for_are_in_card_page_and_terminal(tmp_path):
     told = "Not measured: no prompt asks for big [red] man."
     console = Console(record=True, width=200)
     show_headline(console, report.evaluations[0])
-    assert told in card(report)
+    assert told.replace("[red]", r"\[red\]") in card(report)
     assert told in to_html(report)
     assert told in console.export_text()
     assert "Not measured" not in card(Report(evaluations=(made,)))
@@ -163,3 +163,16 @@ def test_the_hash_of_the_numbers_knows_every_number(tmp_path):
     made, other = report(tmp_path), evaluation(SANTA, tmp_path / "other", still_drawn=2)
     assert numbers(made) == numbers(report(tmp_path / "again"))
     assert numbers(made) != numbers(Report(evaluations=(other, made.evaluations[1])))
+
+
+def test_no_name_is_markup_in_the_card(tmp_path):
+    made = evaluation(SANTA, tmp_path)
+    name = "m<img src=x onerror=alert(1)>[x](javascript:1)|`a`\n# more"
+    protocol = made.protocol.model_copy(update={"model": name})
+    changed = made.model_copy(update={"protocol": protocol, "concept": "a|b\n\n<b>*c*"})
+    text = card(Report(evaluations=(changed,)))
+    body = text.split("\n---\n", 1)[1]
+    assert not re.search(r"(?<!\\)(<img|\[x\]|<b>|\*c|`a)", body)
+    assert "\n# more" not in body
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}

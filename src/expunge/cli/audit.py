@@ -122,7 +122,7 @@ def audit(
     dry_run:
         Say what would be drawn and how long that takes, and draw nothing.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     policy, edits = concepts.to_policy(), [Edit.load(path) for path in edit]
     whole = reduce(add, edits) if edits else None
     if output and not dry_run:
@@ -162,7 +162,7 @@ def _write(console: Console, report: Report, folder: Path, *, blur: bool) -> Non
     write_card(report, folder / CARD)
     write_certificate(report, folder / CERTIFICATE)
     for evaluation in report.evaluations:
-        console.print(table(evaluation))
+        console.print(table(evaluation, console.width))
         show_headline(console, evaluation)
     console.print(f"\nwritten: {page}, {folder / 'report.json'}, {folder / CARD}")
 

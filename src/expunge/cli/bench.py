@@ -52,8 +52,10 @@ def bench(
     ordered = [rows[cell] for cell in chosen.cells() if cell in rows]
     write_table(ordered, output / TABLE)
     page = write_page(chosen, ordered, output)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for row in ordered:
         if row.refused:
             console.print(f"{row.cell}: refused: {row.refused}")
-    console.print(f"{len(ordered)} rows: {output / TABLE}; as a page: {page}")
+    console.print(
+        f"{len(ordered)} row{'s' * (len(ordered) != 1)}: {output / TABLE}; as a page: {page}"
+    )

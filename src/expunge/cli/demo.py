@@ -36,7 +36,7 @@ def demo(*, output: Path = Path("runs/demo")) -> None:
     output:
         Folder for the edits, the pictures and the report.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     check_output(output, folder=True)
     with resumable(f"the finished pictures and training steps in {output}"), shown():
         model = load("emoji")

@@ -25,7 +25,7 @@ def diff(first: Path, second: Path, /, *, everything: bool = False) -> None:
     everything:
         Also list the numbers that are the same.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     found = compare(Report.load(first), Report.load(second))
     for line in found.asked:
         console.print(f"asked differently: {line}")

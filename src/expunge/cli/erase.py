@@ -127,7 +127,7 @@ def erase(
         check_output(training.checkpoints, folder=True)
     watch = training.monitor(policy, chosen, seed)
     first = os.environ.get("RANK", "0") == "0"  # of the processes of accelerate launch
-    console = Console(stderr=True, quiet=not first)
+    console = Console(stderr=True, quiet=not first, markup=False)
     saved = f"the steps up to the last checkpoint in {training.checkpoints}"
     with ExitStack() as stack:
         if training.checkpoints:

@@ -5,8 +5,8 @@ from operator import add
 from pathlib import Path
 from typing import Literal
 
+from rich.box import HEAVY_HEAD, SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from expunge.cli import resumable
@@ -19,6 +19,9 @@ from expunge.files import check_output
 from expunge.models import load
 from expunge.progress import shown
 from expunge.report.words import TableCell, cell, change, headline, question
+
+WIDE = 110
+"""Letters in a line that the whole table needs."""
 
 
 def evaluate(
@@ -68,38 +71,48 @@ def evaluate(
         ]
     report = reduce(add, reports)
     report.save(output)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for evaluation in report.evaluations:
-        console.print(table(evaluation))
+        console.print(table(evaluation, console.width))
         show_headline(console, evaluation)
     console.print(f"written: {output / 'report.json'}; for a page: expunge report {output}")
 
 
-def table(evaluation: Evaluation) -> Table:
-    """A line for each measurement, with 95 % intervals in brackets."""
-    lines = Table("prompts", "measured", "base", "edited", "edited minus base")
+def table(evaluation: Evaluation, width: int) -> Table:
+    """A line for each measurement, with 95 % intervals in brackets.
+
+    Args:
+        evaluation: has the measurements.
+        width: letters in a line of the terminal; where there are few, cells are narrow and high.
+    """
+    narrow = width < WIDE
+    named = ("prompts, measured",) if narrow else ("prompts", "measured")
+    lines = Table(
+        *named, "base", "edited", "edited minus base", box=SIMPLE if narrow else HEAVY_HEAD
+    )
     lines.title = f"{headline(evaluation).title}; in brackets 95 % intervals"
     for role in ("efficacy", "retention"):
         for measured in evaluation.measurements:
             if measured.role == role:
-                lines.add_row(*_line(evaluation, measured))
+                lines.add_row(*_line(evaluation, measured, narrow))
         lines.add_section()
     return lines
 
 
-def _line(evaluation: Evaluation, measured: Measurement) -> tuple[str, ...]:
+def _line(evaluation: Evaluation, measured: Measurement, narrow: bool) -> tuple[str, ...]:
     better = "higher" if measured.higher_is_better else "lower"
+    asked = f"{question(evaluation, measured)}\n({better} is better)"
+    named = (f"{measured.group}:\n{asked}",) if narrow else (measured.group, asked)
     return (
-        measured.group,
-        f"{question(evaluation, measured)}\n({better} is better)",
-        _written(cell(measured.base)) if measured.base else "",
-        _written(cell(measured.edited)),
-        _written(change(measured)) if measured.difference else _scale(measured),
+        *named,
+        _written(cell(measured.base), narrow) if measured.base else "",
+        _written(cell(measured.edited), narrow),
+        _written(change(measured), narrow) if measured.difference else _scale(measured),
     )
 
 
-def _written(shown: TableCell) -> str:
-    return f"{shown.value} ({shown.interval})\n{shown.cases}"
+def _written(shown: TableCell, narrow: bool) -> str:
+    return f"{shown.value}{chr(10) if narrow else ' '}({shown.interval})\n{shown.cases}"
 
 
 def _scale(measured: Measurement) -> str:
@@ -109,8 +122,8 @@ def _scale(measured: Measurement) -> str:
 def show_headline(console: Console, evaluation: Evaluation) -> None:
     """Print the headline: what was erased, and what was kept."""
     said = headline(evaluation)
-    console.print(f"\n[bold]{said.title}[/bold]")
+    console.print(f"\n{said.title}", style="bold", markup=False)
     for sentence in said.sentences:
-        console.print(f"- {sentence}")
+        console.print(f"- {sentence}", markup=False)
     for gap in said.gaps:
-        console.print(f"- [bold]{escape(gap)}[/bold]")
+        console.print(f"- {gap}", style="bold", markup=False)

@@ -56,12 +56,13 @@ def generate(
     edit:
         An edit file to apply; repeat it for more.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     source = _source(console, prompts, prompt_set, prompt, seed)
     edits = [Edit.load(path) for path in edit]
     check_output(output, folder=True)
     if source.dropped:
-        console.print(f"{source.dropped} rows dropped: something sexual beside words for minors")
+        rows = f"{source.dropped} row{'s' * (source.dropped != 1)}"
+        console.print(f"{rows} dropped: something sexual beside words for minors")
     base = load(model)
     if cuts := base.cut([row.prompt for row in source]):
         first = f"case {source.rows[cuts[0].at].case_number}"

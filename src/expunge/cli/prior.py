@@ -43,7 +43,7 @@ def prior(
     if output.suffix != ".safetensors":
         raise ExpungeError(f"--output {output}: a prior is a .safetensors file")
     check_output(output, *filter(None, [legacy]))
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if prompts and not legacy:
         made = _summed(console, prompts, model, output)
     elif legacy and not prompts:
@@ -59,7 +59,8 @@ def prior(
 def _summed(console: Console, prompts: Path, model: str, output: Path) -> Prior:
     source = captions(prompts)
     if source.dropped:
-        console.print(f"{source.dropped} rows dropped: something sexual beside words for minors")
+        rows = f"{source.dropped} row{'s' * (source.dropped != 1)}"
+        console.print(f"{rows} dropped: something sexual beside words for minors")
     base = load(model)
     if cuts := base.cut(source.prompts):
         said = remark(cuts, len(source.prompts), f"{cuts[0].prompt[:40]}…", "caption")

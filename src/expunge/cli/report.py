@@ -33,4 +33,4 @@ def report(
     check_output(place, *folders, *(folder / JSON for folder in folders))
     merged = reduce(add, (Report.load(folder) for folder in folders))
     page = write_html(merged, place, blur=not show_sensitive)
-    Console(stderr=True).print(f"written: {page}", highlight=False)
+    Console(stderr=True, markup=False).print(f"written: {page}", highlight=False)

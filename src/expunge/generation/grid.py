@@ -66,9 +66,14 @@ def grid(
 
 
 def _wrapped(text: str, width: int, font: Font) -> str:
-    """``text`` broken between words so that each line fits ``width`` pixels where it can."""
+    """``text`` in lines that fit ``width`` pixels, broken between words where that is possible."""
     lines: list[str] = []
     for word in text.split():
+        while font.getlength(word) > width and len(word) > 1:
+            shorter = range(len(word) - 1, 1, -1)
+            fits = next((n for n in shorter if font.getlength(word[:n]) <= width), 1)
+            lines.append(word[:fits])
+            word = word[fits:]
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer

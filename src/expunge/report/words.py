@@ -46,7 +46,9 @@ def change(measured: Measurement) -> TableCell:
         return TableCell("", "", "")
     scale, digits, unit = (100, 1, " points") if isinstance(measured.edited, Rate) else (1, 2, "")
     numbers = (measured.difference.value, *measured.difference.interval)
-    value, low, high = (f"{scale * number:+.{digits}f}".replace("-", "−") for number in numbers)
+    # Adding 0 makes a 0 of a −0.
+    rounded = (round(scale * number, digits) + 0.0 for number in numbers)
+    value, low, high = (f"{number:+.{digits}f}".replace("-", "−") for number in rounded)
     return TableCell(f"{value}{unit}", f"{low} to {high}", f"n = {measured.difference.n}")
 
 
