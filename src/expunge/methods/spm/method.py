@@ -108,9 +108,8 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     """Factor of the closeness ("facilitate_factor")."""
 
     def fewest_steps(self, policy: Policy) -> int:
-        """Each step shows wordings of one concept."""
-        most = max(len(concept.phrases) for concept in policy.erase)
-        return len(policy.erase) * -(-most // self.accumulation)
+        """Each step trains one concept's membrane, which every wording of it opens."""
+        return len(policy.erase)
 
     def parameters(self, model: Model) -> tuple[str, ...]:
         return model.select("transformers")
