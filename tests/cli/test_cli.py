@@ -51,6 +51,26 @@ print("heavy:", {"torch", "diffusers", "transformers", "numpy", "pydantic"} & sy
     assert run.stdout.endswith("heavy: set()\n")
 
 
+def test_no_command_imports_a_model_library_before_it_runs() -> None:
+    script = """
+import sys
+from importlib import import_module
+from expunge.cli import _COMMANDS, application
+libraries = {"diffusers", "transformers", "peft", "scipy", "torch._dynamo", "torchvision"}
+heavy = {}
+for name in _COMMANDS:
+    application()[name].default_command
+    if found := libraries & sys.modules.keys():
+        heavy[name] = found
+        break
+print(len([name for name in sys.modules if name.startswith("expunge.cli.")]), "heavy:", heavy)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    modules, _, heavy = run.stdout.partition(" heavy: ")
+    assert heavy == "{}\n"
+    assert int(modules) >= len(_COMMANDS)
+
+
 @pytest.mark.parametrize("command", ["erase", "generate", "methods"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
-import diffusers
 from torch import Tensor
 
 from expunge.errors import ExpungeError, Unsupported
@@ -142,6 +141,8 @@ class Diffusion:
         if name == "ddim":
             # Without this entry DDIM clips to [-1, 1], which is meant for pixels, not for latents.
             options = {"clip_sample": False, **options}
+        import diffusers
+
         return _fresh(self.native, getattr(diffusers, self.SCHEDULERS[name]), steps, options)
 
 
