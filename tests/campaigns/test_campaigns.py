@@ -11,7 +11,7 @@ TESTS = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [("60", "0"), ("0", "5")], ids=["inputs", "kills"])
+@pytest.mark.parametrize("share", [("30", "0"), ("0", "2")], ids=["inputs", "kills"])
 def test_no_bad_input_and_no_kill_does_harm(share: tuple[str, str]) -> None:
     paths = os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])
     command = [sys.executable, "-m", "campaigns", "--inputs", share[0], "--kills", share[1]]

@@ -11,7 +11,6 @@ from PIL import Image
 
 from expunge import testing
 from expunge.cli import main
-from expunge.concepts import Concept
 from expunge.detectors import DETECTORS
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import SUITES
@@ -103,10 +102,6 @@ def listing(folder: Path) -> set[str]:
     """Every path below a folder."""
     return {os.path.join(place, name) for place, *names in os.walk(folder) for each in names
             for name in each}  # fmt: skip
-
-
-def concept() -> Concept:
-    return Concept(target="ghost", anchor="dog")
 
 
 def record_of(content: bytes) -> object:

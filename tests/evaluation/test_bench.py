@@ -159,7 +159,7 @@ def worked(monkeypatch) -> list[Cell]:
     """Cells are worked on in no time; esd refuses."""
     cells: list[Cell] = []
 
-    def work(bench, folder, model, cell):
+    def work(bench, folder, model, fingerprint, cell):
         cells.append(cell)
         if cell.method == "esd":
             return Row(**cell._asdict(), concepts=1, refused="it can't", versions={"a": "1"})
