@@ -100,8 +100,9 @@ def suite_for(model: Model, suite: str | None) -> str:
     """The suite that is named, or the bundled model's own for the bundled model.
 
     Raises:
-        ExpungeError: none is named for another model.
+        ExpungeError: none is named for another model, or the model can't be drawn with.
     """
+    model.check_draws()
     if suite:
         return suite
     if not model.bundled:
