@@ -12,7 +12,6 @@ from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
 from expunge import __version__
 from expunge.errors import CutOff, ExpungeError, Ignored, Missed
-from expunge.files import reason
 
 _COMMANDS = {
     "erase": "Make an edit that erases concepts from a model.",
@@ -112,6 +111,8 @@ def remarks() -> Iterator[None]:
 
 
 def _system_error(error: OSError) -> str:
+    from expunge.files import reason  # only then, so that the help stays fast
+
     said = reason(error)
     named = [os.fsdecode(name) for name in (error.filename, error.filename2) if name]
     return f"{named[0]}: {said}" if named and named[0] not in said else said
