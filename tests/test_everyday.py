@@ -176,3 +176,7 @@ def test_trained_methods_hold_everyday_prompts_too(pico: Model, method: str) -> 
     assert torch.allclose(held.double(), wanted, rtol=1e-4, atol=1e-3)
     assert without.kept_words(pico, policy, (), 1.0) == {}  # type: ignore[attr-defined]
     assert with_prior.kept_words(pico, policy, (), 0.0) == {}  # type: ignore[attr-defined]
+
+
+def test_an_erased_phrase_is_found_however_it_is_written() -> None:
+    assert naming(["a dog", "a cat"], ["\uff24\uff4f\u200b\uff47"]) == [0]

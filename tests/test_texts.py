@@ -101,23 +101,20 @@ def test_a_marked_encoding_is_read(encoding: str, tmp_path: Path) -> None:
     assert Policy.load(file).erase[0].target == "bebé"
 
 
-@pytest.mark.parametrize("text", ["5", "[a]", "erase: 5", "{1: 2}", "erase: [[a]]", "~", ""])
-def test_wrong_types_in_a_policy_are_one_sentence(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "policy.yaml"
-    file.write_text(text)
-    with pytest.raises(ExpungeError, match=r"policy\.yaml: ") as caught:
-        Policy.load(file)
-    assert "\n" not in str(caught.value)
+WRONG = {
+    Policy: ["5", "[a]", "erase: 5", "{1: 2}", "erase: [[a]]", "~", ""],
+    Bench: ["5", "[a]", "tasks: 5", "{1: 2}", "tasks: {a: 5}", "tasks: {1: {}}"],
+}
 
 
-@pytest.mark.parametrize(
-    "text", ["5", "[a]", "tasks: 5", "{1: 2}", "tasks: {a: 5}", "tasks: {1: {}}"]
-)
-def test_wrong_types_in_a_bench_are_one_sentence(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "bench.yaml"
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind in WRONG for text in WRONG[kind]])
+def test_wrong_types_are_one_sentence(
+    kind: type[Policy] | type[Bench], text: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "given.yaml"
     file.write_text(text)
-    with pytest.raises(ExpungeError, match=r"bench\.yaml: ") as caught:
-        Bench.load(file)
+    with pytest.raises(ExpungeError, match=r"given\.yaml: ") as caught:
+        kind.load(file)
     assert "\n" not in str(caught.value)
 
 

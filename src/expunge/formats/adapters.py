@@ -19,13 +19,12 @@ from torch import Tensor
 
 from expunge.concepts import Concept
 from expunge.edits.base import Base
-from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Dense, LowRank
 from expunge.errors import ExpungeError, Unsupported
-from expunge.files import PathLike, sha256
+from expunge.files import PathLike
+from expunge.formats.imported import imported
 from expunge.models import Model
-from expunge.versions import versions
 
 ENDS = {
     ".lora_down.weight": "down",
@@ -84,16 +83,8 @@ def load(path: PathLike, model: Model, concepts: Sequence[Concept] = ()) -> Edit
         payload = Dense(
             {name: (up @ down).view(shapes[name]) for name, (up, down) in layers.items()}
         )
-    provenance = Provenance(
-        method="imported",
-        settings={"file": Path(path).name, "sha256": sha256(_file(path)), "form": payload.form},
-        concepts=tuple(concepts),
-        keep=(),
-        seed=0,
-        base=Base.of(model, payload.names, payload.reads_text),
-        versions=versions(),
-    )
-    return Edit((Component(payload, provenance),))
+    base = Base.of(model, payload.names, payload.reads_text)
+    return Edit((imported(payload, Path(path), base, concepts),))
 
 
 def read(path: PathLike, model: Model) -> dict[str, Layer]:

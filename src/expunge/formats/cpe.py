@@ -24,14 +24,14 @@ from torch import Tensor
 
 from expunge.concepts import Concept, Kind, explain
 from expunge.edits.base import Base
-from expunge.edits.component import Component, Provenance
+from expunge.edits.component import Component
 from expunge.edits.edit import Edit
 from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
-from expunge.files import PathLike, sha256
+from expunge.files import PathLike
+from expunge.formats.imported import imported
 from expunge.formats.writing import RECORD, metadata, new_folder
 from expunge.models import Model
-from expunge.versions import versions
 
 MODULE = "attention_gate.encoder_layer.slf_attn."
 QUERY = f"{MODULE}attention_module1.w_qs.weight"
@@ -193,24 +193,8 @@ def _concept(file: File, kind: Kind | None) -> Concept:
 
 
 def _component(file: File, payload: ResidualGates, concept: Concept, base: Base) -> Component:
-    settings = {
-        "file": file.path.name,
-        "sha256": sha256(file.path),
-        "form": payload.form,
-        "gate_rank": payload.query.shape[1],
-        "adapter_rank": payload.up.shape[1],
-        "tied": True,
-    }
-    provenance = Provenance(
-        method="imported",
-        settings=settings,
-        concepts=(concept,),
-        keep=(),
-        seed=0,
-        base=base,
-        versions=versions(),
-    )
-    return Component(payload, provenance)
+    ranks = {"gate_rank": payload.query.shape[1], "adapter_rank": payload.up.shape[1]}
+    return imported(payload, file.path, base, [concept], **ranks, tied=True)
 
 
 def _described(component: Component) -> tuple[str, Concept, ResidualGates]:

@@ -25,16 +25,15 @@ from expunge.algebra.ridge import gram
 from expunge.concepts import Concept
 from expunge.edits.applied import check_unedited, edited_weights
 from expunge.edits.base import Base
-from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank, SharedMatrix
 from expunge.errors import ExpungeError
-from expunge.files import PathLike, replacing, sha256
+from expunge.files import PathLike, replacing
 from expunge.formats import compvis
+from expunge.formats.imported import imported
 from expunge.formats.reading import read
 from expunge.formats.writing import check_plain, metadata, safetensors_file
 from expunge.models import Model
-from expunge.versions import versions
 
 TOLERANCE = 2e-3
 """Share of the change, in the Frobenius norm, that a smaller form may miss. Single-precision
@@ -79,22 +78,11 @@ def load(path: PathLike, model: Model, concepts: Iterable[Concept] = ()) -> Edit
         raise ExpungeError(f"{path}: its weights are those of {model.name!r}; nothing is erased")
     payload = _payload(path, changes, model)
     settings = {
-        "file": Path(path).name,
-        "sha256": sha256(Path(path)),
         "parameters": {"read": len(weights), "changed": len(changes)},
-        "form": payload.form,
         "residual": _residual(payload, weights, model),
     }
-    provenance = Provenance(
-        method="imported",
-        settings=settings,
-        concepts=tuple(concepts),
-        keep=(),
-        seed=0,
-        base=Base.of(model, payload.names, payload.reads_text),
-        versions=versions(),
-    )
-    return Edit((Component(payload, provenance),))
+    base = Base.of(model, payload.names, payload.reads_text)
+    return Edit((imported(payload, Path(path), base, concepts, **settings),))
 
 
 def _checked(path: PathLike, weights: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:

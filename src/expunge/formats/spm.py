@@ -19,14 +19,14 @@ from torch import Tensor
 
 from expunge.concepts import Concept, Kind
 from expunge.edits.base import Base
-from expunge.edits.component import Component, Provenance
+from expunge.edits.component import Component
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes, Metric, Rule
 from expunge.errors import ExpungeError
-from expunge.files import PathLike, sha256
+from expunge.files import PathLike
+from expunge.formats.imported import imported
 from expunge.formats.writing import metadata, new_folder
 from expunge.models import Model
-from expunge.versions import versions
 
 PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
 
@@ -91,16 +91,8 @@ def _component(
         model.tokenized(found.phrases),
         **acts,
     )
-    provenance = Provenance(
-        method="imported",
-        settings={"file": file.name, "sha256": sha256(file), "form": payload.form, **acts},
-        concepts=tuple(Concept(target=words, kind=kind or "object") for words in found.phrases),
-        keep=(),
-        seed=0,
-        base=base(payload.names),
-        versions=versions(),
-    )
-    return Component(payload, provenance)
+    concepts = [Concept(target=words, kind=kind or "object") for words in found.phrases]
+    return imported(payload, file, base(payload.names), concepts, **acts)
 
 
 def read(path: PathLike, model: Model) -> Adapters:

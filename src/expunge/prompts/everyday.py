@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from expunge.spelling import spelling
+
 STEPS = {"look": 5, "place": 7, "way": 11, "other": 37}
 """Each noun takes the word that stands so many places after that of the noun before it."""
 AN = re.compile(r"(?!uni|one)[aeiou]|hour")
@@ -30,7 +32,7 @@ def everyday() -> tuple[str, ...]:
 def naming(prompts: Sequence[str], phrases: Iterable[str]) -> list[int]:
     """The numbers of the prompts that hold one of the phrases, in the singular or the plural.
 
-    Case, hyphens and an article before the phrase don't matter.
+    Spelling, hyphens and an article before the phrase don't matter.
     """
     forms = {form for phrase in phrases for form in _numbers(_plain(phrase)) if form}
     held = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(forms)))})(?!\w)")
@@ -38,7 +40,7 @@ def naming(prompts: Sequence[str], phrases: Iterable[str]) -> list[int]:
 
 
 def _plain(text: str) -> str:
-    words = re.sub(r"[\W_]+", " ", text.casefold()).split()
+    words = re.sub(r"[\W_]+", " ", spelling(text)).split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
