@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from typing_extensions import Self
 
 from expunge.algebra.ridge import gram, kept_rows
 from expunge.concepts import Context, Policy
