@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_prompts_and_another_gives_others() -> None
 
 def test_what_is_named_stays_instead() -> None:
     policy = Policy(erase=(DOG,), keep=("cat",))
-    assert keeping("spm").stays(policy, ("{}",), 0) == ("cat",)
+    assert keeping("spm", everyday=9).stays(policy, ("{}",), 0) == ("cat",)
     assert keeping("spm", everyday=0).stays(Policy.of(DOG), ("{}",), 0) == ()
 
 

@@ -101,6 +101,9 @@ class ESD(KeepsEveryday, KeepsPrior, TrainedWeights):
     """Trajectories of each erased concept; as many again of the prompts to keep, if any."""
     keep_share: float = Field(0.5, ge=0, lt=1)
     """Share of a batch that comes from the prompts to keep, if any."""
+    everyday: int = Field(0, ge=0)
+    """How many everyday prompts stay where nothing to keep is named: a random choice, without those
+    that name what is erased. 0: none."""
     prior: PriorSetting = None
     """Ordinary prompts whose keys and values stay too, with the weight of those that are named:
     ``default`` for everyday ones, ``none``, or a file written by ``expunge prior``."""

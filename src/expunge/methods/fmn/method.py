@@ -118,6 +118,9 @@ class ForgetMeNot(KeepsEveryday, KeepsPrior, TrainedWeights):
     """Guidance scale of these pictures."""
     no_real_image: bool = False
     """Train on pure noise instead of pictures."""
+    everyday: int = Field(0, ge=0)
+    """How many everyday prompts stay where nothing to keep is named: a random choice, without those
+    that name what is erased. 0: none."""
     prior: PriorSetting = None
     """Ordinary prompts whose keys and values stay too, with the weight of those that are named:
     ``default`` for everyday ones, ``none``, or a file written by ``expunge prior``."""

@@ -65,6 +65,9 @@ class SPM(KeepsEveryday, DenoiserTraining, LearningRateSchedule, Trained[Membran
     """eta: how far beyond the neutral prompt the concept is moved."""
     la_strength: float = Field(1000.0, ge=0)
     """lambda: weight of latent anchoring; 0 leaves it out."""
+    everyday: int = Field(0, ge=0)
+    """How many everyday prompts stay where nothing to keep is named: a random choice, without those
+    that name what is erased. 0: none."""
     anchors: int = Field(4, ge=1)
     """Number of anchors in one step."""
     anchor_split: Split = "all"
