@@ -113,7 +113,7 @@ def test_steering_holds_their_trajectories() -> None:
 def test_a_training_goes_on_only_with_the_same_everyday_prompts(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {**STRONG["fmn"], "iterations": 2, "checkpoints": tmp_path}
+    values = {**STRONG["fmn"], "iterations": 2, "everyday": KEPT, "checkpoints": tmp_path}
     erase(pico, DOG, "fmn", **values)
     monkeypatch.setattr("expunge.training.saving.everyday", lambda: ("a cat",))
     with pytest.raises(ExpungeError, match="another"):
