@@ -83,7 +83,7 @@ def test_the_corrected_solution_matches_the_equation(patched: Model) -> None:
     prior, concept = Prior.of(patched, captions()), GHOST.model_copy(update={"keep": ("cat",)})
     settings = {"prior": prior, "contexts": SENTENCES, "token_weight_scale": (1, 2, 0.5, 0.3)}
     edit = erase(patched, Policy(erase=(concept, SANTA)), "trce", **settings)
-    eta, of_prior, lamb = 0.03, 0.003, 1.0
+    eta, of_prior, lamb = 0.03, 0.005, 1.0
     kept = ["", "cat", *(sentence.format("cat") for sentence in SENTENCES)]
     stays = sum(rows(patched, prompt).T @ rows(patched, prompt) for prompt in kept) / len(kept)
     a = b = lamb * torch.eye(32).double() + of_prior * prior.gram / 40 + eta * stays

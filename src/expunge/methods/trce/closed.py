@@ -84,7 +84,7 @@ class TRCE(KeepsPrior):
     preserve_scale: float = Field(0.03, ge=0)
     """eta: weight of the mean of the prompts to keep. Original: its square divided by 30000 weighs
     the captions' sum; default 0.01."""
-    prior_scale: float = Field(0.003, ge=0)
+    prior_scale: float = Field(0.005, ge=0)
     """Weight of the prior's mean."""
     lamb: float = Field(1.0, ge=0)
     """lam: weight of staying near the old weights; original: 0."""

@@ -84,7 +84,7 @@ class TRCESteering(Starting, SteeringSchedule):
     """Stage 1: weights of four rows: start, end of text, last padding row, erased words."""
     stage1_preserve_scale: float = Field(0.03, ge=0)
     """Stage 1: weight of the prompts to keep, the setting ``preserve_scale`` of trce."""
-    prior_scale: float = Field(0.003, ge=0)
+    prior_scale: float = Field(0.005, ge=0)
     """Stage 1: weight of the prior's mean."""
     lamb: float = Field(1.0, ge=0)
     """Stage 1: weight of staying near the old weights; original: 0."""
