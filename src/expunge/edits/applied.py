@@ -57,17 +57,38 @@ class Applied:
         written = []
         try:
             for name in names:
-                weight = _edited_weight(self.model, changes, name)
-                if weight is not None and not bool(torch.isfinite(weight).all()):
-                    raise ExpungeError(
-                        f"{name}: the edited weights aren't finite; the model is unchanged"
-                    )
+                weight = self._rounded(changes, name)
                 written.append(name)
                 self.model.weights.write({name: weight})
         except BaseException:
-            before = together([component.payload for component in self.components])
-            for name in written:
+            self._restore(written)
+            raise
+
+    def _rounded(self, changes: Sequence[Change], name: str) -> Tensor | None:
+        """A weight in the precision of the model."""
+        weight = _edited_weight(self.model, changes, name)
+        if weight is None:
+            return None
+        weight = weight.to(self.model.denoiser.get_parameter(name).dtype)
+        if not bool(torch.isfinite(weight).all()):
+            raise ExpungeError(f"{name}: the edited weights aren't finite; the model is unchanged")
+        return weight
+
+    def _restore(self, names: Sequence[str]) -> None:
+        """Put back what the components had made of these weights.
+
+        Raises:
+            ExpungeError: a component can't be read again; none is applied any more.
+        """
+        before = together([component.payload for component in self.components])
+        try:
+            for name in names:
                 self.model.weights.write({name: _edited_weight(self.model, before, name)})
+        except BaseException:
+            self.model.weights.write(dict.fromkeys(tuple(self.model.weights.replaced)))
+            if self.installed:
+                self.installed.remove()
+            self.installed, self.components = None, ()
             raise
 
 
@@ -100,7 +121,9 @@ def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor
                     f"{name}: the edit has shape {tuple(change.shape)}, "
                     f"the model {tuple(base.shape)}"
                 )
-            weight = (base.double() if weight is None else weight) + change
+            if weight is None:
+                weight = base.to(torch.float64, copy=True)
+            weight += change
     return weight
 
 

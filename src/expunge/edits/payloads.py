@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from expunge.edits.ridge import Ridge, joint
 from expunge.errors import ExpungeError
+from expunge.tensors import Selection
 
 
 class Payload(Protocol):
@@ -28,7 +29,7 @@ class Payload(Protocol):
         """The parameters that it changes, or the weights of the modules that it acts on."""
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor]:
         """Everything but the names, for a file."""
         ...
 
@@ -132,7 +133,10 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """Each parameter gets its own change, stored whole."""
+    """Each parameter gets its own change, stored whole.
+
+    The changes of a loaded edit stay in its file; each is read whenever it is needed.
+    """
 
     form: ClassVar[str] = "dense"
     reads_text: ClassVar[bool] = False
@@ -151,12 +155,12 @@ class Dense:
             raise ExpungeError(f"{name}: its change isn't that of a matrix and has no factors")
         return change, torch.eye(change.shape[1], dtype=torch.float64, device=change.device)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.changes)
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.changes
 
     @classmethod
     def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "Dense":
-        return cls({name: tensors[name] for name in names})
+        return cls(Selection(tensors, {name: name for name in names}))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,9 @@ by then, and no way of writing into a tensor goes unnoticed, not even through ``
 import base64
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,8 +30,26 @@ WORDS = 512
 SAMPLED = 512
 """Numbers of a sample, at least one of each tensor."""
 
-Named = Sequence[tuple[str, Tensor]]
-"""Tensors with their names."""
+
+class Named(Protocol):
+    """Tensors with their names, gone through more than once."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class Each:
+    """Tensors with their names, one in memory at a time where they are read from elsewhere."""
+
+    def __init__(self, entries: Sequence[tuple[str, Callable[[], Tensor]]]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, read()) for name, read in self.entries)
 
 
 class Roundings(BaseModel):

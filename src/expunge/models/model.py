@@ -4,6 +4,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from expunge.models import roles
 from expunge.models.attention import Look, Projections
 from expunge.models.calls import Answer, Call, DenoiserCall
 from expunge.models.condition import Condition
-from expunge.models.hashing import Roundings, digest
+from expunge.models.hashing import Each, Roundings, digest
 from expunge.models.passes import Pass
 from expunge.models.process import Process
 from expunge.models.prompting import Prompting
@@ -227,19 +228,18 @@ class Model(Prompting):
         Rounded, the half-precision and the full-precision file of one model agree. ``names``
         are parameters of the denoiser; without them the other networks count too.
         """
-        beside: list[tuple[str, Tensor]] = []
-        if names is None:
-            for part in self.parts:
-                beside += sorted(part.state_dict().items())
-            names = roles.names(self.denoiser)
-        return digest([*beside, *self._base_weights(names)])
+        if names is not None:
+            return digest(self._base_weights(names))
+        beside = [pair for part in self.parts for pair in sorted(part.state_dict().items())]
+        entries = self._base_weights(roles.names(self.denoiser)).entries
+        return digest(Each([*((name, value.detach) for name, value in beside), *entries]))
 
     def roundings(self, names: Iterable[str]) -> Roundings:
         """What tells base weights of the denoiser in bfloat16 from those of another model."""
         return Roundings.of(self._base_weights(names))
 
-    def _base_weights(self, names: Iterable[str]) -> list[tuple[str, Tensor]]:
-        return [(name, self.base_weight(name)) for name in sorted(names)]
+    def _base_weights(self, names: Iterable[str]) -> Each:
+        return Each([(name, partial(self.base_weight, name)) for name in sorted(names)])
 
     @contextmanager
     def answered_by(self, answer: Answer) -> Iterator[None]:

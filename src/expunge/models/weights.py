@@ -1,7 +1,7 @@
 """A denoiser's parameters, some of which are replaced for a while, and the lock on them."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ExpungeError
+from expunge.models.aside import Aside
 
 
 class Lock:
@@ -73,7 +74,7 @@ class Weights:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.replaced: dict[str, Tensor] = {}
+        self.replaced: MutableMapping[str, Tensor] = Aside(network)
         """Base values of the parameters that have another value now."""
 
     def base(self, name: str) -> Tensor:
@@ -100,7 +101,8 @@ class Weights:
             if value is None:
                 parameter.copy_(self.replaced.pop(name, parameter))
             else:
-                self.replaced.setdefault(name, self.base(name).clone())
+                if name not in self.replaced:
+                    self.replaced[name] = self.base(name)
                 parameter.copy_(value)
 
     def check(self) -> None:
