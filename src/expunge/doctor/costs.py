@@ -47,7 +47,8 @@ def _unet_pass(model: Model, shape: Sequence[int]) -> Timing:
     latents = noise.to(model.device, model.dtype)
     timestep = torch.ones(len(noise), dtype=torch.long, device=model.device)
     prompts = model.condition([""] * len(noise)).to(dtype=model.dtype)
-    return timed(lambda: model.predict(latents, timestep, prompts), model.device)
+    with model.frozen():
+        return timed(lambda: model.predict(latents, timestep, prompts), model.device)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> Timing:
@@ -83,7 +84,7 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
         ExpungeError: the method refuses this model or policy, or can't be tried in short.
     """
     method.check_family(model)
-    with peak_memory(model.device) as used:
+    with model.frozen(), peak_memory(model.device) as used:
         if isinstance(method, Trained):
             found = _trained(model, policy, method, pace)
         elif isinstance(method, Solves) and not method.needed - {"text"}:

@@ -39,7 +39,9 @@ def load(
     the configuration, ``FILE@FOLDER``; our own exports name theirs.
 
     Args:
-        source: a live pipeline is taken as it is, without a change of ``dtype`` or ``device``.
+        source: a live pipeline is taken as it is, without a change of ``dtype`` or ``device``. Its
+            networks are frozen (evaluation mode, no gradients) only while they are used here, and
+            have their own flags again after that.
         dtype: precision of the weights.
         device: ``"auto"`` takes a GPU when there is one; each of several launched processes
             takes its own.
@@ -65,7 +67,10 @@ def load(
         raise ExpungeError(f"can't load the model {name!r}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
     where = _own_device() if device == "auto" else device
-    return _model(pipe.to(where), name)
+    model = _model(pipe.to(where), name)
+    for part in (model.denoiser, *model.parts):
+        part.requires_grad_(False).eval()
+    return model
 
 
 def _folder(name: str) -> str:
@@ -106,7 +111,7 @@ def _single(source: Source, dtype: torch.dtype) -> Any:
 
 
 def _model(pipe: Any, name: str) -> Model:
-    """The view of a pipeline that its family has; its networks are frozen.
+    """The view of a pipeline that its family has.
 
     Raises:
         Unsupported: no family has it.
@@ -118,10 +123,7 @@ def _model(pipe: Any, name: str) -> Model:
             f"{name!r} is a {classes[0]}; known are {', '.join(FAMILIES)}, and what packages add "
             "under the entry points expunge.models"
         )
-    model = FAMILIES.get(known[0])(pipe, name)
-    for part in (model.denoiser, *model.parts):
-        part.requires_grad_(False).eval()
-    return model
+    return FAMILIES.get(known[0])(pipe, name)
 
 
 def _own_device() -> str:

@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from expunge.models import roles
 from expunge.models.attention import Look, Projections
 from expunge.models.calls import Answer, Call, DenoiserCall
 from expunge.models.condition import Condition
+from expunge.models.frozen import Freezer
 from expunge.models.hashing import Each, Roundings, digest
 from expunge.models.passes import Pass
 from expunge.models.process import Process
@@ -45,6 +46,7 @@ class Model(Prompting):
         self.name = name or type(pipe).__name__
         self.lock = Lock()
         self.weights = Weights(self.denoiser)
+        self._freezer = Freezer()
         self.attached: dict[type, Any] = {}
         """What upper layers keep with the model, by its class; a copy of the model has its own."""
 
@@ -144,6 +146,14 @@ class Model(Prompting):
     def source(self) -> Path:
         """The folder that the denoiser was loaded from; the working folder if it doesn't say."""
         return Path(str(self.denoiser.config.get("_name_or_path") or ""))  # type: ignore[operator,union-attr]
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Inside, its networks are in evaluation mode and no parameter wants gradients.
+
+        After the last thread has left, each has the flags that it had. Drawing, reading prompts
+        and making edits happen inside.
+        """
+        return self._freezer(lambda: (self.denoiser, *self.parts))
 
     def cast(self, dtype: torch.dtype) -> None:
         """Change the precision of the whole pipeline, in place."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class Prompting(ABC):
         """Where conditions are wanted."""
 
     @abstractmethod
+    def frozen(self) -> AbstractContextManager[None]:
+        """Inside, networks are in evaluation mode and no parameter wants gradients."""
+
+    @abstractmethod
     def embed(self, *texts: TextInput) -> Condition:
         """The condition of a batch of texts, one input for each text encoder.
 
@@ -60,7 +65,7 @@ class Prompting(ABC):
         unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         for start in range(0, len(unknown), BLOCK):
             batch = unknown[start : start + BLOCK]
-            with torch.no_grad():
+            with torch.no_grad(), self.frozen():
                 made = self.embed(*self.read(batch))
             known.update((prompt, made[at : at + 1]) for at, prompt in enumerate(batch))
         return Condition.cat([known[prompt] for prompt in prompts])
@@ -82,7 +87,8 @@ class Prompting(ABC):
         unknown = sorted({*wanted} - known.keys(), key=lambda pair: (pair[1], pair[0]))
         for start in range(0, len(unknown), BLOCK):
             batch = unknown[start : start + BLOCK]
-            encoded = self._first_rows([prompt for prompt, _ in batch], batch[-1][1] + 1)
+            with torch.no_grad(), self.frozen():
+                encoded = self._first_rows([prompt for prompt, _ in batch], batch[-1][1] + 1)
             known.update((pair, rows[pair[1]]) for pair, rows in zip(batch, encoded, strict=True))
         return torch.stack([known[pair] for pair in wanted])
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from expunge.models.condition import Condition
@@ -39,7 +38,6 @@ class StableDiffusion(UNetModel):
         self._tell_replaced(rows, text)
         return Condition(rows)
 
-    @torch.no_grad()
     def _first_rows(self, prompts: Sequence[str], count: int) -> Tensor:
         from transformers import CLIPTextModel
 
