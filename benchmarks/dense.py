@@ -11,6 +11,7 @@ The two run in processes of their own, so that making the edit doesn't count.
 import argparse
 import json
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
@@ -34,14 +35,17 @@ def main() -> None:
     path = options.folder / "dense.safetensors"
     if options.step == "make":
         testing.dense(model, Concept(target="ghost")).save(path)
-    print(json.dumps(use(model, path)))
+        print(path)
+    else:
+        print(json.dumps(use(model, path)))
 
 
 def use(model: Model, path: Path) -> dict[str, float]:
     """Load the edit, apply it and revert it."""
     with peak_memory() as used:
-        loaded = seconds(lambda: Edit.load(path))
+        began = perf_counter()
         edit = Edit.load(path)
+        loaded = perf_counter() - began
         applied = seconds(lambda: edit.apply(model))
         reverted = seconds(lambda: edit.revert(model))
     parameters = model.denoiser.parameters()

@@ -54,7 +54,8 @@ class Applied:
 
     def _write(self, changes: Sequence[Change], names: Sequence[str]) -> None:
         """Write weight after weight; after an error, restore those written so far."""
-        written = []
+        written: list[str] = []
+        self.model.weights.replaced.expect(names)
         try:
             for name in names:
                 weight = self._rounded(changes, name)
@@ -121,9 +122,7 @@ def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor
                     f"{name}: the edit has shape {tuple(change.shape)}, "
                     f"the model {tuple(base.shape)}"
                 )
-            if weight is None:
-                weight = base.to(torch.float64, copy=True)
-            weight += change
+            weight = change.add_(base if weight is None else weight)
     return weight
 
 

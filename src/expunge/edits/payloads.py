@@ -48,7 +48,7 @@ class Change(Payload, Protocol):
     """A change of named parameters that can be computed from their base values."""
 
     def change(self, name: str, weight: Tensor) -> Tensor:
-        """What is added to a base ``weight``, in float64 and of its shape."""
+        """What is added to a base ``weight``: a new tensor of its shape in float64."""
         ...
 
     def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ class Dense:
         return tuple(self.changes)
 
     def change(self, name: str, weight: Tensor) -> Tensor:
-        return self.changes[name].to(weight.device, torch.float64)
+        return self.changes[name].to(weight.device, torch.float64, copy=True)
 
     def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         change = self.change(name, weight)

@@ -1,8 +1,8 @@
-"""Where base weights lie while others are in their place: some in memory, the rest in a file."""
+"""Where base weights lie while others are in their place: few in memory, many in a file."""
 
 import os
 import tempfile
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from expunge.files import cache_folder
 from expunge.tensors import Slot, read_slot
 
-IN_MEMORY = 1 / 8
-"""The share of a network's bytes that is put aside in memory; what exceeds it goes to a file."""
+IN_MEMORY = 1 / 6
+"""The largest share of a network that is put aside in memory: more than the keys and values."""
 FILE_SIZE = 2**28
 """Bytes after which another file is begun, so that disk space is free again bit by bit."""
 
@@ -25,7 +25,7 @@ class _InFile(NamedTuple):
 class Aside(MutableMapping[str, Tensor]):
     """Copies of a network's parameters by name.
 
-    An edit of every weight would otherwise take the memory of a second network. The files lie in
+    Most of a network would take the memory of a second one, and goes to files instead. They lie in
     the cache folder without a name, so that nothing is left when the process ends, however it
     ends. Where none can be written, everything stays in memory.
     """
@@ -33,20 +33,19 @@ class Aside(MutableMapping[str, Tensor]):
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self._kept: dict[str, Tensor | _InFile] = {}
-        self._room = 0
-        """Bytes that may still be kept in memory."""
+        self._to_file = False
         self._file: BinaryIO | None = None
         """Where the next one is written. What is written is never changed."""
         self._writer = 0
         """The process that writes; a forked one begins a file of its own."""
 
+    def expect(self, names: Collection[str]) -> None:
+        """Say which parameters come next, all told, to decide where they lie."""
+        sizes = {name: _size(one) for name, one in self.network.named_parameters()}
+        self._to_file = sum(map(sizes.__getitem__, names)) > IN_MEMORY * sum(sizes.values())
+
     def __setitem__(self, name: str, value: Tensor) -> None:
-        if not self._kept:
-            self._file = None
-            self._room = int(IN_MEMORY * sum(map(_size, self.network.parameters())))
-        written = self._written(value) if _size(value) > self._room else None
-        if written is None:
-            self._room -= _size(value)
+        written = self._written(value) if self._to_file else None
         self._kept[name] = written or value.detach().clone()
 
     def __getitem__(self, name: str) -> Tensor:
@@ -54,9 +53,9 @@ class Aside(MutableMapping[str, Tensor]):
         return read_slot(*kept) if isinstance(kept, _InFile) else kept
 
     def __delitem__(self, name: str) -> None:
-        kept = self._kept.pop(name)
-        if not isinstance(kept, _InFile):
-            self._room += _size(kept)
+        del self._kept[name]
+        if not self._kept:
+            self._file = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kept)

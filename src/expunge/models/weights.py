@@ -1,7 +1,7 @@
 """A denoiser's parameters, some of which are replaced for a while, and the lock on them."""
 
 import threading
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -74,7 +74,7 @@ class Weights:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.replaced: MutableMapping[str, Tensor] = Aside(network)
+        self.replaced = Aside(network)
         """Base values of the parameters that have another value now."""
 
     def base(self, name: str) -> Tensor:
