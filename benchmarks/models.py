@@ -15,9 +15,9 @@ NAMES = ("sd14", "wide", "pico")
 def model_of(name: str, device: str = "auto", *, latents: int = 64, filled: bool = True) -> Model:
     """A model that benchmarks know by a name, or one that ``load`` knows.
 
-    ``sd14`` has the size of Stable Diffusion 1.4 and random weights; ``wide`` an eleventh of it, in as
-    many layers. ``pico`` is small and random:
-    all runs on it in seconds, to see that it runs. Its pictures have 64 pixels, as those that the
+    ``sd14`` has the size of Stable Diffusion 1.4 and random weights; ``wide`` an eleventh of it, in
+    as many layers. ``pico`` is small and random: all runs on it in seconds, to see that it runs.
+    Its pictures have 64 pixels, as those that the
     bundled judge looks at.
 
     Args:

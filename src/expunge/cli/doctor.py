@@ -104,6 +104,8 @@ def _model(model: Anatomy) -> Iterator[str]:
         f"latents are {channels}×{rows}×{columns} (channels, height, width), pictures "
         f"{height}×{width} pixels"
     )
+    if model.no_drawing:
+        yield f"[bold]No drawing:[/bold] {escape(model.no_drawing)}"
     yield ", ".join(f"{name} {version}" for name, version in model.versions.items())
 
 

@@ -14,6 +14,9 @@ from expunge.edits.payloads import Change, together
 from expunge.errors import ExpungeError
 from expunge.models import Model
 
+BLOCK = 2**20
+"""Numbers that are added at a time."""
+
 
 class Applied:
     """The components at work in a model: changed weights, gates and guards.
@@ -122,8 +125,17 @@ def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor
                     f"{name}: the edit has shape {tuple(change.shape)}, "
                     f"the model {tuple(base.shape)}"
                 )
-            weight = change.add_(base if weight is None else weight)
+            _add(change, base if weight is None else weight)
+            weight = change
     return weight
+
+
+def _add(total: Tensor, part: Tensor) -> None:
+    """Add in place, some rows at a time: torch would first convert all of ``part``."""
+    total, part = torch.atleast_1d(total), torch.atleast_1d(part)
+    rows = max(1, BLOCK * len(part) // max(1, part.numel()))
+    for sums, added in zip(total.split(rows), part.split(rows), strict=True):
+        sums.add_(added)
 
 
 @contextmanager

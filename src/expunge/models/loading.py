@@ -19,6 +19,7 @@ FAMILIES: Registry[type[Model]] = Registry(
     "model family",
     {
         "StableDiffusionPipeline": "expunge.models.stable_diffusion:StableDiffusion",
+        "StableDiffusionInpaintPipeline": "expunge.models.stable_diffusion:StableDiffusion",
         "StableDiffusionXLPipeline": "expunge.models.sdxl:SDXL",
     },
     entry_points="expunge.models",
