@@ -132,10 +132,12 @@ def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor
 
 def _add(total: Tensor, part: Tensor) -> None:
     """Add in place, some rows at a time: torch would first convert all of ``part``."""
-    total, part = torch.atleast_1d(total), torch.atleast_1d(part)
+    if not part.ndim:
+        total.add_(part)
+        return
     rows = max(1, BLOCK * len(part) // max(1, part.numel()))
-    for sums, added in zip(total.split(rows), part.split(rows), strict=True):
-        sums.add_(added)
+    for at in range(0, len(part), rows):
+        total[at : at + rows].add_(part[at : at + rows])
 
 
 @contextmanager
