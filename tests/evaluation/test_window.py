@@ -9,7 +9,8 @@ import toy_suite
 from expunge import Model, Policy, load
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.audit import audit
+from expunge.evaluation.audit import audit, outlook
+from expunge.evaluation.evaluate import Question
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import Options
 from expunge.evaluation.suites import objects, unsafe
@@ -122,6 +123,23 @@ def test_an_audit_asks_what_its_base_reads_too(pico, pico_folder, listed, audite
     (evaluation,) = audited(pico, given, base=lambda: narrow).evaluations
     assert evaluation.cut.read == 13
     assert evaluation.find("listed", "concept drawn").edited.n == 1
+
+
+def test_a_dry_run_counts_what_its_base_reads_too(pico, pico_folder, listed, tmp_path):
+    narrow = load(pico_folder, device="cpu")
+    narrow.pipe.tokenizer.model_max_length = 15
+    plan = toy_suite.plan(GHOST)
+    asking = listed("a ghost", "a dog a cat a man a dog a ghost")
+    groups = objects.plan(GHOST, size="brief", options=asking).groups
+    asked = Question(
+        (plan.model_copy(update={"groups": groups, "attribute": "object", "label": "ghost"}),),
+        toy_suite.Brightness(),
+        Sampler(steps=2),
+    )
+    for base, count in ((None, 2), (lambda: narrow, 1)):
+        seen = outlook(asked, pico, tmp_path, base=base)
+        assert ("ghost", "listed", count) in seen.groups
+        assert seen.models == (2 if base else 1)
 
 
 def test_a_list_of_which_nothing_is_left_is_refused(pico, listed):

@@ -60,13 +60,16 @@ SPELT = ("Caf\u00e9  Noir", "cafe\u0301 noir", "CAFE\u0301 NOIR")
 
 @pytest.mark.parametrize("target", SPELT)
 def test_a_name_is_one_label_however_it_is_spelt(target: str, tmp_path: Path) -> None:
-    concept = Concept(target=target, keep=("Beagle  Pup",))
+    concept = Concept(target=target, keep=("Beagle  Pup", "beagle pup"))
     rows = [f"a row of {number},{number},{name}" for number, name in enumerate((*SPELT, "fox"))]
     plan = objects.plan(concept, options=Options(prompts=csv(tmp_path, *rows)))
     assert plan.label == "caf\u00e9 noir"
     assert expected(plan, "explicit") == expected(plan, LISTED) == {plan.label}
     assert len(texts(plan, LISTED)) == len(SPELT)
     assert expected(plan, "listed others") == {"fox"}
+    assert [one for one in texts(plan, "other objects") if "pup" in one.lower()] == [
+        one for one in texts(plan, "other objects") if "Beagle  Pup" in one
+    ]
     assert "beagle pup" in expected(plan, "other objects")
     assert coco.plan(concept).label == plan.label
 

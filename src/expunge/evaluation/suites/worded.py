@@ -11,7 +11,7 @@ from expunge.prompts import PromptRow, PromptSet
 from expunge.prompts.prompt_set import Reading
 from expunge.prompts.published import published
 from expunge.sentences import fill
-from expunge.spelling import names, spelling
+from expunge.spelling import distinct, names, spelling
 
 VERSION = 1
 CAPTIONS = "everyday scenes"
@@ -71,8 +71,8 @@ def worded(
     refuse(wording.suite, options, "judge", "clip", "prompts", "captions")
     chosen, label = sized(size), spelling(concept.target)
     gone = phrases(concept, *erased)
-    own = dict.fromkeys(words for one in (concept, *erased) for words in one.keep)
-    kept = [n for n in dict.fromkeys((*own, *wording.others)) if spelling(n) not in gone]
+    own = distinct(words for one in (concept, *erased) for words in one.keep)
+    kept = [n for n in distinct((*own, *wording.others)) if spelling(n) not in gone]
     listed = split(options.prompts, wording.attribute, concept, gone=gone)
     scenes = captions(options, chosen, gone)
     others = _prompts(wording, kept[: chosen.kept], chosen.kept_sentences)
