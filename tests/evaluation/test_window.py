@@ -129,7 +129,7 @@ def test_a_dry_run_counts_what_its_base_reads_too(pico, pico_folder, listed, tmp
     narrow = load(pico_folder, device="cpu")
     narrow.pipe.tokenizer.model_max_length = 15
     plan = toy_suite.plan(GHOST)
-    asking = listed("a ghost", "a dog a cat a man a dog a ghost")
+    asking = listed("a ghost", "a dog a cat a man a dog a cat a man a ghost")
     groups = objects.plan(GHOST, size="brief", options=asking).groups
     asked = Question(
         (plan.model_copy(update={"groups": groups, "attribute": "object", "label": "ghost"}),),
