@@ -32,7 +32,8 @@ def model_of(name: str, device: str = "auto", *, latents: int = 64, filled: bool
         if name == "sd14":
             pipe = testing.sd14(Path(folder), latents=latents, filled=filled)
         else:
-            pipe = testing.pipeline(Path(folder), _wide() if name == "wide" else _pico())
+            net = _wide() if name == "wide" else _pico()
+            pipe = testing.pipeline(Path(folder), net, length=32)
     pipe.set_progress_bar_config(disable=True)
     return load(pipe if device == "auto" else pipe.to(device))
 

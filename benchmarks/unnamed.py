@@ -25,6 +25,7 @@ THINGS = (
     Concept(target="blob", kind="style", anchor="flat"),
 )
 METHODS = ("uce", "rece", "trce", "mace")
+PRIORS = ("none", "default")
 COLUMNS = {
     "its name": ("explicit", "concept drawn"),
     "other words": ("synonyms", "concept drawn"),
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--model", default="emoji", help="emoji, or pico")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--things", nargs="+", default=[one.target for one in THINGS])
+    parser.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
     parser.add_argument("--size", default="brief")
     parser.add_argument("--seeds", type=int, default=1, help="of the pictures")
     parser.add_argument("--output", type=Path, default=Path("runs/unnamed"))
@@ -77,7 +79,7 @@ def main() -> None:
     print(" | ".join(("| method | prior | erased", *COLUMNS)) + " |")
     print("|---" * (3 + len(COLUMNS)) + "|")
     for method in options.methods:
-        for prior in ("none", "default"):
+        for prior in options.priors:
             everything: list[Evaluation] = []
             for concept in (one for one in THINGS if one.target in options.things):
                 found = row(model, method, prior, concept, options)

@@ -21,7 +21,7 @@ RUNS = (
     "gated gates --sizes small --concepts 2",
     "gated sampling --model pico --gates 2 --steps 1 --rounds 1",
     "gated passes --model pico --gates 2 --rounds 1",
-    "gated many --model pico --concepts 1 --things 2 --iterations 1",
+    "gated many --model pico --concepts 1 --things 2 --iterations 2",
     "membranes --model pico --counts 1 2 --runs 1 --steps 1 --batch 1",
     "relearning --model pico --methods negative-prompt --steps 0 --each 1 --output {folder}",
     "restoring --model pico --edit {folder}/edit --styles 1 --output {folder}/restoring.json",

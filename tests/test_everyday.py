@@ -11,15 +11,18 @@ from expunge.edits.ridge import LeftOut, Ridge, Stays
 from expunge.files import cache_folder, digest
 from expunge.methods import settings
 from expunge.models.emoji import prior_folder
-from expunge.prior import PROMPTS, Prior, everyday_prior, left_out
+from expunge.prior import PADDING, PROMPTS, Prior, everyday_prior, left_out, listed
 from expunge.prompts.everyday import everyday, naming
 from expunge.prompts.lexicon import refused
 
 CLOSED = ("uce", "rece", "trce", "mace")
-LISTED = everyday()[:PROMPTS]
+LISTED = listed()
 DOG = Concept(target="dog", anchor="man")
-BEAR = Concept(target="teddy bear", anchor="man")
-"""One everyday prompt names it together with a dog."""
+TOGETHER = (
+    Concept(target="rocket", anchor="man"),
+    Concept(target="skateboard", anchor="man"),
+)
+"""One everyday prompt names both."""
 
 
 def solved(edit: Edit) -> Ridge:
@@ -32,6 +35,32 @@ def test_the_list_is_long_enough_and_allowed() -> None:
     assert len(everyday()) > PROMPTS
     assert len(set(everyday())) == len(everyday())
     assert not any(refused({"prompt": prompt}) for prompt in everyday())
+
+
+def test_a_prompt_of_each_noun_comes_first() -> None:
+    first = set(everyday()[:800])
+    for noun in ("accordion", "cup of coffee", "zebra", "lighthouse"):
+        assert naming(tuple(first), [noun])
+
+
+def test_the_last_row_of_padding_stands_for_the_others(pico: Model) -> None:
+    prompts = ("dog", "a photo of a cat", "man")
+    total = torch.zeros(32, 32, dtype=torch.float64)
+    for prompt in prompts:
+        rows = pico.encode([prompt])[0].double()
+        read = min(16, pico.last_token(prompt) + 2 + PADDING)
+        weights = torch.ones(read).double()
+        weights[-1] += 16 - read
+        total += rows[:read].T @ (weights[:, None] * rows[:read])
+    made = Prior.of(pico, prompts, padding=PADDING)
+    assert torch.allclose(made.gram, total, rtol=1e-5, atol=1e-4)
+    assert made.metadata.padding == PADDING
+
+
+def test_padding_left_out_hardly_matters_to_the_bundled_model() -> None:
+    model, some = load("emoji", device="cpu"), LISTED[:40]
+    brief, whole = (Prior.of(model, some, padding=rows).gram for rows in (PADDING, None))
+    assert 0 < (brief - whole).norm() < 0.1 * whole.norm()
 
 
 @pytest.mark.parametrize(
@@ -56,11 +85,13 @@ def test_a_prompt_names_a_phrase_in_any_number(phrase: str, prompt: str, named: 
 def test_what_stays_is_the_sum_of_all_other_prompts(pico: Model) -> None:
     prior = everyday_prior(pico)
     others = [prompt for prompt in LISTED if not naming([prompt], ["dog"])]
-    assert 0 < len(LISTED) - len(others) < 30
+    assert 0 < len(LISTED) - len(others) < 10
     out = left_out(pico, prior, ["dog"])
     assert out is not None
     rows = Stays.summed(prior.gram, out).rows
-    assert torch.allclose(gram(rows), Prior.of(pico, others).gram, rtol=1e-5, atol=0.05)
+    assert torch.allclose(
+        gram(rows), Prior.of(pico, others, padding=PADDING).gram, rtol=1e-5, atol=0.05
+    )
 
 
 @pytest.mark.parametrize("method", CLOSED)
@@ -80,10 +111,10 @@ def test_everyday_prompts_move_less(pico: Model, method: str) -> None:
 @pytest.mark.parametrize("method", ["uce", "trce", "mace"])
 def test_two_edits_that_leave_out_the_same_prompt_add_up(pico: Model, method: str) -> None:
     values = {"rank": 0} if method == "mace" else {}
-    parts = [erase(pico, one, method, **values) for one in (DOG, BEAR)]
+    parts = [erase(pico, one, method, **values) for one in TOGETHER]
     shared = set.intersection(*(set(solved(p).left_out.numbers.tolist()) for p in parts))  # type: ignore[union-attr]
     assert shared
-    both = erase(pico, Policy(erase=(DOG, BEAR)), method, **values)
+    both = erase(pico, Policy(erase=TOGETHER), method, **values)
     added = Ridge.together([solved(part) for part in parts])
     assert torch.allclose(added.matrix, solved(both).matrix, atol=1e-9)
 
@@ -127,18 +158,14 @@ def test_it_is_computed_once(pico: Model, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_broken_file_is_made_anew(
     pico: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = everyday_prior(pico)
-    [name] = (path.name for path in cache_folder().glob("prior-*") if _is_of(path, pico))
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path))
+    first = everyday_prior(pico)
+    [name] = (path.name for path in tmp_path.iterdir())
     (tmp_path / name).write_bytes(b"cut short")
     (tmp_path / name.replace(".safe", ".unfinished.safe")).write_bytes(b"this too")
     assert torch.equal(everyday_prior(pico).gram, first.gram)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     Prior.load(tmp_path / name)
-
-
-def _is_of(path: Path, model: Model) -> bool:
-    return Prior.load(path).metadata.text_encoder == model.text_fingerprint()
 
 
 def test_a_folder_that_can_not_be_written_costs_only_time(
@@ -172,7 +199,7 @@ def test_trained_methods_hold_everyday_prompts_too(pico: Model, method: str) -> 
     with_prior, without = (settings(method)(prior=prior) for prior in ("default", "none"))
     held = with_prior.kept_words(pico, policy, (), 1.0)["kept_words"]  # type: ignore[attr-defined]
     others = [prompt for prompt in LISTED if not naming([prompt], ["dog"])]
-    wanted = Prior.of(pico, others).gram / PROMPTS
+    wanted = Prior.of(pico, others, padding=PADDING).gram / PROMPTS
     assert torch.allclose(held.double(), wanted, rtol=1e-4, atol=1e-3)
     assert without.kept_words(pico, policy, (), 1.0) == {}  # type: ignore[attr-defined]
     assert with_prior.kept_words(pico, policy, (), 0.0) == {}  # type: ignore[attr-defined]

@@ -163,6 +163,12 @@ def test_no_record_claims_what_a_run_has_no_use_for(pico, method, values, kept, 
     assert all(("anchor ('man')" in text) is (anchor is None) for text in said)
 
 
+def test_a_long_list_that_has_no_use_is_cut_short(pico):
+    policy = Policy(erase=TOWARDS.erase, keep=("dog", "fox", "hat", "tree"))
+    with pytest.warns(Ignored, match=r"keep \(dog, fox, hat and 2 more\)"):
+        erase(pico, policy, "negative-prompt")
+
+
 def test_what_has_no_use_changes_nothing_in_the_edit(pico):
     """The same numbers with it and without: the record is right to leave it out."""
     values = {"fidelity": "original", "lr": 1e-2, **SHORT}

@@ -85,6 +85,18 @@ def test_attributes_that_are_never_seen_are_an_error(
         erase(pico, "dog", "uce-debias", **ATTRIBUTES, iterations=2)
 
 
+def test_an_edit_that_comes_no_closer_than_the_model_itself_is_refused(pico: Model) -> None:
+    with pytest.raises(ExpungeError, match="no round came closer to the wanted shares"):
+        erase(pico, "dog", "uce-debias", **ATTRIBUTES, iterations=1)
+
+
+def test_among_equally_far_shares_the_fewest_wrong_pictures_win(pico: Model) -> None:
+    method = Debias(**ATTRIBUTES)
+    one_attribute_is_right, none_is = torch.tensor([[0.0, 0.5]]), torch.tensor([[0.0, 0.0]])
+    assert method._error(one_attribute_is_right) == method._error(none_is)
+    assert method._sum(one_attribute_is_right) < method._sum(none_is)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

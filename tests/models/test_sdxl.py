@@ -129,3 +129,11 @@ def test_a_method_of_another_family_is_refused_wherever_it_would_run(tiny: SDXL)
         erase(tiny, "ghost", "uce")
     with pytest.raises(Unsupported, match="uce is for sd models so far"):
         cost(tiny, Policy.of("ghost"), configured("uce"), measure(tiny))
+
+
+def test_the_first_rows_are_those_of_the_whole_window(tiny: SDXL) -> None:
+    prompts = ["a photo of a dog", "cat", "a photo of a dog"]
+    found = tiny.encode_beginnings(prompts, 2)
+    assert [len(rows) for rows in found] == [tiny.last_token(p) + 4 for p in prompts]
+    for rows, whole in zip(found, tiny.encode(prompts), strict=True):
+        assert torch.allclose(rows, whole[: len(rows)], atol=1e-5)

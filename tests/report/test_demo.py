@@ -1,22 +1,21 @@
 """The demo from end to end on the bundled model, with few pictures of few steps."""
 
-from functools import partial
-
 import pytest
 
 from expunge.cli import demo as command
 from expunge.cli import main
-from expunge.evaluation import evaluate as evaluation
 from expunge.evaluation.records import Report
 from expunge.evaluation.suites import emoji
-from expunge.generation import Sampler
+from expunge.models.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     size = emoji.EmojiPlanSize(1, 2, kept_every=26, kept_styles=1, styled_every=26, seeds=(0,))
     monkeypatch.setitem(emoji.SIZES, "quick", size)
-    monkeypatch.setattr(evaluation, "Sampler", partial(Sampler, steps=2))
+    usual = StableDiffusion.usual_sampling.fget
+    hurried = property(lambda model: usual(model)._replace(steps=2))
+    monkeypatch.setattr(StableDiffusion, "usual_sampling", hurried)
     erase = command.erase
 
     def hasty(model, concept, method, **options):

@@ -6,11 +6,10 @@ prompt; all layers and denoising steps share the result.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from expunge.edits.payloads import Payload
 

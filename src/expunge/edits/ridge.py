@@ -34,7 +34,7 @@ class LeftOut:
     counts: Tensor
     """How many of the rows belong to each, ``[prompts]`` integers."""
     rows: Tensor
-    """Their rows, times the root of their weight, ``[rows, width]`` float64."""
+    """Their rows, times the root of their weight, ``[rows, width]``."""
 
     @classmethod
     def together(cls, parts: "Sequence[LeftOut]") -> "LeftOut":

@@ -10,12 +10,13 @@ from typing import (
     Literal,
     NamedTuple,
     Protocol,
+    Self,
     runtime_checkable,
 )
 
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
-from typing_extensions import Self, TypeVar
+from typing_extensions import TypeVar
 
 from expunge.concepts import Concept, Policy
 from expunge.edits.payloads import Payload

@@ -1,10 +1,9 @@
 """Starting from an edit that is there already instead of from the base."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import InstanceOf, PlainSerializer
-from typing_extensions import Self
 
 from expunge.edits.edit import Edit
 from expunge.edits.store import is_edit

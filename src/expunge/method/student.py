@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from typing_extensions import Self
 
 from expunge.edits.applied import edited_weights
 from expunge.edits.edit import Edit

@@ -1,10 +1,14 @@
 """What a run makes of a policy: an edit records what was used, and no more."""
 
 import warnings
+from collections.abc import Sequence
 
 from expunge.concepts import Concept, Policy
 from expunge.errors import ExpungeError, Ignored
 from expunge.method.base import Method, Trained
+
+SHOWN = 3
+"""Names that a warning lists."""
 
 
 def used(method: Method, policy: Policy) -> Policy:
@@ -13,9 +17,9 @@ def used(method: Method, policy: Policy) -> Policy:
     Warns once of what was given in vain (``Ignored``).
     """
     keeps, anchors = "keep" not in method.ignored, "anchor" not in method.ignored
-    given = [f"keep ({', '.join(policy.kept)})"] if policy.kept and not keeps else []
+    given = [f"keep ({_few(policy.kept)})"] if policy.kept and not keeps else []
     if not anchors and (named := [one.anchor for one in policy.erase if one.anchor is not None]):
-        given.append(f"anchor ({', '.join(map(repr, named))})")
+        given.append(f"anchor ({_few([repr(one) for one in named])})")
     if not given:
         return policy
     told = f"{method.name} has no use for {' and '.join(given)} with these settings"
@@ -31,6 +35,12 @@ def used(method: Method, policy: Policy) -> Policy:
 
     erase = tuple(map(without, policy.erase))
     return policy.model_copy(update={"erase": erase, "keep": policy.keep if keeps else ()})
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many more."""
+    shown, more = names[:SHOWN], len(names) - SHOWN
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def check_turns(method: Method, policy: Policy) -> None:

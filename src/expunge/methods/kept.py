@@ -1,12 +1,11 @@
 """The embeddings of prompts to keep, in the form that each kind of method needs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from typing_extensions import Self
 
 from expunge.algebra.ridge import gram, kept_rows
 from expunge.concepts import Context, Policy

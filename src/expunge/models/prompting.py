@@ -51,6 +51,11 @@ class Prompting(ABC):
         """
 
     @property
+    def causal(self) -> bool:
+        """Whether no row of a condition depends on what follows it in the prompt."""
+        return False
+
+    @property
     def window(self) -> int:
         """Tokens of a prompt at most, with start and end, in the first text encoder."""
         return self.text_encoders[0].window
@@ -87,14 +92,41 @@ class Prompting(ABC):
         unknown = sorted({*wanted} - known.keys(), key=lambda pair: (pair[1], pair[0]))
         for start in range(0, len(unknown), BLOCK):
             batch = unknown[start : start + BLOCK]
-            with torch.no_grad(), self.frozen():
-                encoded = self._first_rows([prompt for prompt, _ in batch], batch[-1][1] + 1)
+            encoded = self._first_rows([prompt for prompt, _ in batch], batch[-1][1] + 1)
             known.update((pair, rows[pair[1]]) for pair, rows in zip(batch, encoded, strict=True))
         return torch.stack([known[pair] for pair in wanted])
 
+    def encode_beginnings(self, prompts: Sequence[str], padding: int) -> list[Tensor]:
+        """The rows of each prompt up to the end of its text and a few of padding.
+
+        Without them all, short prompts take a fraction of the work. Where a row depends on what
+        follows it, the whole window is given.
+
+        Args:
+            prompts: any number.
+            padding: rows after that of the end of the text.
+
+        Returns:
+            ``[rows, width]`` for each prompt.
+        """
+        if not self.causal:
+            return list(self.encode(prompts))
+        ends = [len(ids) + 2 + padding for ids in self.tokenized(prompts)]
+        longest = sorted(range(len(prompts)), key=ends.__getitem__)
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(longest), BLOCK):
+            block = longest[start : start + BLOCK]
+            encoded = self._first_rows([prompts[at] for at in block], ends[block[-1]])
+            found.update((at, rows[: ends[at]]) for at, rows in zip(block, encoded, strict=True))
+        return [found[at] for at in range(len(prompts))]
+
+    @torch.no_grad()
     def _first_rows(self, prompts: Sequence[str], count: int) -> Tensor:
         """At least the first ``count`` rows of each prompt, ``[prompts, rows, width]``."""
-        return self.encode(prompts)
+        if not self.causal:
+            return self.encode(prompts)
+        with self.frozen():
+            return self.embed(*(text.first(count) for text in self.read(prompts))).rows
 
     def unconditional(self) -> Condition:
         """What guidance leads away from when drawing: a condition of one prompt."""

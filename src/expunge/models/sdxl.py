@@ -32,6 +32,10 @@ class SDXL(UNetModel):
     def usual_sampling(self) -> Sampling:
         return USUAL_XL
 
+    @property
+    def causal(self) -> bool:
+        return all(encoder.causal for encoder in self.text_encoders)
+
     def embed(self, *texts: TextInput) -> Condition:
         outputs = [
             encoder.run(text._replace(mask=None), output_hidden_states=True)

@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x and 2.x: a diffusers ``StableDiffusionPipeline``, or one for inpainting."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -38,14 +37,9 @@ class StableDiffusion(UNetModel):
         self._tell_replaced(rows, text)
         return Condition(rows)
 
-    def _first_rows(self, prompts: Sequence[str], count: int) -> Tensor:
-        from transformers import CLIPTextModel
-
-        [text] = self.read(prompts)
-        if isinstance(self.pipe.text_encoder, CLIPTextModel):  # each row sees those before it
-            mask = None if text.mask is None else text.mask[:, :count]
-            text = TextInput(text.ids[:, :count], mask)
-        return self.embed(text).rows
+    @property
+    def causal(self) -> bool:
+        return self.text_encoders[0].causal
 
     def predict(self, latents: Tensor, time: Tensor | int, condition: Condition) -> Tensor:
         answer: Tensor = self.denoiser(latents, time, encoder_hidden_states=condition.rows).sample

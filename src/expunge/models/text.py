@@ -26,6 +26,11 @@ class TextInput(NamedTuple):
         """The same ids with these embeddings at these places."""
         return self._replace(rows=rows, at=at)
 
+    def first(self, count: int) -> "TextInput":
+        """The first ``count`` tokens; no embedding behind them may be replaced."""
+        mask = None if self.mask is None else self.mask[:, :count]
+        return self._replace(ids=self.ids[:, :count], mask=mask)
+
 
 BLOCK = 1024
 """Prompts that are tokenized at a time."""
@@ -76,6 +81,13 @@ class TextEncoder:
     def pads_with_end(self) -> bool:
         """Whether padding is the end of the text, again and again."""
         return bool(self.tokenizer.pad_token_id == self.tokenizer.eos_token_id)
+
+    @property
+    def causal(self) -> bool:
+        """Whether each row depends on those before it alone."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        return isinstance(self.network, CLIPTextModel | CLIPTextModelWithProjection)
 
     @property
     def table(self) -> Tensor:

@@ -1,9 +1,18 @@
 """Priors: what a text encoder makes of many ordinary prompts, as one matrix."""
 
-from expunge.prior.everyday import PROMPTS, PriorSetting, everyday_prior, is_everyday, left_out
+from expunge.prior.everyday import (
+    PADDING,
+    PROMPTS,
+    PriorSetting,
+    everyday_prior,
+    is_everyday,
+    left_out,
+    listed,
+)
 from expunge.prior.sums import Prior, PriorFile, mean_moment, moment
 
 __all__ = [
+    "PADDING",
     "PROMPTS",
     "Prior",
     "PriorFile",
@@ -11,6 +20,7 @@ __all__ = [
     "everyday_prior",
     "is_everyday",
     "left_out",
+    "listed",
     "mean_moment",
     "moment",
 ]

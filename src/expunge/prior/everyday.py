@@ -18,11 +18,13 @@ from expunge.errors import ExpungeError
 from expunge.files import cache_folder, digest
 from expunge.models import Model
 from expunge.models.emoji import prior_folder
-from expunge.prior.sums import Prior
+from expunge.prior.sums import Prior, weighed
 from expunge.prompts.everyday import everyday, naming
 
-PROMPTS = 3000
+PROMPTS = 1000
 """Everyday prompts in the sums; with more, edits of the bundled model change by a few percent."""
+PADDING = 4
+"""Rows of padding that are encoded of each, the last of which stands for the others."""
 THIN = 1e-5
 """Directions of a prompt's rows below this share of the largest are rounding errors."""
 
@@ -32,7 +34,7 @@ def everyday_prior(model: Model) -> Prior:
 
     A computation that was stopped continues. Several processes may compute it at once.
     """
-    prompts = everyday()[:PROMPTS]
+    prompts = listed()
     precision = str(model.encode([""]).dtype).removeprefix("torch.")
     name = f"prior-{model.text_fingerprint()[:16]}-{digest(list(prompts))[:8]}-{precision}"
     for folder in (prior_folder(), cache_folder()):
@@ -55,9 +57,9 @@ def _kept(path: Path, model: Model) -> Prior | None:
 def _computed(model: Model, prompts: tuple[str, ...], path: Path, state: Path) -> Prior:
     """The prior of some prompts, written to ``path`` where that is possible."""
     try:
-        made = Prior.of(model, prompts, checkpoint=state)
+        made = Prior.of(model, prompts, padding=PADDING, checkpoint=state)
     except (ExpungeError, OSError):  # a broken state, or a folder that can't be written
-        made = Prior.of(model, prompts)
+        made = Prior.of(model, prompts, padding=PADDING)
     try:
         made.save(path)
         state.unlink(missing_ok=True)
@@ -66,9 +68,14 @@ def _computed(model: Model, prompts: tuple[str, ...], path: Path, state: Path) -
     return made
 
 
+def listed() -> tuple[str, ...]:
+    """The everyday prompts in the sums."""
+    return everyday()[:PROMPTS]
+
+
 def is_everyday(prior: Prior) -> bool:
     """Whether a prior is of the everyday prompts."""
-    return prior.metadata.prompts == digest(list(everyday()[:PROMPTS]))
+    return (prior.metadata.prompts, prior.metadata.padding) == (digest(list(listed())), PADDING)
 
 
 def left_out(model: Model, prior: Prior, phrases: Iterable[str]) -> LeftOut | None:
@@ -76,20 +83,21 @@ def left_out(model: Model, prior: Prior, phrases: Iterable[str]) -> LeftOut | No
 
     Only everyday prompts are known; a prior from other prompts holds nothing but sums.
     """
-    prompts = everyday()[:PROMPTS]
+    prompts = listed()
     numbers = naming(prompts, phrases) if is_everyday(prior) else []
     if not numbers:
         return None
-    rows = [_thin(one) for one in model.encode([prompts[at] for at in numbers])]
+    named = [prompts[at] for at in numbers]
+    rows = [_thin(one) for one in weighed(model, named, PADDING)]
     counts = torch.tensor([len(own) for own in rows])
     return LeftOut(torch.tensor(numbers), counts, torch.cat(rows))
 
 
 def _thin(rows: Tensor) -> Tensor:
-    """The fewest rows with the same Gram matrix, ``[rank, width]`` float64."""
+    """The fewest rows with the same Gram matrix, ``[rank, width]``, as precise as the sums."""
     _, values, basis = torch.linalg.svd(rows.double(), full_matrices=False)
     rank = int((values > THIN * values[0]).sum())
-    thin: Tensor = (values[:, None] * basis)[:rank].contiguous()
+    thin: Tensor = (values[:, None] * basis)[:rank].float().contiguous()
     return thin
 
 

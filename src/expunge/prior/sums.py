@@ -63,6 +63,9 @@ class Metadata(BaseModel):
     positions: int = Field(ge=1)
     """Rows of a prompt."""
     versions: dict[str, str]
+    padding: int | None = Field(default=None, ge=1)
+    """Rows of padding that were encoded of each prompt; the last stands for those left out.
+    ``None``: all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +83,20 @@ class Prior:
 
     @classmethod
     def of(
-        cls, model: Model, prompts: Sequence[str], *, checkpoint: PathLike | None = None
+        cls,
+        model: Model,
+        prompts: Sequence[str],
+        *,
+        padding: int | None = None,
+        checkpoint: PathLike | None = None,
     ) -> "Prior":
         """The prior of ``prompts``.
 
         Args:
             model: its text encoder reads the prompts.
             prompts: captions of ordinary pictures; duplicates count each time.
+            padding: rows of padding to encode of each prompt, of which the last stands for those
+                left out; for short prompts a fraction of the work. Default: all.
             checkpoint: a ``.safetensors`` file for the state of a run. If it exists, the run
                 continues from it, to the same sum bit for bit.
 
@@ -101,7 +111,10 @@ class Prior:
             count=len(prompts),
             positions=model.encode(prompts[:1]).shape[1],
             versions=made_with(),
+            padding=padding,
         )
+        if padding is not None:  # prompts of one length are encoded side by side
+            prompts = sorted(prompts, key=model.last_token)
         total = torch.zeros(model.text_width, model.text_width, dtype=torch.float64)
         done = 0
         if checkpoint and Path(checkpoint).exists():
@@ -112,7 +125,7 @@ class Prior:
             starts, "captions", total=-(-len(prompts) // BATCH), start=done // BATCH
         ):
             block = prompts[start : start + BATCH]
-            total = total + gram(model.encode(block)).cpu()
+            total = total + gram(torch.cat(weighed(model, block, padding))).cpu()
             if checkpoint and time.monotonic() - saved >= SAVE_EVERY:
                 _write(checkpoint, total, metadata, done=start + len(block))
                 saved = time.monotonic()
@@ -148,6 +161,19 @@ class Prior:
                 f"this prior is of another text encoder than that of {model.name!r}; make one "
                 'with "expunge prior" and this model'
             )
+
+
+def weighed(model: Model, prompts: Sequence[str], padding: int | None) -> list[Tensor]:
+    """The rows of each prompt times the root of how many they stand for, ``[rows, width]``.
+
+    ``padding`` is that of ``Prior.of``.
+    """
+    if padding is None:
+        return list(model.encode(prompts))
+    found = model.encode_beginnings(prompts, padding)
+    for rows in found:
+        rows[-1] *= (1 + model.window - len(rows)) ** 0.5
+    return found
 
 
 def moment(model: Model, prompts: Sequence[str]) -> Tensor:

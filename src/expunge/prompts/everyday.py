@@ -5,7 +5,7 @@ and sentence forms. Nothing in it was chosen for one model.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -23,10 +23,16 @@ AN = re.compile(r"(?!uni|one)[aeiou]|hour")
 
 @cache
 def everyday() -> tuple[str, ...]:
-    """All everyday prompts, each once; any first part of them is a fair sample."""
+    """All everyday prompts, each once; any first part of them is a fair sample.
+
+    One prompt of each noun comes first, then a second one of each, and so on.
+    """
     text = files(__package__).joinpath("everyday.yaml").read_text(encoding="utf-8")
-    made = dict.fromkeys(_prompts(yaml.safe_load(text)))
-    return tuple(sorted(made, key=lambda prompt: sha256(prompt.encode()).digest()))
+    turns: dict[str, tuple[int, bytes]] = {}
+    for prompts in _prompts(yaml.safe_load(text)).values():
+        for turn, prompt in enumerate(sorted(prompts, key=_chance)):
+            turns.setdefault(prompt, (turn, _chance(prompt)))
+    return tuple(sorted(turns, key=turns.__getitem__))
 
 
 def naming(prompts: Sequence[str], phrases: Iterable[str]) -> list[int]:
@@ -53,14 +59,22 @@ def _numbers(phrase: str) -> set[str]:
     return found | ({f"{phrase[:-1]}ies"} if phrase.endswith("y") else set())
 
 
-def _prompts(content: Mapping[str, Any]) -> Iterator[str]:
+def _chance(prompt: str) -> bytes:
+    """What sorts prompts as if at random, the same everywhere."""
+    return sha256(prompt.encode()).digest()
+
+
+def _prompts(content: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The prompts of each noun."""
     nouns = [noun for group in content["nouns"].values() for noun in _words(group)]
     lists = {name: _words(content[f"{name}s"]) for name in ("look", "place", "way")}
     lists["other"] = nouns
+    made: dict[str, list[str]] = {noun: [] for noun in nouns}
     for line, forms in enumerate(content["forms"]):
         for at, noun in enumerate(nouns):
             words = {key: _turn(lists[key], at * step + line) for key, step in STEPS.items()}
-            yield _filled(forms[at % len(forms)], {"noun": noun, **words})
+            made[noun].append(_filled(forms[at % len(forms)], {"noun": noun, **words}))
+    return made
 
 
 def _words(listed: str) -> list[str]:

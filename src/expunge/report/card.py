@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from expunge import __version__
@@ -83,7 +83,7 @@ def write_certificate(report: Report, path: str | os.PathLike[str]) -> Path:
     write_json(
         place,
         {
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "expunge": __version__,
             "model": {"name": first.protocol.model, "sha256": first.protocol.fingerprint},
             "base": first.base.model_dump() if first.base else None,

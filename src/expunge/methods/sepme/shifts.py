@@ -5,10 +5,10 @@ dW_k = C_k S_k        C_k [out, directions] is trained, S_k [directions, width] 
 
 from collections.abc import Sequence
 from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from expunge.edits.payloads import LowRank
 from expunge.method.batch import Batch

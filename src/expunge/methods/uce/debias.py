@@ -109,7 +109,8 @@ class Debias(Method):
         """The solution whose pictures come closest to the wanted shares; original: the last one.
 
         Raises:
-            ExpungeError: no picture of any round shows an attribute.
+            ExpungeError: no picture of any round shows an attribute, or no round comes closer than
+                the model as it is.
         """
         if synonyms := [words for concept in policy.erase for words in concept.synonyms]:
             raise ExpungeError(
@@ -124,7 +125,15 @@ class Debias(Method):
             )
         if self.fidelity == "original":
             return rounds[-1].payload
-        return min(rounds, key=lambda round: self._error(round.observed)).payload
+        best = min(
+            rounds, key=lambda round: (self._error(round.observed), self._sum(round.observed))
+        )
+        if best is rounds[0]:
+            raise ExpungeError(
+                "uce-debias: no round came closer to the wanted shares than the model as it is; "
+                "take more rounds (iterations), more pictures (images) or a smaller step"
+            )
+        return best.payload
 
     def rounds(self, model: Model, policy: Policy, seed: int) -> Iterator[BalancingRound]:
         """Solve, draw, classify and correct, until the shares are reached or rounds run out."""
@@ -144,7 +153,11 @@ class Debias(Method):
             mixture, before = mixture + step * missing, missing
 
     def _error(self, observed: Tensor) -> float:
+        """How far the share that is furthest off is."""
         return float((observed - self.wanted).abs().max())
+
+    def _sum(self, observed: Tensor) -> float:
+        return float((observed - self.wanted).abs().sum())
 
     def _solution(self, model: Model, policy: Policy, kept: Tensor, mixture: Tensor) -> Ridge:
         parts = [self._rows(model, c, r) for c, r in zip(policy.erase, mixture, strict=True)]
