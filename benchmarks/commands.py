@@ -45,8 +45,12 @@ class Work(NamedTuple):
     theirs: Sequence[str] = ()
 
 
-def erasing(title: str, policy: str) -> Work:
-    ours = ("erase", "--model", "model", "--policy", f"{policy}.yaml", "--output")
+def command(arguments: str) -> Sequence[str]:
+    return (*EXPUNGE, *arguments.split())
+
+
+def erasing(title: str, policy: str, *settings: str) -> Work:
+    ours = ("erase", "--model", "model", "--policy", f"{policy}.yaml", *settings, "--output")
     theirs = ("-m", "comparison.released", "model", f"{policy}.yaml")
     return Work(
         title,
@@ -58,23 +62,21 @@ def erasing(title: str, policy: str) -> Work:
 WORKS = {
     "one": erasing("erase one concept", "one"),
     "many": erasing("erase 20 concepts, keep 200 names", "many"),
-    "doctor": Work("doctor", (*EXPUNGE, "doctor", "--model", "model", "--policy", "one.yaml")),
+    "many-2025": erasing("… with UCE of 2025 on both sides", "many", "--set", "variant=2025"),
+    "doctor": Work("doctor", command("doctor --model model --policy one.yaml")),
     "export": Work(
         "export an edit as a LoRA",
-        (*EXPUNGE, "export", "one.safetensors", "--to", "lora", "--model", "model", "--output")
-        + ("lora.safetensors",),
+        command("export one.safetensors --to lora --model model --output lora.safetensors"),
     ),
     "compose": Work(
         "compose two edits",
-        (*EXPUNGE, "compose", "one.safetensors", "other.safetensors", "--output")
-        + ("both.safetensors",),
+        command("compose one.safetensors other.safetensors --output both.safetensors"),
     ),
     "import": Work(
         "import a file of keys and values",
-        (*EXPUNGE, "import", "one-released.safetensors", "--model", "model", "--output")
-        + ("imported.safetensors",),
+        command("import one-released.safetensors --model model --output imported.safetensors"),
     ),
-    "help": Work("--help", (*EXPUNGE, "--help")),
+    "help": Work("--help", command("--help")),
     "package": Work("import expunge", (*PYTHON, "-c", "import expunge")),
 }
 
@@ -94,8 +96,8 @@ def main() -> None:
         for name in arguments.only:
             work = WORKS[name]
             sides = [work.ours, work.theirs] if work.theirs else [work.ours]
-            for command in () if arguments.cold else sides:
-                run(command, folder)
+            for each in () if arguments.cold else sides:
+                run(each, folder)
             print(line(work.title, in_turns(sides, folder, arguments.runs)), flush=True)
 
 
@@ -105,14 +107,14 @@ def prepare(folder: Path, model: str, only: Sequence[str]) -> None:
         run((*PYTHON, "-m", "comparison.folder", str(folder), model), HERE)
     one, other = WORKS["one"], erasing("", "other")
     needed = {"export": [one.ours], "compose": [one.ours, other.ours], "import": [one.theirs]}
-    for command in (command for name in only for command in needed.get(name, ())):
-        if not (folder / command[-1]).exists():
-            run(command, folder)
+    for each in (each for name in only for each in needed.get(name, ())):
+        if not (folder / each[-1]).exists():
+            run(each, folder)
 
 
 def in_turns(sides: Sequence[Sequence[str]], folder: Path, runs: int) -> list[Used]:
     """The medians of each side."""
-    rounds = [[run(command, folder) for command in sides] for _ in range(runs)]
+    rounds = [[run(each, folder) for each in sides] for _ in range(runs)]
     return [typical(side) for side in zip(*rounds, strict=True)]
 
 

@@ -259,7 +259,7 @@ def bad(name: str, weights: Weights, folder: Path) -> Path:
         ("cut safetensors", "not a safetensors file, or cut short"),
         ("text", "neither a safetensors file nor one that torch saved"),
         ("pipeline", r"a whole pipeline; give its UNet, .*bad\.pt/unet"),
-        ("lacking", r"2 weights are missing or unknown, e\.g\. conv_in\.weight"),
+        ("lacking", r"2 weights of .* are missing, e\.g\. conv_in\.bias"),
         ("folder", "no diffusers UNet folder"),
         ("nothing", "no such file or folder"),
     ],

@@ -58,10 +58,6 @@ class Applied:
         try:
             for name in names:
                 weight = _edited_weight(self.model, changes, name)
-                if weight is not None and not bool(torch.isfinite(weight).all()):
-                    raise ExpungeError(
-                        f"{name}: the edited weights aren't finite; the model is unchanged"
-                    )
                 written.append(name)
                 self.model.weights.write({name: weight})
         except BaseException:
@@ -94,14 +90,24 @@ def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor
     for payload in changes:
         if name in payload.names:
             base = model.base_weight(name)
-            change = payload.change(name, base)
-            if change.shape != base.shape:
-                raise ExpungeError(
-                    f"{name}: the edit has shape {tuple(change.shape)}, "
-                    f"the model {tuple(base.shape)}"
-                )
-            weight = (base.double() if weight is None else weight) + change
+            weight = edited(name, base if weight is None else weight, payload.change(name, base))
     return weight
+
+
+def edited(name: str, weight: Tensor, change: Tensor) -> Tensor:
+    """A parameter plus a change of it, float64.
+
+    Raises:
+        ExpungeError: the change has another shape, or the result isn't finite.
+    """
+    if change.shape != weight.shape:
+        raise ExpungeError(
+            f"{name}: the edit has shape {tuple(change.shape)}, the model {tuple(weight.shape)}"
+        )
+    result = weight.double() + change
+    if not bool(torch.isfinite(result).all()):
+        raise ExpungeError(f"{name}: the edited weights aren't finite; the model is unchanged")
+    return result
 
 
 @contextmanager
