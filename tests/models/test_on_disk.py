@@ -166,6 +166,14 @@ def test_a_file_that_changes_between_two_reads_is_refused(how: str, folder: Path
     assert before.isfinite().all()
 
 
+def test_a_text_encoder_that_changes_is_refused(folder: Path) -> None:
+    part = partly(folder)
+    (folder / "text_encoder" / "model.safetensors").touch()
+    for use in (lambda: part.encode(["ghost"]), part.text_fingerprint):
+        with pytest.raises(ExpungeError, match="was changed while it was read"):
+            use()
+
+
 def test_what_is_on_disk_neither_draws_nor_changes(pico_folder: Path) -> None:
     part = partly(pico_folder)
     edit = erase(part, "ghost")

@@ -5,7 +5,7 @@ this one reads prompts where nothing but rows is wanted. Its parameters have tra
 and order. A test compares the rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -69,6 +69,7 @@ class ClipText(nn.Module):
     Args:
         config: the content of its ``config.json``.
         weights: its parameters by name.
+        check: called before they are read; it raises if the file that they lie in was changed.
 
     Raises:
         KeyError: the configuration lacks an entry, or the activation is another one.
@@ -77,8 +78,11 @@ class ClipText(nn.Module):
 
     stands_for = "CLIPTextModel"
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Tensor], check: Callable[[], None]
+    ) -> None:
         super().__init__()
+        self.check = check
         found = {name.removeprefix(PREFIX): value for name, value in weights.items()}
         found = {name: value for name, value in found.items() if not name.endswith(BUFFERS)}
         with torch.device("meta"):
@@ -96,6 +100,11 @@ class ClipText(nn.Module):
         self.load_state_dict(found, assign=True)
         self.config = SimpleNamespace(**config)
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """All parameters, of a file that is still the same."""
+        self.check()
+        return super().parameters(recurse)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -110,6 +119,7 @@ class ClipText(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: None = None) -> Rows:
         """Rows of token ids ``[batch, tokens]``; padding counts like all else."""
+        self.check()
         places = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         rows = self.embeddings["token_embedding"](input_ids)
         rows = rows + self.embeddings["position_embedding"](places)

@@ -120,7 +120,7 @@ def _hashed(tensors: Named, precisions: Sequence[torch.dtype]) -> str:
         rounded = value.detach().cpu()
         for precision in precisions:
             rounded = rounded.to(precision)
-        total.update(_bytes(rounded).numpy().tobytes())
+        total.update(_bytes(rounded).numpy().data)
     return total.hexdigest()
 
 

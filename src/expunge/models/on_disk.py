@@ -68,9 +68,19 @@ class Tensors:
             ExpungeError: the file isn't what it was when it was opened.
         """
         value: Tensor = self._file.get_tensor(name)
+        self.check()
+        return value
+
+    def check(self) -> None:
+        """Check that the file is what it was when it was opened.
+
+        Its tensors are mapped into memory: where it is written into, they change.
+
+        Raises:
+            ExpungeError: it isn't.
+        """
         if self._now() != self._state:
             raise ExpungeError(f"{self.path}: was changed while it was read; run this again")
-        return value
 
     def _now(self) -> tuple[int, ...]:
         """What tells whether the file is still the same."""
@@ -164,7 +174,7 @@ class OnDisk:
             raise ValueError("made of other parts")
         encoder = self._opened("text_encoder", "model")
         values = {name: encoder(name).to(device, dtype) for name in encoder.shapes}
-        self.text_encoder = ClipText(self._config("text_encoder"), values)
+        self.text_encoder = ClipText(self._config("text_encoder"), values, encoder.check)
         self.text_encoder.requires_grad_(False).eval()
         self.tokenizer = self._tokenizer()
         self.unet = self._skeleton("unet", sorted_as_built=True)
