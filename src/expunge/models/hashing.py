@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,9 +146,11 @@ def _mark(value: Tensor) -> bytes:
     """Sums of a tensor's bits by rows and by columns, which no change leaves as they are."""
     flat = _bytes(value)
     whole = flat.numel() // (8 * WORDS) * 8 * WORDS
-    words = flat[:whole].view(torch.int64).view(-1, WORDS)
+    words: Any = flat[:whole].view(torch.int64).view(-1, WORDS)
+    if words.device.type == "cpu":  # where numpy is faster, and waits for no busy thread
+        words = words.numpy()
     parts = (words.sum(0), words.sum(1), flat[whole:])
-    return b"".join(part.cpu().numpy().tobytes() for part in parts)
+    return b"".join(torch.as_tensor(part).cpu().numpy().tobytes() for part in parts)
 
 
 def _bytes(value: Tensor) -> Tensor:
