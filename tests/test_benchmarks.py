@@ -13,6 +13,7 @@ from expunge.testing import dense, membrane
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RUNS = (
     "closed_form --model pico --runs 1",
+    "commands --model pico --runs 1 --cold --only one package",
     "dense make {folder} --model pico",
     "dense use {folder} --model pico",
     "embedding_probe --model pico --steps 1 --seeds 1 --pictures 1 --drawn 1 "
@@ -68,7 +69,7 @@ def test_a_benchmark_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     script, *arguments = run.split()
-    if script == "closed_form" and sys.platform != "linux":
+    if script in ("closed_form", "commands") and sys.platform != "linux":
         pytest.skip("it measures memory as Linux does")
     path, threads = str(FOLDER / f"{script}.py"), torch.get_num_threads()
     monkeypatch.syspath_prepend(FOLDER)

@@ -79,7 +79,7 @@ def anatomy(model: Model) -> Anatomy:
         name=model.name,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        classes={name: type(network).__name__ for name, network in networks.items()},
+        classes=model.classes,
         networks=tuple(_part(k, dict(v.named_parameters())) for k, v in networks.items()),
         text_width=model.text_width,
         positions=model.window,

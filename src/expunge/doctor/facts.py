@@ -114,7 +114,8 @@ class Timing(Fact):
 class Pace(Fact):
     """Speed of the two networks here, for one prompt or picture of the model's own size."""
 
-    unet: Timing
+    unet: Timing | None
+    """``None`` if it wasn't loaded, as nothing but prompts was read."""
     text_encoder: Timing
 
 

@@ -74,8 +74,7 @@ class Applied:
         if weight is None:
             return None
         weight = weight.to(self.model.denoiser.get_parameter(name).dtype)
-        if not bool(torch.isfinite(weight).all()):
-            raise ExpungeError(f"{name}: the edited weights aren't finite; the model is unchanged")
+        _check_finite(name, weight)
         return weight
 
     def _restore(self, names: Sequence[str]) -> None:
@@ -119,15 +118,28 @@ def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor
     for payload in changes:
         if name in payload.names:
             base = model.base_weight(name)
-            change = payload.change(name, base)
-            if change.shape != base.shape:
-                raise ExpungeError(
-                    f"{name}: the edit has shape {tuple(change.shape)}, "
-                    f"the model {tuple(base.shape)}"
-                )
-            _add(change, base if weight is None else weight)
-            weight = change
+            weight = edited(name, base if weight is None else weight, payload.change(name, base))
     return weight
+
+
+def edited(name: str, weight: Tensor, change: Tensor) -> Tensor:
+    """A parameter plus a change of it, float64, which takes the place of the change.
+
+    Raises:
+        ExpungeError: the change has another shape, or the result isn't finite.
+    """
+    if change.shape != weight.shape:
+        raise ExpungeError(
+            f"{name}: the edit has shape {tuple(change.shape)}, the model {tuple(weight.shape)}"
+        )
+    _add(change, weight)
+    _check_finite(name, change)
+    return change
+
+
+def _check_finite(name: str, weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise ExpungeError(f"{name}: the edited weights aren't finite; the model is unchanged")
 
 
 def _add(total: Tensor, part: Tensor) -> None:

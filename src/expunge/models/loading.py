@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from expunge.errors import ExpungeError, Unsupported
-from expunge.models import sources
+from expunge.models import on_disk, sources
 from expunge.models.model import Model
 from expunge.models.sources import Source
 from expunge.registry import Registry
@@ -32,6 +32,7 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "auto",
+    whole: bool = True,
 ) -> Model:
     """A model from ``"emoji"`` (the bundled one), a folder, a file, a hub id, or a live pipeline.
 
@@ -46,6 +47,9 @@ def load(
         dtype: precision of the weights.
         device: ``"auto"`` takes a GPU when there is one; each of several launched processes
             takes its own.
+        whole: whether the model draws, learns or is changed. If not, prompts are read and base
+            weights are asked for; then what isn't needed stays on disk where that is possible
+            (see ``models.on_disk``), and is refused when it is asked for.
 
     Raises:
         ExpungeError: nothing loadable is there, no family has its pipeline, or there are fewer
@@ -55,6 +59,9 @@ def load(
         return _model(source, type(source).__name__)
     name = str(source)
     found = sources.source(_folder(name))
+    where = _own_device() if device == "auto" else device
+    if not whole and (part := on_disk.opened(found, dtype, torch.device(where))):
+        return FAMILIES.get("StableDiffusionPipeline")(part, name)
     try:
         with quietly():
             pipe = _single(found, dtype) if found.single else _pretrained(found, dtype)
@@ -67,10 +74,9 @@ def load(
         reason = " ".join(str(error).split())[:300]
         raise ExpungeError(f"can't load the model {name!r}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
-    where = _own_device() if device == "auto" else device
     model = _model(pipe.to(where), name)
-    for part in (model.denoiser, *model.parts):
-        part.requires_grad_(False).eval()
+    for network in (model.denoiser, *model.parts):
+        network.requires_grad_(False).eval()
     return model
 
 

@@ -18,6 +18,7 @@ from expunge.models.calls import Answer, Call, DenoiserCall
 from expunge.models.condition import Condition
 from expunge.models.frozen import Freezer
 from expunge.models.hashing import Each, Roundings, digest
+from expunge.models.on_disk import Skeleton
 from expunge.models.passes import Pass
 from expunge.models.process import Process
 from expunge.models.prompting import Prompting
@@ -109,6 +110,11 @@ class Model(Prompting):
     # --- how it is used
 
     @property
+    def whole(self) -> bool:
+        """Whether it can draw; if not, its denoiser is on disk (``load(..., whole=False)``)."""
+        return not isinstance(self.denoiser, Skeleton)
+
+    @property
     def bundled(self) -> bool:
         """Whether it is the model that comes with the package, edited or not."""
         return False
@@ -136,6 +142,14 @@ class Model(Prompting):
         """All networks of the pipeline, by the names that it gives them."""
         parts: dict[str, Any] = self.pipe.components
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """The names of their classes."""
+        return {
+            name: str(getattr(network, "stands_for", type(network).__name__))
+            for name, network in self.networks.items()
+        }
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from expunge.errors import ExpungeError
 from expunge.models.aside import Aside
+from expunge.models.on_disk import Skeleton
 
 
 class Lock:
@@ -81,11 +82,14 @@ class Weights:
         """A parameter as it is without any change, where it is and in its precision now.
 
         Raises:
-            ExpungeError: the values are offloaded, so they can't be read.
+            ExpungeError: the values are offloaded, so they can't be read, or the file that they are
+            in was changed.
         """
         parameter = self.network.get_parameter(name).detach()
         if name in self.replaced:
             return self.replaced[name].to(parameter)
+        if isinstance(self.network, Skeleton):
+            return self.network.read(name)
         if parameter.is_meta:
             raise ExpungeError(
                 f"{name}: the weights are offloaded; load the pipeline without sequential CPU "
@@ -95,7 +99,13 @@ class Weights:
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor | None]) -> None:
-        """Replace parameters in place; ``None`` puts the base value back, bit for bit."""
+        """Replace parameters in place; ``None`` puts the base value back, bit for bit.
+
+        Raises:
+            ExpungeError: they are on disk, where nothing is written.
+        """
+        if isinstance(self.network, Skeleton):
+            raise ExpungeError("the model's weights are on disk; load it whole to change them")
         for name, value in values.items():
             parameter = self.network.get_parameter(name)
             if value is None:
