@@ -1,14 +1,17 @@
-"""What an edit costs when nothing to keep is named: with the default prior, and without any.
+"""What an edit costs when nothing to keep is named: with everyday prompts kept, and without any.
 
-Six things are erased one at a time. The weight and the number of everyday prompts were chosen on
-the first three; the other three were measured only for the table.
+Closed forms keep them as a prior, trainings as prompts of their batches. Six things are erased one
+at a time. Weights and numbers were chosen on the first three; the other three were measured only
+for the table.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from expunge import Concept, erase
+from expunge.evaluation.bench.presets import PRESET
 from expunge.evaluation.bench.table import pooled
 from expunge.evaluation.evaluate import measured, question
 from expunge.evaluation.records import Evaluation
@@ -24,8 +27,9 @@ THINGS = (
     Concept(target="rocket", anchor="sailboat"),
     Concept(target="blob", kind="style", anchor="flat"),
 )
-METHODS = ("uce", "rece", "trce", "mace")
-PRIORS = ("none", "default")
+CLOSED = ("uce", "rece", "trce", "mace")
+TRAINED = ("esd", "ac", "cie", "fmn", "trce-steering", "cpe", "spm", "sepce")
+EVERYDAY = ("none", "default")
 COLUMNS = {
     "its name": ("explicit", "concept drawn"),
     "other words": ("synonyms", "concept drawn"),
@@ -38,12 +42,19 @@ COLUMNS = {
 SAMPLER = Sampler(scheduler="dpm++", steps=10, guidance_scale=4.0)
 
 
+def values(method: str, everyday: str) -> dict[str, Any]:
+    """A method's settings: its defaults in closed form, trained its preset for the model."""
+    if method in CLOSED:
+        return {"prior": everyday, **({"rank": 0} if method == "mace" else {})}
+    return {"preset": PRESET, **({"everyday": 0} if everyday == "none" else {})}
+
+
 def row(
-    model: Model, method: str, prior: str, concept: Concept, options: argparse.Namespace
+    model: Model, method: str, everyday: str, concept: Concept, options: argparse.Namespace
 ) -> list[Evaluation]:
     """One edit, measured."""
-    values = {"rank": 0} if method == "mace" else {}
-    edit = erase(model, concept, method, prior=prior, **values)
+    given = dict(pair.split("=") for pair in options.set)
+    edit = erase(model, concept, method, **values(method, everyday), **given)
     seeds = range(options.seeds)
     asked = question("emoji", edit.concepts, size=options.size, seeds=seeds, sampler=SAMPLER)
     return list(measured(asked, model, options.output, edit=edit))
@@ -68,24 +79,25 @@ def line(label: str, found: Sequence[Evaluation]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="emoji", help="emoji, or pico")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=CLOSED + TRAINED, default=list(CLOSED))
     parser.add_argument("--things", nargs="+", default=[one.target for one in THINGS])
-    parser.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
+    parser.add_argument("--everyday", nargs="+", choices=EVERYDAY, default=list(EVERYDAY))
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings")
     parser.add_argument("--size", default="brief")
     parser.add_argument("--seeds", type=int, default=1, help="of the pictures")
     parser.add_argument("--output", type=Path, default=Path("runs/unnamed"))
     options = parser.parse_args()
     model = model_of(options.model)
-    print(" | ".join(("| method | prior | erased", *COLUMNS)) + " |")
+    print(" | ".join(("| method | everyday prompts | erased", *COLUMNS)) + " |")
     print("|---" * (3 + len(COLUMNS)) + "|")
     for method in options.methods:
-        for prior in options.priors:
+        for everyday in options.everyday:
             everything: list[Evaluation] = []
             for concept in (one for one in THINGS if one.target in options.things):
-                found = row(model, method, prior, concept, options)
-                print(line(f"{method} | {prior} | {concept.target}", found), flush=True)
+                found = row(model, method, everyday, concept, options)
+                print(line(f"{method} | {everyday} | {concept.target}", found), flush=True)
                 everything += found
-            print(line(f"{method} | {prior} | all", everything), flush=True)
+            print(line(f"{method} | {everyday} | all", everything), flush=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ RUNS = (
     "trained theirs-memory --model pico",
     "trained esd --model pico --things 1 --limit 0 --every 1 1 --trajectories 1",
     "trce_steering --words 1 --iterations 1",
-    "unnamed --model pico --methods uce --things blob --output {folder}",
+    "unnamed --model pico --methods uce --things blob --everyday default --output {folder}",
 )
 
 

@@ -233,7 +233,7 @@ def test_concepts_with_one_anchor_share_its_pictures(
         drawn.append(len(latents))
         return predicted(latents, *others)
 
-    of = method(contexts=["{}"], images=3)
+    of = method(contexts=["{}"], images=3, everyday=0)
     monkeypatch.setattr(pico, "predict", counting)
     given = batch(pico, of, policy)
     assert drawn == [6, 6, 8]  # two guided steps of three pictures, then the teacher

@@ -219,7 +219,7 @@ def test_kept_keys_and_values_are_held(pico: Model) -> None:
     with torch.no_grad():
         for name, change in loose.components[0].payload.tensors().items():
             student.weights[name] += change
-    words = ESD(prior=None).kept_words(pico, Policy.of(concept), (), 1.0)["kept_words"]
+    words = ESD(prior=None).kept_words(pico, Policy.of(concept), kept, 1.0)["kept_words"]
     assert student.projection_change(words).item() == pytest.approx(moved(loose, kept), rel=1e-4)
 
 

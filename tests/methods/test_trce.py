@@ -83,10 +83,10 @@ def test_the_corrected_solution_matches_the_equation(patched: Model) -> None:
     prior, concept = Prior.of(patched, captions()), GHOST.model_copy(update={"keep": ("cat",)})
     settings = {"prior": prior, "contexts": SENTENCES, "token_weight_scale": (1, 2, 0.5, 0.3)}
     edit = erase(patched, Policy(erase=(concept, SANTA)), "trce", **settings)
-    eta, lamb = 0.03, 1.0
+    eta, of_prior, lamb = 0.03, 0.003, 1.0
     kept = ["", "cat", *(sentence.format("cat") for sentence in SENTENCES)]
     stays = sum(rows(patched, prompt).T @ rows(patched, prompt) for prompt in kept) / len(kept)
-    a = b = lamb * torch.eye(32).double() + eta * (prior.gram / 40 + stays)
+    a = b = lamb * torch.eye(32).double() + of_prior * prior.gram / 40 + eta * stays
     for phrases, safe in ((("ghost", "spook"), "man"), (("santa claus",), "a dog")):
         for sentence in SENTENCES:
             for phrase in phrases:
@@ -203,10 +203,11 @@ def test_the_end_of_an_erased_prompt_becomes_the_safe_one(pico: Model) -> None:
 def test_what_is_kept_moves_less(patched: Model) -> None:
     prior = Prior.of(patched, captions())
     row = rows(patched, "dog")[2]
+    scales = {"preserve_scale": 1e3, "prior_scale": 1e3, "lamb": 0.1}
 
     def moved(keep: list[str], **settings: object) -> float:
         concept = Concept(target="ghost", anchor="man", keep=keep)
-        edit = erase(patched, concept, "trce", preserve_scale=1e3, lamb=0.1, **settings)
+        edit = erase(patched, concept, "trce", **{**scales, **settings})
         return float((edit.components[0].payload.matrix @ row - row).norm())
 
     assert moved(["dog"], prior=None) < 0.1 * moved([], prior=None)

@@ -1,10 +1,11 @@
 """The embeddings of prompts to keep, in the form that each kind of method needs."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge.algebra.ridge import gram, kept_rows
@@ -14,9 +15,13 @@ from expunge.errors import ExpungeError
 from expunge.method.base import Method
 from expunge.models import Model
 from expunge.prior import PriorSetting, everyday_prior, is_everyday, left_out, mean_moment
+from expunge.prompts.everyday import everyday, naming
+from expunge.seeding import generator
 
 PROMPTS = 64
 """Number of prompts encoded at a time."""
+EVERYDAY = 200
+"""Everyday prompts that a training keeps by default."""
 
 
 def kept_count(name: str, size: int, share: float) -> int:
@@ -33,6 +38,42 @@ def kept_count(name: str, size: int, share: float) -> int:
             f"raise {name} to 2 or more, or set keep_share=0"
         )
     return min(size - 1, max(1, round(size * share)))
+
+
+class KeepsEveryday(Method):
+    """A training that keeps everyday prompts where nothing to keep is named."""
+
+    everyday: int = Field(EVERYDAY, ge=0)
+    """How many everyday prompts stay where nothing to keep is named: a random choice, without those
+    that name what is erased. 0: none."""
+
+    @classmethod
+    def with_released(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """An original run keeps no everyday prompts."""
+        return {"everyday": 0, **super().with_released(values)}
+
+    @model_validator(mode="after")
+    def _everyday_known(self) -> Self:
+        if self.fidelity == "original" and self.everyday:
+            raise ValueError('everyday: only with fidelity="corrected"')
+        return self
+
+    def stays(self, policy: Policy, contexts: tuple[Context, ...], seed: int) -> tuple[str, ...]:
+        """The prompts to keep: those that the policy names, or else everyday ones."""
+        return policy.kept_prompts(contexts) or self.everyday_prompts(policy, seed)
+
+    def everyday_prompts(self, policy: Policy, seed: int) -> tuple[str, ...]:
+        """The everyday prompts that stay, in random order; none if the policy names what to keep.
+
+        None of them names what is erased.
+        """
+        if policy.kept or not self.everyday:
+            return ()
+        prompts = everyday()
+        named = naming(prompts, [words for concept in policy.erase for words in concept.phrases])
+        order = torch.randperm(len(prompts), generator=generator(seed, "everyday")).tolist()
+        left = (at for at in order if at not in set(named))
+        return tuple(prompts[at] for at in islice(left, self.everyday))
 
 
 class KeepsPrior(Method):
@@ -86,15 +127,14 @@ class KeepsPrior(Method):
         return Stays.summed(total, out, rounded=is_everyday(prior))
 
     def kept_words(
-        self, model: Model, policy: Policy, contexts: tuple[Context, ...], scale: float
+        self, model: Model, policy: Policy, prompts: tuple[str, ...], scale: float
     ) -> dict[str, Tensor]:
         """The mean Gram matrix ``kept_words`` of what to keep, ``[width, width]`` float32.
 
-        The prompts that are named and the prior weigh the same. Empty if there is neither, or with
-        a weight ``scale`` of 0.
+        The ``prompts`` and the prior weigh the same. Empty if there is neither, or with a weight
+        ``scale`` of 0.
         """
-        prompts = policy.kept_prompts(contexts) if scale else ()
-        parts = [mean_moment(model, prompts)] if prompts else []
+        parts = [mean_moment(model, prompts)] if prompts and scale else []
         nothing = torch.zeros(0, model.text_width, dtype=torch.float64, device=model.device)
         if scale and len(rows := self.staying(model, policy, nothing, 1.0).rows):
             parts.append(gram(rows).float())

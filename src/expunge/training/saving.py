@@ -11,6 +11,7 @@ from expunge.files import digest
 from expunge.method.base import Method
 from expunge.method.run import Run
 from expunge.models import Model
+from expunge.prompts.everyday import everyday
 from expunge.training import checkpoint
 from expunge.training.checkpoint import History
 
@@ -68,6 +69,7 @@ def run_digest(method: Method, model: Model, policy: Policy, seed: int) -> str:
         {
             "method": method.name,
             "settings": method.model_dump(mode="json"),
+            "everyday": list(everyday()) if getattr(method, "everyday", 0) else None,
             "policy": policy.model_dump(mode="json", exclude={"limits"}),
             "base": model.fingerprint(),
             "dtype": str(model.dtype),  # fingerprints are the same in any precision

@@ -30,6 +30,7 @@ from expunge.methods.ac.album import Album, Drawing, collected
 from expunge.methods.ac.prompts import anchor_prompts, predict_start_detached, target_prompts
 from expunge.methods.ac.released import AcProgram
 from expunge.methods.ac.variants import DEFAULTS, GROUPS, AcVariant, LossType
+from expunge.methods.kept import KeepsEveryday
 from expunge.models import Model
 from expunge.pictures import PicturesSetting
 from expunge.prompts import lists
@@ -42,7 +43,7 @@ AnchorPrompts = Annotated[tuple[AnchorPrompt, ...], or_file(lists.lines)]
 """Prompts, or the path of a file with one on each line."""
 
 
-class AblatingConcepts(TrainedWeights):
+class AblatingConcepts(KeepsEveryday, TrainedWeights):
     """Fine-tuning that makes the model draw an anchor when asked for the target."""
 
     name: ClassVar[str] = "ac"
@@ -159,7 +160,7 @@ class AblatingConcepts(TrainedWeights):
             yield from self.program.batches(run, numbers)
             return
         pairs = [self.pairs(concept) for concept in run.policy.erase]
-        kept = run.policy.kept_prompts(self.contexts) if self.prior_weight else ()
+        kept = self.stays(run.policy, self.contexts, run.seed) if self.prior_weight else ()
         drawing = Drawing(self.images, self.num_inference_steps, self.guidance_scale)
         album = collected(run, pairs, kept, drawing, self.pictures)
         for number in numbers:

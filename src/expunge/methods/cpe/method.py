@@ -47,6 +47,7 @@ from expunge.methods.cpe.bank import (
 from expunge.methods.cpe.losses import StepEmbeddings, attacking, erasing
 from expunge.methods.cpe.stages import TrainingStages
 from expunge.methods.cpe.student import ConceptDraws, GateSizes, GateStudent, copied
+from expunge.methods.kept import KeepsEveryday
 from expunge.models import Model
 from expunge.seeding import generator
 from expunge.sentences import PLACE, fill
@@ -57,7 +58,7 @@ TOGETHER = 16
 """Number of concepts whose intermediate results are in memory at the same time."""
 
 
-class CPE(TrainingStages):
+class CPE(KeepsEveryday, TrainingStages):
     """Gates that open for the erased words, trained against adversarial embeddings."""
 
     name: ClassVar[str] = "cpe"
@@ -183,6 +184,8 @@ class CPE(TrainingStages):
         if len(policy.erase) > 1:  # a gate leaves the prompts of other concepts alone
             stays += [pair for part in pairs for pair, _ in part]
         instead = [neutral for part in pairs for _, neutral in part]
+        if not (places or self.anchor_prompts):
+            stays += self.everyday_prompts(policy, seed)
         prompts = list(dict.fromkeys([*stays, *self.anchor_prompts, *instead]))
         if self.anchor_limit and len(prompts) > self.anchor_limit:
             order = torch.randperm(len(prompts), generator=generator(seed, "cpe bank"))

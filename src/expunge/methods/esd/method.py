@@ -32,7 +32,7 @@ from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.each import one_each
 from expunge.methods.esd.released import DEFAULTS, SELECTIONS, EsdProgram, EsdVariant, parameters
-from expunge.methods.kept import KeepsPrior, kept_count
+from expunge.methods.kept import KeepsEveryday, KeepsPrior, kept_count
 from expunge.methods.turns import wordings_in_turn
 from expunge.models import Condition, Model
 from expunge.prior import PriorSetting
@@ -51,7 +51,7 @@ ROLES = {
 """The parameters that each ``train_method`` trains when corrected."""
 
 
-class ESD(KeepsPrior, TrainedWeights):
+class ESD(KeepsEveryday, KeepsPrior, TrainedWeights):
     """Fine-tuning away from the concept, towards negatively guided predictions."""
 
     name: ClassVar[str] = "esd"
@@ -101,6 +101,9 @@ class ESD(KeepsPrior, TrainedWeights):
     """Trajectories of each erased concept; as many again of the prompts to keep, if any."""
     keep_share: float = Field(0.5, ge=0, lt=1)
     """Share of a batch that comes from the prompts to keep, if any."""
+    everyday: int = Field(0, ge=0)
+    """How many everyday prompts stay where nothing to keep is named: a random choice, without those
+    that name what is erased. 0: none."""
     prior: PriorSetting = None
     """Ordinary prompts whose keys and values stay too, with the weight of those that are named:
     ``default`` for everyday ones, ``none``, or a file written by ``expunge prior``."""
@@ -151,9 +154,10 @@ class ESD(KeepsPrior, TrainedWeights):
             pairs = [(c.target, prompt or c.target) for c, prompt in self._sources(run.policy)]
             yield from self.program.batches(run, pairs, numbers)
             return
-        kept = kept_count("batch_size", self.batch_size, self.keep_share) if run.policy.kept else 0
-        table = self._table(run)
-        words = self.kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
+        stays = self.stays(run.policy, self.contexts, run.seed)
+        kept = kept_count("batch_size", self.batch_size, self.keep_share) if stays else 0
+        table = self._table(run, stays)
+        words = self.kept_words(run.model, run.policy, stays, self.preserve_scale)
         for number in numbers:
             batch = table.draw(generator(run.seed, "esd batch", number), self.batch_size, kept)
             yield {**batch, **words}
@@ -176,9 +180,9 @@ class ESD(KeepsPrior, TrainedWeights):
         prompts = one_each("erase_from", self.erase_from, policy.erase)
         return list(zip(policy.erase, prompts, strict=True))
 
-    def _table(self, run: Run) -> "ExamplePool":
+    def _table(self, run: Run, stays: Sequence[str]) -> "ExamplePool":
         erased = self._taken_out(run) if self.erase_from else self._erased(run)
-        return ExamplePool(erased, self._kept(run))
+        return ExamplePool(erased, self._kept(run, stays) if stays and self.keep_share else None)
 
     def _erased(self, run: Run) -> "TrajectoryExamples":
         """Every latent of the erased prompts' trajectories, with its target."""
@@ -212,11 +216,8 @@ class ESD(KeepsPrior, TrainedWeights):
         eta = self.negative_guidance * sharing.to(anchor)[:, None, None, None, None]
         return _rows(run, pairs, drawn, drawn.conditional - eta * (drawn.anchor - anchor))
 
-    def _kept(self, run: Run) -> "TrajectoryExamples | None":
+    def _kept(self, run: Run, prompts: Sequence[str]) -> "TrajectoryExamples":
         """Every latent of the kept prompts' trajectories, with the base's prediction as target."""
-        prompts = run.policy.kept_prompts(self.contexts) if self.keep_share else ()
-        if not prompts:
-            return None
         count = len(run.policy.erase) * self.trajectories
         order = torch.randperm(len(prompts), generator=generator(run.seed, "esd pairs")).tolist()
         pairs = [(prompts[order[at % len(prompts)]],) * 2 for at in range(count)]

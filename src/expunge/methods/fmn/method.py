@@ -32,7 +32,7 @@ from expunge.method.student import Student
 from expunge.method.training import TrainedWeights
 from expunge.methods.fmn.batches import Pooler, ShownConcept, columns, row
 from expunge.methods.fmn.losses import attention_norms, logit_distances
-from expunge.methods.kept import KeepsPrior
+from expunge.methods.kept import KeepsEveryday, KeepsPrior
 from expunge.models import Condition, Model
 from expunge.pictures import PicturesSetting, latents_of, picture_bytes, pictures_of
 from expunge.prior import PriorSetting
@@ -68,7 +68,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Defaults of the released programs, where they differ from the method's."""
 
 
-class ForgetMeNot(KeepsPrior, TrainedWeights):
+class ForgetMeNot(KeepsEveryday, KeepsPrior, TrainedWeights):
     """Fine-tuning that turns the cross-attention away from the concept's words."""
 
     name: ClassVar[str] = "fmn"
@@ -118,6 +118,9 @@ class ForgetMeNot(KeepsPrior, TrainedWeights):
     """Guidance scale of these pictures."""
     no_real_image: bool = False
     """Train on pure noise instead of pictures."""
+    everyday: int = Field(0, ge=0)
+    """How many everyday prompts stay where nothing to keep is named: a random choice, without those
+    that name what is erased. 0: none."""
     prior: PriorSetting = None
     """Ordinary prompts whose keys and values stay too, with the weight of those that are named:
     ``default`` for everyday ones, ``none``, or a file written by ``expunge prior``."""
@@ -179,7 +182,8 @@ class ForgetMeNot(KeepsPrior, TrainedWeights):
         ]
         constant: Batch = {}
         if self.variant is None:
-            constant = self.kept_words(run.model, run.policy, self.contexts, self.preserve_scale)
+            stays = self.stays(run.policy, self.contexts, run.seed)
+            constant = self.kept_words(run.model, run.policy, stays, self.preserve_scale)
         elif self.variant == "sepme":
             constant = {"generic": run.model.encode([PAINTING])}
         for number in numbers:

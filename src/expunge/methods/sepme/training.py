@@ -17,6 +17,7 @@ from expunge.method.base import Fixed, S, Trained
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.training import DenoiserTraining, LearningRateSchedule
+from expunge.methods.kept import KeepsEveryday
 from expunge.methods.sepme.examples import (
     ComparedExamples,
     ConceptTrajectories,
@@ -49,7 +50,7 @@ RELEASED: Mapping[str, Any] = {
 """Defaults of both released programs."""
 
 
-class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
+class SepME(KeepsEveryday, DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
     """What CiE and SepCE share: the loss, what they train on, and when it ends."""
 
     year: ClassVar[int] = 2024
@@ -279,5 +280,6 @@ class SepME(DenoiserTraining, LearningRateSchedule, Trained[S], Generic[S]):
     def _held(self, run: Run) -> Tensor:
         """Mean Gram matrix, ``[width, width]``, of the prompts to keep and of every ``a``."""
         pairs = [pair for concept in run.policy.erase for pair in self.pairs(concept)]
-        prompts = ["", *(empty for _, empty in pairs), *run.policy.kept_prompts(self.contexts)]
+        stays = self.stays(run.policy, self.contexts, run.seed)
+        prompts = ["", *(empty for _, empty in pairs), *stays]
         return mean_moment(run.model, list(dict.fromkeys(prompts)))

@@ -28,7 +28,7 @@ from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.training import DenoiserTraining, LearningRateSchedule
 from expunge.methods.each import one_each
-from expunge.methods.kept import kept_count
+from expunge.methods.kept import KeepsEveryday, kept_count
 from expunge.methods.spm.anchors import Split, acting, noise_anchors
 from expunge.methods.spm.student import Acts, MembraneStudent, distinct
 from expunge.models import Condition, Model
@@ -45,7 +45,7 @@ ORIGINAL: Mapping[str, Any] = {
 """Defaults of the released program, where they differ from ours."""
 
 
-class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
+class SPM(KeepsEveryday, DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     """Thin membranes that open the further, the closer a prompt is to what is erased."""
 
     name: ClassVar[str] = "spm"
@@ -65,6 +65,9 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
     """eta: how far beyond the neutral prompt the concept is moved."""
     la_strength: float = Field(1000.0, ge=0)
     """lambda: weight of latent anchoring; 0 leaves it out."""
+    everyday: int = Field(0, ge=0)
+    """How many everyday prompts stay where nothing to keep is named: a random choice, without those
+    that name what is erased. 0: none."""
     anchors: int = Field(4, ge=1)
     """Number of anchors in one step."""
     anchor_split: Split = "all"
@@ -175,7 +178,7 @@ class SPM(DenoiserTraining, LearningRateSchedule, Trained[MembraneStudent]):
         """
         model = run.model
         positives = one_each("positive", self.positive, run.policy.erase)
-        kept = run.policy.kept_prompts(self.contexts) or ("",)
+        kept = self.stays(run.policy, self.contexts, run.seed) or ("",)
         for number in numbers:
             turn = number // self.accumulation % len(run.policy.erase)
             draws = generator(run.seed, "spm batch", number)

@@ -72,6 +72,7 @@ class TRCE(KeepsPrior):
     released_prior: ClassVar[bool] = True
     released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep"})
     original_only: ClassVar[tuple[str, ...]] = ("index",)
+    corrected_only: ClassVar[tuple[str, ...]] = ("prior_scale",)
     released_synonyms: ClassVar[bool] = True
 
     contexts: tuple[Context, ...] = ()
@@ -81,8 +82,10 @@ class TRCE(KeepsPrior):
     )
     """w: weights of four rows: start, end of text, last padding row, erased words."""
     preserve_scale: float = Field(0.03, ge=0)
-    """eta: weight of the captions' mean, and of the mean of the prompts to keep. Original: its
-    square divided by 30000 weighs the captions' sum; default 0.01."""
+    """eta: weight of the mean of the prompts to keep. Original: its square divided by 30000 weighs
+    the captions' sum; default 0.01."""
+    prior_scale: float = Field(0.003, ge=0)
+    """Weight of the prior's mean."""
     lamb: float = Field(1.0, ge=0)
     """lam: weight of staying near the old weights; original: 0."""
     index: Literal["word", "bpe"] = "bpe"
@@ -197,9 +200,9 @@ class TRCE(KeepsPrior):
         prompts = self.kept(policy)
         weight = self.preserve_scale / max(1, len(prompts))
         rows = weighed_rows(model.encode, prompts, weight, model.text_width).to(model.device)
-        scale = self.preserve_scale
+        scale = self.prior_scale
         if self.fidelity == "original" and isinstance(self.prior, Prior):
-            scale *= scale * self.prior.metadata.count / RELEASED_CAPTIONS
+            scale = self.preserve_scale**2 * self.prior.metadata.count / RELEASED_CAPTIONS
         return self.staying(model, policy, rows, scale)
 
 

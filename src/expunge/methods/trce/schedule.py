@@ -15,6 +15,7 @@ from expunge.method.base import Fixed
 from expunge.method.batch import Batch
 from expunge.method.run import Run
 from expunge.method.training import TrainedWeights
+from expunge.methods.kept import KeepsEveryday
 from expunge.models import Condition, Model, Process
 from expunge.seeding import derive, generator, integer
 from expunge.sentences import fill
@@ -63,7 +64,7 @@ class BatchVisits(NamedTuple):
     held: list[Visit]
 
 
-class SteeringSchedule(TrainedWeights):
+class SteeringSchedule(KeepsEveryday, TrainedWeights):
     """The settings that decide what every batch looks at, and the batches."""
 
     released_fixed: ClassVar[Fixed] = {
@@ -189,12 +190,17 @@ class SteeringSchedule(TrainedWeights):
         return tuple(chosen)
 
     def _kept(self, policy: Policy, seed: int) -> tuple[str, ...]:
-        """One prompt for each trajectory. The kept words take turns; the sentence is random."""
+        """One prompt for each trajectory. The kept words take turns; the sentence is random.
+
+        Where nothing is named, everyday prompts take turns.
+        """
         draws, prompts = generator(seed, "trce kept"), policy.kept_prompts(self.contexts)
         places = [
             {words, *(fill(sentence, words) for sentence in its)}
             for words, its in policy.kept_in(self.contexts).items()
         ]
+        if everyday := self.everyday_prompts(policy, seed):
+            return tuple(everyday[at % len(everyday)] for at in range(self.trajectories))
         chosen = []
         for number in range(max(self.trajectories, len(places)) if places else 0):
             choice = [prompt for prompt in prompts if prompt in places[number % len(places)]]

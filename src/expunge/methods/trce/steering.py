@@ -46,7 +46,7 @@ RELEASED: Mapping[str, Any] = {
 """The released program's defaults where they differ from the corrected ones."""
 RELEASED_CONSTANT = 0.01
 """A constant that the program adds to the sum of distances from stage 1; it has no effect."""
-STAGE1 = ("prior", "token_weight_scale", "stage1_preserve_scale", "lamb")
+STAGE1 = ("prior", "token_weight_scale", "stage1_preserve_scale", "prior_scale", "lamb")
 """Settings of stage 1."""
 
 
@@ -58,6 +58,7 @@ class TRCESteering(Starting, SteeringSchedule):
     year: ClassVar[int] = 2025
     url: ClassVar[str] = "https://arxiv.org/abs/2503.07389"
     released: ClassVar[Mapping[str, Any]] = RELEASED
+    corrected_only: ClassVar[tuple[str, ...]] = (*SteeringSchedule.corrected_only, "prior_scale")
     released_ignored: ClassVar[frozenset[PolicyPart]] = frozenset({"keep"})
     released_synonyms: ClassVar[bool] = True
 
@@ -82,7 +83,9 @@ class TRCESteering(Starting, SteeringSchedule):
     )
     """Stage 1: weights of four rows: start, end of text, last padding row, erased words."""
     stage1_preserve_scale: float = Field(0.03, ge=0)
-    """Stage 1: weight of what stays, the setting ``preserve_scale`` of trce."""
+    """Stage 1: weight of the prompts to keep, the setting ``preserve_scale`` of trce."""
+    prior_scale: float = Field(0.003, ge=0)
+    """Stage 1: weight of the prior's mean."""
     lamb: float = Field(1.0, ge=0)
     """Stage 1: weight of staying near the old weights; original: 0."""
 
@@ -109,6 +112,7 @@ class TRCESteering(Starting, SteeringSchedule):
             prior=self.prior,
             token_weight_scale=self.token_weight_scale,
             preserve_scale=self.stage1_preserve_scale,
+            prior_scale=self.prior_scale,
             lamb=self.lamb,
         )
 
