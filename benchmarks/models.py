@@ -8,27 +8,32 @@ from diffusers import UNet2DConditionModel
 
 from expunge import Model, load, testing
 
+NAMES = ("sd14", "wide", "pico")
+"""Random models, in the order of their size."""
+
 
 def model_of(name: str, device: str = "auto", *, latents: int = 64, filled: bool = True) -> Model:
     """A model that benchmarks know by a name, or one that ``load`` knows.
 
-    ``sd14`` has the size of Stable Diffusion 1.4 and random weights. ``pico`` is small and random:
-    all runs on it in seconds, to see that it runs. Its pictures have 64 pixels, as those that the
+    ``sd14`` has the size of Stable Diffusion 1.4 and random weights; ``wide`` an eleventh of it, in
+    as many layers. ``pico`` is small and random: all runs on it in seconds, to see that it runs.
+    Its pictures have 64 pixels, as those that the
     bundled judge looks at.
 
     Args:
-        name: sd14, pico, emoji, or another source of ``load``.
+        name: sd14, wide, pico, emoji, or another source of ``load``.
         device: where it computes.
         latents: height and width of the latents of ``sd14``.
         filled: whether the UNet of ``sd14`` gets random numbers; see ``testing.sd14``.
     """
-    if name not in ("sd14", "pico"):
+    if name not in NAMES:
         return load(name, device=device)
     with tempfile.TemporaryDirectory() as folder:
         if name == "sd14":
             pipe = testing.sd14(Path(folder), latents=latents, filled=filled)
         else:
-            pipe = testing.pipeline(Path(folder), _pico(), length=32)
+            net = _wide() if name == "wide" else _pico()
+            pipe = testing.pipeline(Path(folder), net, length=32)
     pipe.set_progress_bar_config(disable=True)
     return load(pipe if device == "auto" else pipe.to(device))
 
@@ -45,3 +50,14 @@ def _pico() -> UNet2DConditionModel:
     torch.manual_seed(1)
     net: UNet2DConditionModel = UNet2DConditionModel.from_config(settings)
     return net
+
+
+def _wide() -> UNet2DConditionModel:
+    """The layers of Stable Diffusion 1.4, a third as wide."""
+    torch.manual_seed(1)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(96, 192, 384, 384),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+    )

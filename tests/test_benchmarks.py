@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from expunge import Concept, Edit
-from expunge.testing import membrane
+from expunge.testing import dense, membrane
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RUNS = (
     "closed_form --model pico --runs 1",
+    "commands --model pico --runs 1 --cold --only one package",
+    "dense make {folder} --model pico",
+    "dense use {folder} --model pico",
     "embedding_probe --model pico --steps 1 --seeds 1 --pictures 1 --drawn 1 "
     "--styles 1 --methods negative-prompt",
     "gated training --sizes small --concepts 2 --shifts 1 --anchors 1",
@@ -51,6 +54,13 @@ def separable() -> Edit:
     return membrane(model, Concept(target="pizza")) + membrane(model, Concept(target="rocket"))
 
 
+def every_weight() -> Edit:
+    """An edit of every weight, as the benchmark makes it."""
+    from models import model_of
+
+    return dense(model_of("pico", latents=32), Concept(target="ghost"))
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_a_benchmark_runs(
     run: str,
@@ -59,12 +69,14 @@ def test_a_benchmark_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     script, *arguments = run.split()
-    if script == "closed_form" and sys.platform != "linux":
+    if script in ("closed_form", "commands") and sys.platform != "linux":
         pytest.skip("it measures memory as Linux does")
     path, threads = str(FOLDER / f"{script}.py"), torch.get_num_threads()
     monkeypatch.syspath_prepend(FOLDER)
     if script == "restoring":
         separable().save(tmp_path / "edit")
+    if run.startswith("dense use"):
+        every_weight().save(tmp_path / "dense.safetensors")
     monkeypatch.setattr(sys, "argv", [path, *(one.format(folder=tmp_path) for one in arguments)])
     try:
         runpy.run_path(path, run_name="__main__")

@@ -14,17 +14,15 @@ from expunge.models import Condition
 from expunge.prior import Prior
 from expunge.prior.sums import Metadata
 
+CLIP_L = {"intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+"""Settings of Stable Diffusion 1.4's text encoder, beside its vocabulary."""
+
 
 def sd14(folder: Path) -> Model:
     """Stable Diffusion 1.4's size, of which only the keys, values and text encoder have numbers."""
     pipe = testing.sd14(folder, filled=False)
-    small = pipe.text_encoder.config
-    layers = {
-        "intermediate_size": 4 * small.hidden_size,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    }
-    pipe.text_encoder = CLIPTextModel(CLIPTextConfig(**small.to_dict() | layers))
+    small = pipe.text_encoder.config.to_dict()
+    pipe.text_encoder = CLIPTextModel(CLIPTextConfig(**small | CLIP_L))
     model = load(pipe)
     draws = torch.Generator().manual_seed(0)
     for weight in weights_of(model):

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,6 +26,141 @@ class TensorFile(NamedTuple):
 
     record: dict[str, Any]
     tensors: dict[str, Tensor]
+
+
+class Slot(NamedTuple):
+    """Where a tensor lies in a file."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_slot(file: BinaryIO, slot: Slot) -> Tensor:
+    """A tensor from an open file, whatever other threads and forked processes read from it.
+
+    Raises:
+        ValueError: the file is too short.
+    """
+    size = prod(slot.shape) * slot.dtype.itemsize
+    if not size:
+        return torch.empty(slot.shape, dtype=slot.dtype)
+    begin = slot.offset - slot.offset % mmap.ALLOCATIONGRANULARITY
+    ahead = slot.offset - begin
+    with mmap.mmap(file.fileno(), ahead + size, access=mmap.ACCESS_READ, offset=begin) as mapped:
+        values = torch.from_numpy(np.frombuffer(mapped, np.uint8, size, ahead).copy())
+    return values.view(slot.dtype).view(slot.shape)
+
+
+class Unread(Mapping[str, Tensor]):
+    """The tensors of a safetensors file; each is read when it is asked for, and not kept.
+
+    The file stays open: renaming or removing it does no harm. A copy has read everything.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        """Open a file.
+
+        Raises:
+            ExpungeError: it is no safetensors file, or it is cut short.
+        """
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as checked:
+                self.header: dict[str, str] = checked.metadata() or {}
+            self._file = open(path, "rb")  # noqa: SIM115
+            self._slots = _slots(self._file)
+        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise ExpungeError(f"{path}: not a safetensors file, or cut short ({told})") from None
+        self._stamp = self._stamped()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            ExpungeError: the file was written to since it was opened.
+        """
+        slot = self._slots[name]
+        if self._stamped() != self._stamp:
+            raise ExpungeError(f"{self.path}: was changed since it was loaded; load it again")
+        return read_slot(self._file, slot)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._slots
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __reduce__(self) -> tuple[type[dict[str, Tensor]], tuple[dict[str, Tensor]]]:
+        return dict, (dict(self),)
+
+    def _stamped(self) -> tuple[int, int]:
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
+
+
+class Selection(Mapping[str, Tensor]):
+    """Some of many tensors, under names of their own; nothing is read before it is asked for."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        """``names`` are those in ``tensors`` by the new ones.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        for name in names.values():
+            if name not in tensors:
+                raise KeyError(name)
+        self._tensors = tensors
+        self._names = names
+
+    @property
+    def unread(self) -> bool:
+        """Whether they lie in a file."""
+        whole = self._tensors
+        return isinstance(whole, Unread) or (isinstance(whole, Selection) and whole.unread)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""What tensors of our files may hold, by the name that safetensors has for it."""
+
+
+def _slots(file: BinaryIO) -> dict[str, Slot]:
+    """Where the tensors of a whole safetensors file lie, in the order of their names."""
+    length = int.from_bytes(file.read(8), "little")
+    described = json.loads(file.read(length))
+    described.pop("__metadata__", None)
+    return {
+        name: Slot(8 + length + one["data_offsets"][0], _DTYPES[one["dtype"]], tuple(one["shape"]))
+        for name, one in sorted(described.items())
+    }
 
 
 def write(
@@ -62,7 +201,7 @@ def holds(path: PathLike, entry: str) -> bool:
 def read(path: PathLike, entry: str, what: str) -> TensorFile:
     """The record and the tensors of a file that ``write`` wrote.
 
-    Edits, and files of version 0.1, have no checksum; the caller must check what is in them.
+    Files of version 0.1 have no checksum; the caller must check what is in them.
 
     Args:
         path: the file.
@@ -72,9 +211,34 @@ def read(path: PathLike, entry: str, what: str) -> TensorFile:
     Raises:
         ExpungeError: there is no such file, it is damaged, or it is no ``what``.
     """
+    _check_there(path, what)
+    header, tensors = raw(path)
+    record = _record(path, header, entry, what)
+    expected = record.pop(CHECKSUM, None)
+    if expected is not None and expected != _checksum(record, tensors):
+        raise ExpungeError(
+            f"{path}: not a whole expunge {what}; its content was changed or damaged"
+        )
+    return TensorFile(record, tensors)
+
+
+def unread(path: PathLike, entry: str, what: str) -> tuple[dict[str, Any], Unread]:
+    """The same with tensors that stay in the file; for files without a checksum.
+
+    Raises:
+        ExpungeError: there is no such file, it is damaged, or it is no ``what``.
+    """
+    _check_there(path, what)
+    tensors = Unread(path)
+    return _record(path, tensors.header, entry, what), tensors
+
+
+def _check_there(path: PathLike, what: str) -> None:
     if not Path(path).is_file():
         raise ExpungeError(f"{path}: no such {what}")
-    header, tensors = raw(path)
+
+
+def _record(path: PathLike, header: Mapping[str, str], entry: str, what: str) -> dict[str, Any]:
     if entry not in header:
         raise ExpungeError(f"{path}: these tensors are no expunge {what} (no record inside)")
     try:
@@ -83,12 +247,7 @@ def read(path: PathLike, entry: str, what: str) -> TensorFile:
         record = None
     if not isinstance(record, dict):
         raise ExpungeError(f"{path}: not a whole expunge {what}; its record can't be read")
-    expected = record.pop(CHECKSUM, None)
-    if expected is not None and expected != _checksum(record, tensors):
-        raise ExpungeError(
-            f"{path}: not a whole expunge {what}; its content was changed or damaged"
-        )
-    return TensorFile(record, tensors)
+    return record
 
 
 def raw(path: PathLike) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -9,7 +9,8 @@ a few milliseconds a UNet pass. It draws noise, but everything works on it as on
 
 Its tokenizer knows ``WORDS`` as one token each. ``sd14`` builds one with a UNet of Stable Diffusion
 1.4's size, to time things with. ``membrane`` is an edit that acts through a gate, not through
-weights. Weights depend on no state from outside: two pipelines built in the same way are equal.
+weights; ``dense`` is one of all weights. Weights depend on no state from outside: two pipelines
+built in the same way are equal.
 """
 
 import json
@@ -31,6 +32,7 @@ from expunge.edits.base import Base
 from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
 from expunge.edits.membranes import Membranes
+from expunge.edits.payloads import Dense
 from expunge.models import Model
 
 _SENTENCE = "a picture of santa claus ghost dog cat noto style art man photo an image"
@@ -191,13 +193,35 @@ def membrane(
         down[name] = scale * random(rank, into, seed=1000 * seed + 2 * at + 1)
     phrases = concept.phrases
     payload = Membranes.made(up, down, model.encode(phrases), model.tokenized(phrases), **acts)
-    record = Provenance(
+    return Edit((Component(payload, _record(model, names, concept, seed, reads_text=True)),))
+
+
+def dense(model: Model, concept: Concept, seed: int = 0, *, scale: float = 0.01) -> Edit:
+    """An edit that adds random numbers to every parameter of the denoiser.
+
+    Args:
+        model: what the edit is for.
+        concept: what its record says that it erases.
+        seed: of the numbers.
+        scale: their standard deviation.
+    """
+    names = tuple(name for name, _ in model.denoiser.named_parameters())
+    changes = {
+        name: scale * random(*model.base_weight(name).shape, seed=1000 * seed + at)
+        for at, name in enumerate(names)
+    }
+    return Edit((Component(Dense(changes), _record(model, names, concept, seed)),))
+
+
+def _record(
+    model: Model, names: tuple[str, ...], concept: Concept, seed: int, reads_text: bool = False
+) -> Provenance:
+    return Provenance(
         method="made up",
         settings={},
         concepts=(concept,),
         keep=(),
         seed=seed,
-        base=Base.of(model, names, reads_text=True),
+        base=Base.of(model, names, reads_text=reads_text),
         versions={},
     )
-    return Edit((Component(payload, record),))

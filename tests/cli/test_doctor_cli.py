@@ -63,7 +63,17 @@ def test_json_is_the_whole_diagnosis(pico_folder: Path, capsys: pytest.CaptureFi
     assert [phrase.text for phrase in found.phrases] == ["ghost", "gh-ost", "gh - ost", "man"]
     assert "same_tokens" in [warning.problem for warning in found.warnings]
     assert [cost.method for cost in found.costs] == ["uce"]
-    assert found.pace.unet.repeats == 5
+    assert found.pace.text_encoder.repeats == 5
+    assert found.pace.unet is None
+
+
+def test_the_unet_is_timed_where_that_is_asked_for(
+    pico_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor(pico_folder, "--timed", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["pace"]["unet"]["repeats"] == 5
+    assert doctor(pico_folder) == 0
+    assert "--timed also times the UNet" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_policy_file_is_taken(

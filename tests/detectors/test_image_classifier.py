@@ -85,7 +85,15 @@ def test_missing_models_are_explained() -> None:
 
 @pytest.mark.parametrize(
     ("label", "index"),
-    [("tench", 0), ("Tinca tinca", 0), ("Church, church building", 2), (3, 3), ("church", 2)],
+    [
+        ("tench", 0),
+        ("Tinca tinca", 0),
+        ("tinca  tinca", 0),
+        ("Church, church building", 2),
+        ("CHURCH,\tchurch building", 2),
+        (3, 3),
+        ("church", 2),
+    ],
 )
 def test_a_class_is_found_by_any_of_its_names(label: str | int, index: int) -> None:
     assert class_index(LABELS, label) == index

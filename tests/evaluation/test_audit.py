@@ -331,14 +331,20 @@ def test_kept_pictures_may_differ_in_size(pico, edit, tmp_path):
 def test_the_outlook_counts_pictures_and_leaves_the_folder_alone(pico, edit, tmp_path):
     asked = question("toy", (GHOST,), sampler=FEW)
     before = state(pico)
-    seen = module.outlook(asked, pico, tmp_path / "new", edit=edit, compared=True)
+    seen = module.outlook(asked, pico, tmp_path / "new", edit=edit)
     assert same(before, state(pico))
     assert not (tmp_path / "new").exists()
     assert seen.groups == (("dark", "explicit", 2), ("dark", "others", 3))
     assert (seen.models, seen.pictures, seen.drawn) == (2, 5, 0)
     assert seen.seconds_a_picture > 0
     audit(pico, Policy(erase=(GHOST,)), folder=tmp_path / "new")
-    assert module.outlook(asked, pico, tmp_path / "new", edit=None, compared=False).drawn == 5
+    assert module.outlook(asked, pico, tmp_path / "new").drawn == 5
+
+
+def test_an_edit_has_no_other_base_in_a_dry_run_either(pico, edit, tmp_path):
+    asked = question("toy", (GHOST,), sampler=FEW)
+    with pytest.raises(ExpungeError, match="give no other base"):
+        module.outlook(asked, pico, tmp_path, edit=edit, base=lambda: pico)
 
 
 def test_an_edited_model_is_not_audited(pico, edit, tmp_path):
@@ -350,4 +356,4 @@ def test_a_judge_of_other_pictures_is_refused(pico, tmp_path, monkeypatch):
     monkeypatch.setattr(toy_suite.Brightness, "size", (64, 64))
     asked = question("toy", (GHOST,), sampler=FEW)
     with pytest.raises(ExpungeError, match=r"64×64 pictures.*16×16"):
-        module.outlook(asked, pico, tmp_path, edit=None, compared=False)
+        module.outlook(asked, pico, tmp_path)

@@ -1,13 +1,16 @@
 """Prompts that are longer than the window are told, and don't count for what they no longer ask."""
 
+from typing import Any
+
 import pytest
 
 import toy_judges
 import toy_suite
-from expunge import Policy, load
+from expunge import Model, Policy, load
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError
-from expunge.evaluation.audit import audit
+from expunge.evaluation.audit import audit, outlook
+from expunge.evaluation.evaluate import Question
 from expunge.evaluation.records import Report
 from expunge.evaluation.suite import Options
 from expunge.evaluation.suites import objects, unsafe
@@ -30,6 +33,26 @@ def listed(tmp_path):
         return Options(prompts=str(path))
 
     return written
+
+
+@pytest.fixture
+def audited(tmp_path, monkeypatch):
+    """What an audit of a model finds for a church, with prompts from a list."""
+    toy_judges.register(monkeypatch)
+
+    def audited(model: Model, given: Options, **more: Any) -> Report:
+        return audit(
+            model,
+            Policy(erase=(Concept(target="church", keep=("beagle",)),)),
+            suite="objects",
+            size="brief",
+            sampler=Sampler(steps=2),
+            options=given.model_copy(update={"judge": "things"}),
+            folder=tmp_path / "out",
+            **more,
+        )
+
+    return audited
 
 
 def rows(plan, name="listed"):
@@ -63,6 +86,14 @@ def test_rows_for_a_wider_judge_are_left_out_only_if_the_name_is_what_is_cut_off
     assert "1 was left out" in str(cut)
 
 
+@pytest.mark.parametrize("target", ["Santa  Claus", "SANTA\tclaus", "santa\u200b claus"])
+def test_a_name_is_missed_however_it_is_spelt(pico, listed, target):
+    asking = listed(FILLER + " and a santa claus", "santa claus")
+    plan = objects.plan(Concept(target=target), size="brief", options=asking)
+    assert plan.label == "santa claus"
+    assert rows(as_read(plan, pico)[0]) == ["santa claus"]
+
+
 def test_what_fits_is_left_as_it_is(pico):
     plan = toy_suite.plan(GHOST)
     assert as_read(plan, pico) == (plan, None)
@@ -85,24 +116,30 @@ def test_of_two_models_the_one_that_reads_less_counts(pico, pico_folder, listed,
     assert (read, cut) == as_read(plan, narrow)
 
 
-def test_an_audit_asks_what_its_base_reads_too(pico, pico_folder, listed, tmp_path, monkeypatch):
-    toy_judges.register(monkeypatch)
+def test_an_audit_asks_what_its_base_reads_too(pico, pico_folder, listed, audited):
     narrow = load(pico_folder, device="cpu")
     narrow.pipe.tokenizer.model_max_length = 15
     given = listed("a church", "a dog a cat a man dog a church")
-    report = audit(
-        pico,
-        Policy(erase=(Concept(target="church", keep=("beagle",)),)),
-        base=lambda: narrow,
-        suite="objects",
-        size="brief",
-        sampler=Sampler(steps=2),
-        options=given.model_copy(update={"judge": "things"}),
-        folder=tmp_path / "out",
-    )
-    (evaluation,) = report.evaluations
+    (evaluation,) = audited(pico, given, base=lambda: narrow).evaluations
     assert evaluation.cut.read == 13
     assert evaluation.find("listed", "concept drawn").edited.n == 1
+
+
+def test_a_dry_run_counts_what_its_base_reads_too(pico, pico_folder, listed, tmp_path):
+    narrow = load(pico_folder, device="cpu")
+    narrow.pipe.tokenizer.model_max_length = 15
+    plan = toy_suite.plan(GHOST)
+    asking = listed("a ghost", "a dog a cat a man a dog a cat a man a ghost")
+    groups = objects.plan(GHOST, size="brief", options=asking).groups
+    asked = Question(
+        (plan.model_copy(update={"groups": groups, "attribute": "object", "label": "ghost"}),),
+        toy_suite.Brightness(),
+        Sampler(steps=2),
+    )
+    for base, count in ((None, 2), (lambda: narrow, 1)):
+        seen = outlook(asked, pico, tmp_path, base=base)
+        assert ("ghost", "listed", count) in seen.groups
+        assert seen.models == (2 if base else 1)
 
 
 def test_a_list_of_which_nothing_is_left_is_refused(pico, listed):
@@ -111,19 +148,8 @@ def test_a_list_of_which_nothing_is_left_is_refused(pico, listed):
         as_read(plan, pico)
 
 
-def test_an_audit_says_what_was_cut_wherever_it_says_numbers(pico, listed, tmp_path, monkeypatch):
-    toy_judges.register(monkeypatch)
-    given = listed("a church", FILLER + " and a church")
-    church = Concept(target="church", keep=("beagle",))
-    report = audit(
-        pico,
-        Policy(erase=(church,)),
-        suite="objects",
-        size="brief",
-        sampler=Sampler(steps=2),
-        options=given.model_copy(update={"judge": "things"}),
-        folder=tmp_path / "out",
-    )
+def test_an_audit_says_what_was_cut_wherever_it_says_numbers(pico, listed, audited, tmp_path):
+    report = audited(pico, listed("a church", FILLER + " and a church"))
     (evaluation,) = report.evaluations
     told = str(evaluation.cut)
     assert "prompts are longer than the 14 pieces that the model reads (up to " in told

@@ -235,10 +235,12 @@ def bad(name: str, weights: Weights, folder: Path) -> Path:
     elif name == "pipeline":
         path.mkdir()
         (path / "model_index.json").write_text("{}")
-    elif name == "lacking":
+    elif name in ("lacking", "foreign"):
         shutil.move(unet_folder(weights, folder), path)
         state = load_file(path / "diffusion_pytorch_model.safetensors")
-        state["of.another.net"] = state.pop("conv_in.weight")
+        taken = state.pop("conv_in.weight")
+        if name == "foreign":
+            state["of.another.net"] = taken
         save_file(state, path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     elif name == "folder":
         path.mkdir()
@@ -259,7 +261,8 @@ def bad(name: str, weights: Weights, folder: Path) -> Path:
         ("cut safetensors", "not a safetensors file, or cut short"),
         ("text", "neither a safetensors file nor one that torch saved"),
         ("pipeline", r"a whole pipeline; give its UNet, .*bad\.pt/unet"),
-        ("lacking", r"2 weights are missing or unknown, e\.g\. conv_in\.weight"),
+        ("lacking", r"1 weights of .* are missing, e\.g\. conv_in\.weight"),
+        ("foreign", r"1 of \d+ tensors aren't of the UNet .* e\.g\. 'of\.another\.net'"),
         ("folder", "no diffusers UNet folder"),
         ("nothing", "no such file or folder"),
     ],

@@ -1,87 +1,21 @@
-"""SepCE: what is protected, its loss, parts that come out one by one, later ones, both programs."""
+"""SepCE: what is protected, its loss, parts that come out one by one, and later ones."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from expunge import Concept, Edit, ExpungeError, Model, Policy, erase, load
-from expunge import testing as build
+from expunge import Concept, Edit, ExpungeError, Model, Policy, erase
 from expunge.algebra.null_space import null_space, null_spaces, rref
 from expunge.edits import LowRank
 from expunge.edits.applied import edited_weights
-from expunge.method.batch import Batch
-from expunge.method.run import Run
 from expunge.methods.sepme.loss import FIRST_TEST, momentum
 from expunge.methods.sepme.sepce import SepCE
-from expunge.methods.sepme.shifts import JointShifts, Shifts
 from expunge.training import loop, saving
-from expunge.training.loop import Monitor, Trainer, train
-
-SHORT: dict[str, Any] = {"iterations": 4, "trajectories": 2, "num_inference_steps": 4, "lr": 1e-2}
-TWO = Policy(
-    erase=(
-        Concept(target="ghost", anchor="man"),
-        Concept(target="santa claus", synonyms=["santa"]),
-    ),
-    keep=("cat",),
-)
-
-
-@pytest.fixture(scope="session")
-def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline whose prompts have 16 rows of width 128: room for a few concepts."""
-    torch.manual_seed(1)
-    net = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=128,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    folder = tmp_path_factory.mktemp("wide")
-    build.pipeline(folder, net, width=128).save_pretrained(folder / "pipe")
-    return folder / "pipe"
-
-
-@pytest.fixture
-def wide(wide_folder: Path) -> Model:
-    return load(wide_folder, device="cpu")
-
-
-def made(model: Model, policy: Policy = TWO, size: float = 0.02, **values: Any) -> Shifts:
-    """A student with random coefficients."""
-    student = SepCE(**values).student(model, policy, 0)
-    draws = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for weight in student.weights.values():
-            weight += size * torch.randn(weight.shape, generator=draws)
-    return student
-
-
-def taken(method: SepCE, student: Shifts, policy: Policy, count: int) -> list[Batch]:
-    return list(islice(method.batches(Run(student, policy, 0), range(count)), count))
-
-
-def moved(model: Model, edit: Edit, prompts: list[str]) -> list[float]:
-    """By how much the keys and values of each prompt change, as a share of what they are."""
-    changes = edited_weights(model, edit.components, edit.names)
-    base = {name: model.base_weight(name).double() for name in edit.names}
-    shares = []
-    for prompt in prompts:
-        rows = model.encode([prompt])[0].double()
-        change = torch.stack([((w - base[n]) @ rows.T).norm() for n, w in changes.items()]).norm()
-        before = torch.stack([(base[n] @ rows.T).norm() for n in changes]).norm()
-        shares.append(float(change / before))
-    return shares
-
+from expunge.training.loop import Monitor, Trainer
+from toy_sepce import SHORT, TWO, made, moved, taken
 
 # --- what is protected
 
@@ -314,106 +248,7 @@ def test_a_concept_that_is_added_later_leaves_the_earlier_ones_alone(wide: Model
     assert both.without("dog").id == old.id
 
 
-# --- the released programs
-
-
-def test_the_separable_program_protects_what_is_kept(wide: Model) -> None:
-    policy = Policy(erase=(Concept(target="ghost"),), keep=("cat", "dog"))
-    values = {"fidelity": "original", "iterations": 3, "num_inference_steps": 2, "lr": 0.1}
-    edit = erase(wide, policy, "sepce", **values)
-    assert max(moved(wide, edit, ["", "cat", "dog"])) < 1e-6 < moved(wide, edit, ["ghost"])[0]
-    with pytest.raises(ExpungeError, match="sepce: the released program erases one concept"):
-        erase(wide, ["ghost", "santa"], "sepce", **values)
-
-
-JOINT: dict[str, Any] = {
-    "fidelity": "original",
-    "variant": "joint",
-    "iterations": 3,
-    "num_inference_steps": 2,
-    "lr": 0.1,
-    "scale_factor": 1.0,
-}
-
-
-def test_the_joint_program_trains_all_concepts_in_each_step(wide: Model) -> None:
-    policy, method = Policy.of(["ghost", "dog"]), SepCE(**JOINT)
-    student = method.student(wide, policy, 0)
-    trainer = Trainer(method, student)
-    (batch, *_) = batches = taken(method, student, policy, 3)
-    assert len(batch["latents"]) == 2
-    assert len(set(batch["timestep"].tolist())) == 1
-    assert torch.equal(batch["concept"].rows, wide.encode(["ghost", "dog"]))
-    for one in batches[:2]:
-        trainer.step([one])
-    terms, sizes, changes = [], [], []
-    weights = {name: student.value(name).detach() for name in student.names}
-    ours = method.loss(student, batch)
-    for row in range(2):
-        at = batch["latents"][row : row + 1], batch["timestep"][row : row + 1]
-        pair = batch["concept"][row : row + 1], batch["empty"][row : row + 1]
-        wide.weights.write(weights)
-        with torch.no_grad():
-            own, empty = (wide.predict(*at, condition) for condition in pair)
-        wide.weights.write(dict.fromkeys(weights))
-        product = (own - empty) * batch["representation"][row]
-        terms.append(product.mean())
-        sizes.append(product.norm())
-        changes.append(
-            sum(float(c.detach().abs().mean()) for c in student.coefficients(row).values())
-        )
-    each = [sizes[0] / sizes[k] * terms[k] + method.reg_beta * changes[k] for k in range(2)]
-    assert ours["loss"].item() == pytest.approx(float(sum(each)) / 2, rel=1e-3)
-    assert ours["direction1"].item() == pytest.approx(float(terms[1]), rel=1e-3)
-
-
-def test_a_joint_change_is_taken_when_its_rule_fires(wide: Model) -> None:
-    """It is trained on, by the sum of all gradients so far, but that shows no more."""
-    policy = Policy.of(["ghost", "dog"])
-    method = SepCE(**{**JOINT, "thresholds": (1e9, -1e9)})
-    student = method.student(wide, policy, 0)
-    assert isinstance(student, JointShifts)
-    trainer, batches = Trainer(method, student), taken(method, student, policy, 3)
-    history = []
-    for number in range(FIRST_TEST + 2):
-        history.append(trainer.step([batches[number % 3]]))
-        if number == FIRST_TEST - 1:
-            then = {n: c.detach().clone() for n, c in student.coefficients(0).items()}
-    ghost, dog = (part.payload for part in method.parts(student, policy))
-    assert isinstance(ghost, LowRank)
-    assert isinstance(dog, LowRank)
-    for name in student.names:
-        assert torch.equal(ghost.up[name], then[name])
-        assert not torch.equal(ghost.up[name], student.coefficients(0)[name])
-        assert torch.equal(dog.up[name], student.coefficients(1)[name])
-    assert not method.finished(history)
-    assert method.model_copy(update={"thresholds": (1e9, 1e9)}).finished(history)
-    assert not method.model_copy(update={"thresholds": (1e9, 1e9)}).finished(history[:11])
-
-
-def test_a_killed_joint_run_ends_the_same(
-    wide: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(saving, "SAVE_EVERY", 1)
-    monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
-    policy, method = Policy.of(["ghost", "dog"]), SepCE(**{**JOINT, "iterations": 4})
-    whole = erase(wide, policy, method)
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: object) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
-        erase(wide, policy, method, checkpoints=tmp_path)
-    monkeypatch.setattr(loop.Trainer, "step", real)
-    assert erase(wide, policy, method, checkpoints=tmp_path).id == whole.id
-    result = train(method, wide, policy, seed=0)
-    assert [part.concepts[0].target for part in result.parts] == ["ghost", "dog"]
+# --- what is refused
 
 
 @pytest.mark.parametrize(
@@ -439,15 +274,6 @@ def test_a_model_without_room_says_so(pico: Model) -> None:
     """Its prompts have 16 rows of width 32."""
     with pytest.raises(ExpungeError, match="of 32 directions none is left"):
         erase(pico, ["ghost", "dog", "cat"], "sepce", contexts=["{}"], **SHORT)
-
-
-def test_released_defaults() -> None:
-    method = SepCE(fidelity="original", lr=0.1)
-    assert (method.basis, method.max_base, method.gradients) == ("rref", 0, "cumulative")
-    assert (method.lr, method.scale_factor, method.threshold) == (0.1, 1e-2, 5e-5)
-    assert (SepCE().basis, SepCE().max_base) == ("reduced", 32)
-    assert SepCE(basis="orthonormal").max_base == 0
-    assert SepCE(basis="orthonormal", max_base=5).max_base == 5
 
 
 def test_the_bases_of_all_concepts_are_those_of_each(wide: Model) -> None:

@@ -115,7 +115,7 @@ def test_what_is_not_there_yet_is_refused(tiny: SDXL) -> None:
     parts = {"unet": tiny.pipe.unet, "scheduler": tiny.pipe.scheduler}
     with pytest.raises(
         Unsupported,
-        match="is a DDIMPipeline; known are StableDiffusionPipeline, StableDiffusionXLPipeline",
+        match="is a DDIMPipeline; known are StableDiffusionInpaintPipeline, StableDiffusionP",
     ):
         load(DDIMPipeline(**parts))
     with pytest.raises(ExpungeError, match="variant: diffusers-sd isn't for models of family sdxl"):

@@ -13,7 +13,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation.records import Report
 from expunge.report.html import to_html
 from expunge.report.pictures import before_after, opened
-from expunge.report.words import headline
+from expunge.report.words import headline, keep_list
 from made_up import INK, SANTA, evaluation, report
 
 
@@ -83,6 +83,14 @@ def test_the_page_claims_no_more_than_it_measured(page):
     assert not re.findall(r"\b(removed|eliminated|safe|guaranteed)\b", page)
     for word in ("fingerprint", "SHA-256", "guidance scale 4.0", "steps 20", "All prompts"):
         assert word in page
+
+
+@pytest.mark.parametrize("kept", ["dog face", "Dog  Face", "dog\u200b face"])
+def test_what_was_kept_is_found_however_it_is_spelt(tmp_path, kept):
+    found = evaluation(SANTA, tmp_path)
+    part = {**found.provenance[0], "keep": [kept]}
+    told = keep_list(found.model_copy(update={"provenance": (part,)}))
+    assert ", 1 were on the edit's list" in told
 
 
 def test_sensitive_pictures_are_blurred_unless_asked_otherwise(tmp_path):

@@ -137,7 +137,7 @@ def audit(
             subject,
             folder,
             edit=whole,
-            compared=bool(whole or base),
+            base=(lambda: load(base)) if base else None,
             fingerprint=known,
         )
         _show(console, found)

@@ -16,7 +16,7 @@ from expunge.cli.options import (
     assignments,
 )
 from expunge.doctor import Diagnosis, examine
-from expunge.doctor.facts import Anatomy, Cost, Likeness, NetworkSize, Phrase, Timing
+from expunge.doctor.facts import Anatomy, Cost, Likeness, NetworkSize, Pace, Phrase, Timing
 from expunge.errors import ExpungeError
 from expunge.methods import configured
 from expunge.models import load
@@ -28,6 +28,7 @@ def doctor(
     concepts: ErasedOptions = NO_CONCEPTS,
     method: str | None = None,
     setting: MethodSettings = (),
+    timed: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Say what an edit would change in a model, and how the model reads your words.
@@ -38,6 +39,9 @@ def doctor(
     ----------
     method:
         One of "expunge methods". By default, all that need no training are tried.
+    timed:
+        Load the whole model and time a pass of its UNet. Otherwise only a method that draws or
+        trains loads more than the text encoder.
     as_json:
         Print one JSON object instead of tables.
     """
@@ -51,8 +55,9 @@ def doctor(
         raise ExpungeError(f"--set {setting[0]}: of which method? Name it with --method")
     wanted = concepts.to_policy() if named else None
     chosen = configured(method, **assignments(method, setting)) if method else None
+    whole = timed or bool(chosen and chosen.needed - {"text"})
     with Console(stderr=True).status("examining the model ..."):
-        found = examine(load(model), wanted, chosen)
+        found = examine(load(model, whole=whole), wanted, chosen)
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
@@ -66,10 +71,7 @@ def _show(console: Console, found: Diagnosis) -> None:
     console.print(_sizes("network", found.model.networks, found.model.classes))
     console.print()
     console.print(_sizes("role in the UNet (they overlap)", found.model.roles, {}))
-    console.print(
-        f"\nOne UNet pass for one picture takes {_timing(found.pace.unet)}, one prompt through "
-        f"the text encoder {_timing(found.pace.text_encoder)}."
-    )
+    console.print(f"\n{_pace(found.pace)}")
     if found.phrases:
         console.print("\n[bold]How the model reads your words[/bold]")
         console.print(_phrases(found.phrases, found.model.positions))
@@ -104,6 +106,8 @@ def _model(model: Anatomy) -> Iterator[str]:
         f"latents are {channels}×{rows}×{columns} (channels, height, width), pictures "
         f"{height}×{width} pixels"
     )
+    if model.no_drawing:
+        yield f"[bold]No drawing:[/bold] {escape(model.no_drawing)}"
     yield ", ".join(f"{name} {version}" for name, version in model.versions.items())
 
 
@@ -171,6 +175,13 @@ def _table(*columns: str) -> Table:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.2f}"
+
+
+def _pace(pace: Pace) -> str:
+    prompt = f"ne prompt through the text encoder takes {_timing(pace.text_encoder)}"
+    if not pace.unet:
+        return f"O{prompt}; --timed also times the UNet."
+    return f"One UNet pass for one picture takes {_timing(pace.unet)}, o{prompt}."
 
 
 def _timing(timing: Timing) -> str:

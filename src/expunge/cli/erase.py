@@ -133,7 +133,8 @@ def erase(
         if training.checkpoints:
             stack.enter_context(resumable(saved))
         stack.enter_context(shown(console))
-        edit = _made(load(model), policy, chosen, seed, training, watch)
+        whole = bool(chosen.needed - {"text"})
+        edit = _made(load(model, whole=whole), policy, chosen, seed, training, watch)
     if first:
         edit.save(output)
     console.print(f"{output}: {edit.summary()}{_early(chosen, edit)}", highlight=False)

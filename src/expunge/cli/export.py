@@ -73,7 +73,8 @@ def export(
     check_output(output, edit, folder=into_folder)
     if approximate and to in OWN:
         raise ExpungeError(f"--approximate: --to {to} holds gates as they are")
-    loaded, base = Edit.load(edit), load(model)
+    whole = to in ("diffusers", "checkpoint")
+    loaded, base = Edit.load(edit), load(model, whole=whole)
     if approximate:
         loaded = _approximated(loaded, base)
     precision = getattr(torch, dtype) if dtype else None

@@ -62,20 +62,20 @@ def import_(
     if spm.recognised(file):
         if concept:
             raise ExpungeError("--concept: SPM's files name their own concepts; leave this out")
-        edit = spm.load(file, load(model), kind, **given)
+        edit = spm.load(file, load(model, whole=False), kind, **given)
         told = edit.summary()
     elif given:
         raise ExpungeError(f"--{min(given)}: only with a file of SPM's")
     elif cpe.recognised(file):
-        edit = cpe.load(file, load(model), _concepts(concept, kind), kind)
+        edit = cpe.load(file, load(model, whole=False), _concepts(concept, kind), kind)
         told = edit.summary()
     elif kind and not concept:
         raise ExpungeError("--kind: name the --concept that it is about")
     elif adapters.recognised(file):
-        edit = adapters.load(file, load(model), _concepts(concept, kind))
+        edit = adapters.load(file, load(model, whole=False), _concepts(concept, kind))
         told = edit.summary()
     else:
-        edit = published.load(file, load(model), _concepts(concept, kind))
+        edit = published.load(file, load(model, whole=False), _concepts(concept, kind))
         told = _found(edit, model)
     edit.save(output)
     console.print(f"{output}: {told}")

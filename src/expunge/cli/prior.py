@@ -47,7 +47,7 @@ def prior(
     if prompts and not legacy:
         made = _summed(console, prompts, model, output)
     elif legacy and not prompts:
-        made = imported(legacy, load(model))
+        made = imported(legacy, load(model, whole=False))
     else:
         raise ExpungeError("give the captions either with --prompts FILE or with --legacy FILE")
     made.save(output)
@@ -61,7 +61,7 @@ def _summed(console: Console, prompts: Path, model: str, output: Path) -> Prior:
     if source.dropped:
         rows = f"{source.dropped} row{'s' * (source.dropped != 1)}"
         console.print(f"{rows} dropped: something sexual beside words for minors")
-    base = load(model)
+    base = load(model, whole=False)
     if cuts := base.cut(source.prompts):
         said = remark(cuts, len(source.prompts), f"{cuts[0].prompt[:40]}…", "caption")
         console.print(said, highlight=False, markup=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from expunge.detectors.base import Identity, Images
 from expunge.detectors.weights import device, fingerprint, in_batches, pretrained, trained_model
 from expunge.errors import ExpungeError
+from expunge.spelling import spelling
 
 
 class ImageClassifier:
@@ -71,8 +72,8 @@ def class_index(labels: Sequence[str], label: str | int) -> int:
         if 0 <= label < len(labels):
             return label
         raise ExpungeError(f"there is no class {label}, only 0 to {len(labels) - 1}")
-    wanted = label.strip().casefold()
-    whole = [i for i, one in enumerate(labels) if one.casefold() == wanted]
+    wanted = spelling(label)
+    whole = [i for i, one in enumerate(labels) if spelling(one) == wanted]
     found = whole or [i for i, one in enumerate(labels) if wanted in _names(one)]
     if not found:
         raise ExpungeError(f"the classifier has no class {label!r}")
@@ -83,7 +84,7 @@ def class_index(labels: Sequence[str], label: str | int) -> int:
 
 
 def _names(label: str) -> list[str]:
-    return [name.strip().casefold() for name in label.split(",")]
+    return [spelling(name) for name in label.split(",")]
 
 
 def top(probabilities: Tensor, k: int) -> Tensor:

@@ -13,7 +13,7 @@ from expunge.doctor.costs import cost, measure
 from expunge.doctor.facts import Anatomy, Cost, Diagnosis, NetworkSize, Refusal
 from expunge.doctor.words import compare, read, warn
 from expunge.edits.applied import check_unedited
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, Unsupported
 from expunge.method.base import Method, Solves
 from expunge.method.wording import check_drawn
 from expunge.methods import METHODS, configured
@@ -35,7 +35,6 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
         ExpungeError: the model is edited already, or a method is given without a policy.
     """
     check_unedited(model, "the facts are of the base")
-    model.check_draws()
     if method and not policy:
         raise ExpungeError(f"{method.name}: what it changes depends on what is erased; name it")
     found = Diagnosis(model=anatomy(model), pace=measure(model))
@@ -48,6 +47,8 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
         try:
             trial = make()
             check_drawn(trial, policy)
+            if trial.needed - {"text"}:
+                model.check_draws()
             costs.append(cost(model, policy, trial, found.pace))
         except ExpungeError as error:
             refusals.append(Refusal(method=name, reason=str(error).removeprefix(f"{name}: ")))
@@ -78,18 +79,27 @@ def anatomy(model: Model) -> Anatomy:
         name=model.name,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        classes={name: type(network).__name__ for name, network in networks.items()},
+        classes=model.classes,
         networks=tuple(_part(k, dict(v.named_parameters())) for k, v in networks.items()),
         text_width=model.text_width,
         positions=model.window,
         latent_shape=model.latent_shape,
         image_size=model.image_size,
+        no_drawing=_no_drawing(model),
         roles=tuple(
             _part(role, {name: weights[name] for name in names})
             for role, names in model.members.items()
         ),
         versions=versions(),
     )
+
+
+def _no_drawing(model: Model) -> str | None:
+    try:
+        model.check_draws()
+    except Unsupported as reason:
+        return str(reason)
+    return None
 
 
 def _part(name: str, parameters: Mapping[str, Tensor]) -> NetworkSize:

@@ -33,9 +33,9 @@ TRIAL_BATCHES = 8
 
 
 def measure(model: Model) -> Pace:
-    """Time one pass of the UNet and one prompt through the text encoder."""
+    """Time one pass of the UNet, if it is in memory, and one prompt through the text encoder."""
     return Pace(
-        unet=_unet_pass(model, (1, *model.latent_shape)),
+        unet=_unet_pass(model, (1, *model.latent_shape)) if model.whole else None,
         text_encoder=timed(lambda: model.encode(["a dog"]), model.device),
     )
 
@@ -47,7 +47,8 @@ def _unet_pass(model: Model, shape: Sequence[int]) -> Timing:
     latents = noise.to(model.device, model.dtype)
     timestep = torch.ones(len(noise), dtype=torch.long, device=model.device)
     prompts = model.condition([""] * len(noise)).to(dtype=model.dtype)
-    return timed(lambda: model.predict(latents, timestep, prompts), model.device)
+    with model.frozen():
+        return timed(lambda: model.predict(latents, timestep, prompts), model.device)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> Timing:
@@ -83,7 +84,7 @@ def cost(model: Model, policy: Policy, method: Method, pace: Pace) -> Cost:
         ExpungeError: the method refuses this model or policy, or can't be tried in short.
     """
     method.check_family(model)
-    with peak_memory(model.device) as used:
+    with model.frozen(), peak_memory(model.device) as used:
         if isinstance(method, Trained):
             found = _trained(model, policy, method, pace)
         elif isinstance(method, Solves) and not method.needed - {"text"}:
@@ -130,8 +131,9 @@ def _rows(model: Model, payload: Change) -> int | None:
 
 def _trained(model: Model, policy: Policy, method: Trained[S], pace: Pace) -> dict[str, Any]:
     """Take a few steps on copies of the weights, and estimate the time of all steps."""
+    unet = pace.unet or _unet_pass(model, (1, *model.latent_shape))
     student = method.student(model, policy, 0)
-    batch, first, later = _batches(method, Run(student, policy, 0), pace.unet.seconds)
+    batch, first, later = _batches(method, Run(student, policy, 0), unet.seconds)
     trainer = Trainer(method, student)
     one = timed(lambda: trainer.step([batch]), model.device)
     batches = method.iterations * method.accumulation

@@ -44,6 +44,8 @@ class Anatomy(Fact):
     """Channels, height, width."""
     image_size: tuple[int, int]
     """Height and width in pixels."""
+    no_drawing: str | None = None
+    """Why it can't be drawn or trained with here; ``None`` if it can."""
     roles: tuple[NetworkSize, ...]
     """They overlap: ``cross_attention.kv`` is a part of ``cross_attention``."""
     versions: dict[str, str]
@@ -112,7 +114,8 @@ class Timing(Fact):
 class Pace(Fact):
     """Speed of the two networks here, for one prompt or picture of the model's own size."""
 
-    unet: Timing
+    unet: Timing | None
+    """``None`` if it wasn't loaded, as nothing but prompts was read."""
     text_encoder: Timing
 
 

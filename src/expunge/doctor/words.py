@@ -117,9 +117,9 @@ def _others(model: Model, anchor: str) -> Iterator[str]:
 def _ends(model: Model, texts: Sequence[str]) -> list[Tensor]:
     """Embedding of each bare prompt at its last piece and at its end of text, ``[2, width]``."""
     ends = []
-    for text, rows in zip(texts, model.encode(texts).double(), strict=True):
+    for text, rows in zip(texts, model.encode_beginnings(texts, 0), strict=True):
         last = model.last_token(text)
-        ends.append(rows[last : last + 2])
+        ends.append(rows[last : last + 2].double())
         if not bool(ends[-1].isfinite().all()):
             raise ExpungeError(
                 f"the text encoder gives infinity or NaN for {text!r}; its weights are broken, "

@@ -14,6 +14,9 @@ from expunge.edits.payloads import Change, together
 from expunge.errors import ExpungeError
 from expunge.models import Model
 
+BLOCK = 2**20
+"""Numbers that are added at a time."""
+
 
 class Applied:
     """The components at work in a model: changed weights, gates and guards.
@@ -54,20 +57,41 @@ class Applied:
 
     def _write(self, changes: Sequence[Change], names: Sequence[str]) -> None:
         """Write weight after weight; after an error, restore those written so far."""
-        written = []
+        written: list[str] = []
+        self.model.weights.replaced.expect(names)
         try:
             for name in names:
-                weight = _edited_weight(self.model, changes, name)
-                if weight is not None and not bool(torch.isfinite(weight).all()):
-                    raise ExpungeError(
-                        f"{name}: the edited weights aren't finite; the model is unchanged"
-                    )
+                weight = self._rounded(changes, name)
                 written.append(name)
                 self.model.weights.write({name: weight})
         except BaseException:
-            before = together([component.payload for component in self.components])
-            for name in written:
+            self._restore(written)
+            raise
+
+    def _rounded(self, changes: Sequence[Change], name: str) -> Tensor | None:
+        """A weight in the precision of the model."""
+        weight = _edited_weight(self.model, changes, name)
+        if weight is None:
+            return None
+        weight = weight.to(self.model.denoiser.get_parameter(name).dtype)
+        _check_finite(name, weight)
+        return weight
+
+    def _restore(self, names: Sequence[str]) -> None:
+        """Put back what the components had made of these weights.
+
+        Raises:
+            ExpungeError: a component can't be read again; none is applied any more.
+        """
+        before = together([component.payload for component in self.components])
+        try:
+            for name in names:
                 self.model.weights.write({name: _edited_weight(self.model, before, name)})
+        except BaseException:
+            self.model.weights.write(dict.fromkeys(tuple(self.model.weights.replaced)))
+            if self.installed:
+                self.installed.remove()
+            self.installed, self.components = None, ()
             raise
 
 
@@ -94,14 +118,38 @@ def _edited_weight(model: Model, changes: Sequence[Change], name: str) -> Tensor
     for payload in changes:
         if name in payload.names:
             base = model.base_weight(name)
-            change = payload.change(name, base)
-            if change.shape != base.shape:
-                raise ExpungeError(
-                    f"{name}: the edit has shape {tuple(change.shape)}, "
-                    f"the model {tuple(base.shape)}"
-                )
-            weight = (base.double() if weight is None else weight) + change
+            weight = edited(name, base if weight is None else weight, payload.change(name, base))
     return weight
+
+
+def edited(name: str, weight: Tensor, change: Tensor) -> Tensor:
+    """A parameter plus a change of it, float64, which takes the place of the change.
+
+    Raises:
+        ExpungeError: the change has another shape, or the result isn't finite.
+    """
+    if change.shape != weight.shape:
+        raise ExpungeError(
+            f"{name}: the edit has shape {tuple(change.shape)}, the model {tuple(weight.shape)}"
+        )
+    _add(change, weight)
+    _check_finite(name, change)
+    return change
+
+
+def _check_finite(name: str, weight: Tensor) -> None:
+    if not bool(torch.isfinite(weight).all()):
+        raise ExpungeError(f"{name}: the edited weights aren't finite; the model is unchanged")
+
+
+def _add(total: Tensor, part: Tensor) -> None:
+    """Add in place, some rows at a time: torch would first convert all of ``part``."""
+    if not part.ndim:
+        total.add_(part)
+        return
+    rows = max(1, BLOCK * len(part) // max(1, part.numel()))
+    for at in range(0, len(part), rows):
+        total[at : at + rows].add_(part[at : at + rows])
 
 
 @contextmanager

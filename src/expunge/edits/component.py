@@ -12,6 +12,7 @@ from expunge.concepts import Concept
 from expunge.edits.base import Base
 from expunge.edits.payloads import Payload
 from expunge.files import digest
+from expunge.tensors import Selection
 
 
 class Provenance(BaseModel):
@@ -40,6 +41,8 @@ class Component:
 
     def __post_init__(self) -> None:
         tensors = self.payload.tensors()
+        if isinstance(tensors, Selection) and tensors.unread:
+            return  # nothing to move, and not to be read before it is needed
         if any(tensor.device.type != "cpu" for tensor in tensors.values()):
             here = {name: tensor.cpu() for name, tensor in tensors.items()}
             object.__setattr__(self, "payload", type(self.payload).of(self.payload.names, here))
@@ -48,8 +51,10 @@ class Component:
     def id(self) -> str:
         """Sixteen hex digits that depend on every number and every setting."""
         total = hashlib.sha256(digest(self.provenance.model_dump(mode="json")).encode())
-        for name, tensor in sorted(self.payload.tensors().items()):
+        tensors = self.payload.tensors()
+        for name in sorted(tensors):
+            tensor = tensors[name]
             total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
             data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            total.update(data.numpy().tobytes())
+            total.update(data.numpy().data)
         return total.hexdigest()[:16]

@@ -148,11 +148,12 @@ class Edit:
         return tuple(found)
 
     def check_base(self, model: Model) -> None:
-        """Check that the edit was made for this model.
+        """Check that the edit was made for this model, and would show in it.
 
         Raises:
-            ExpungeError: it was made for another one.
+            ExpungeError: it was made for another one, or its weights can't be told now.
         """
+        model.weights.check()
         bases = {(part.payload.names, part.provenance.base): part for part in self.components}
         for component in bases.values():  # parts of the same layers are checked once
             component.provenance.base.check(model, component.payload.names)
@@ -167,7 +168,6 @@ class Edit:
             at_work = Applied.to(model)
             if double := set(self.ids) & {part.id for part in at_work.components}:
                 raise ExpungeError(f"edit {min(double)} is applied to this model already")
-            model.weights.check()
             self.check_base(model)
             together = (*at_work.components, *self.components)
             _check_payloads(together)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from expunge.edits.ridge import Ridge, joint
 from expunge.errors import ExpungeError
+from expunge.tensors import Selection
 
 
 class Payload(Protocol):
@@ -27,7 +28,7 @@ class Payload(Protocol):
         """The parameters that it changes, or the weights of the modules that it acts on."""
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor]:
         """Everything but the names, for a file."""
         ...
 
@@ -46,7 +47,7 @@ class Change(Payload, Protocol):
     """A change of named parameters that can be computed from their base values."""
 
     def change(self, name: str, weight: Tensor) -> Tensor:
-        """What is added to a base ``weight``, in float64 and of its shape."""
+        """What is added to a base ``weight``: a new tensor of its shape in float64."""
         ...
 
     def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +132,10 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """Each parameter gets its own change, stored whole."""
+    """Each parameter gets its own change, stored whole.
+
+    The changes of a loaded edit stay in its file; each is read whenever it is needed.
+    """
 
     form: ClassVar[str] = "dense"
     reads_text: ClassVar[bool] = False
@@ -142,7 +146,7 @@ class Dense:
         return tuple(self.changes)
 
     def change(self, name: str, weight: Tensor) -> Tensor:
-        return self.changes[name].to(weight.device, torch.float64)
+        return self.changes[name].to(weight.device, torch.float64, copy=True)
 
     def low_rank(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
         change = self.change(name, weight)
@@ -150,12 +154,12 @@ class Dense:
             raise ExpungeError(f"{name}: its change isn't that of a matrix and has no factors")
         return change, torch.eye(change.shape[1], dtype=torch.float64, device=change.device)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.changes)
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.changes
 
     @classmethod
     def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "Dense":
-        return cls({name: tensors[name] for name in names})
+        return cls(Selection(tensors, {name: name for name in names}))
 
 
 @dataclass(frozen=True, eq=False)

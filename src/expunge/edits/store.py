@@ -14,7 +14,7 @@ from expunge.edits.payloads import CHANGES, Payload, stored
 from expunge.edits.residual_gates import ResidualGates
 from expunge.errors import ExpungeError
 from expunge.files import PathLike
-from expunge.tensors import holds, read, write
+from expunge.tensors import Selection, holds, unread, write
 
 FORMAT = 1
 ENTRY = "expunge"
@@ -66,15 +66,15 @@ def load(path: PathLike) -> tuple[tuple[Component, ...], str]:
     Raises:
         ExpungeError: there is no such file, or it isn't a whole edit of this format.
     """
-    found = read(path, ENTRY, "edit")
-    if found.record.get("format") != FORMAT:
+    header, tensors = unread(path, ENTRY, "edit")
+    if header.get("format") != FORMAT:
         raise ExpungeError(
-            f"{path}: format {found.record.get('format')!r} is of another version of expunge"
+            f"{path}: format {header.get('format')!r} is of another version of expunge"
         )
     try:
-        record = _Record.model_validate(found.record, context=RECORD)
+        record = _Record.model_validate(header, context=RECORD)
         parts = enumerate(record.components)
-        return tuple(_component(part, at, found.tensors) for at, part in parts), record.id
+        return tuple(_component(part, at, tensors) for at, part in parts), record.id
     except ValidationError as error:
         raise ExpungeError(f"{path}: not a whole expunge edit: {explain(error)}") from None
     except ExpungeError as error:
@@ -92,5 +92,6 @@ def is_edit(path: PathLike) -> bool:
 
 def _component(part: _Part, index: int, tensors: Mapping[str, Tensor]) -> Component:
     mark = f"{index}:"
-    own = {n.removeprefix(mark): tensor for n, tensor in tensors.items() if n.startswith(mark)}
+    names = {name.removeprefix(mark): name for name in tensors if name.startswith(mark)}
+    own = Selection(tensors, names)
     return Component(stored(FORMS, part.form, part.names, own), part.provenance)

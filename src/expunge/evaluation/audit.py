@@ -19,6 +19,7 @@ from expunge.evaluation.suite import NO_OPTIONS, Options
 from expunge.generation import ImageRequest, Manifest, Sampler
 from expunge.generation.sampling import sample
 from expunge.models import Model
+from expunge.spelling import distinct
 
 
 class Outlook(NamedTuple):
@@ -71,8 +72,7 @@ def audit(
         ExpungeError: the suite doesn't know a concept, the edit isn't for this model, a picture is
             missing, a judge fails, or a limit is about something that wasn't measured.
     """
-    if edit and base:
-        raise ExpungeError("an edit is compared with the model that it is for; give no other base")
+    _check_one_base(edit, base)
     if options.perceptual and not (edit or base):
         raise ExpungeError("--perceptual is a distance from the base's pictures; give a base too")
     asked = asking(
@@ -110,8 +110,7 @@ def asking(
             measure.
     """
     concepts = tuple(
-        one.model_copy(update={"keep": tuple(dict.fromkeys((*one.keep, *policy.keep)))})
-        for one in policy.erase
+        one.model_copy(update={"keep": distinct((*one.keep, *policy.keep))}) for one in policy.erase
     )
     if suite == "coco":
         concepts = concepts[:1]  # it asks the same for every concept
@@ -125,18 +124,21 @@ def outlook(
     model: Model,
     place: Path,
     *,
-    edit: Edit | None,
-    compared: bool,
+    edit: Edit | None = None,
+    base: Callable[[], Model] | None = None,
     fingerprint: str | None = None,
 ) -> Outlook:
     """What measuring would take. To time it, a few pictures are drawn and thrown away.
 
     Raises:
-        ExpungeError: the edit isn't for this model, or the judge not for its pictures.
+        ExpungeError: the edit isn't for this model, the judge not for its pictures, or the base
+            can't be compared with it.
     """
+    _check_one_base(edit, base)
     model.check_draws()
     check_size(asked.judge, model, asked.plans[0].suite)
-    asked, cuts = asked.as_read_by(model)
+    others = [Base(base).loaded(model, asked.sampler)] if base else []
+    asked, cuts = asked.as_read_by(model, *others)
     wanted, known = requests(asked.shots), fingerprint or model.fingerprint()
     with edit.applied(model) if edit else nullcontext():
         folder = images(model, asked.sampler, place, fingerprint=known)
@@ -147,12 +149,17 @@ def outlook(
             for plan in asked.plans
             for group in plan.groups
         ),
-        models=2 if compared else 1,
+        models=2 if edit or base else 1,
         pictures=len(wanted),
         drawn=len({request.case_number for request in wanted} & drawn),
         seconds_a_picture=seconds,
         remarks=tuple(dict.fromkeys(str(cut) for cut in cuts if cut)),
     )
+
+
+def _check_one_base(edit: Edit | None, base: Callable[[], Model] | None) -> None:
+    if edit and base:
+        raise ExpungeError("an edit is compared with the model that it is for; give no other base")
 
 
 def _drawn(folder: Path) -> set[str]:

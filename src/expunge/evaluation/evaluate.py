@@ -38,6 +38,7 @@ from expunge.evaluation.window import as_read
 from expunge.files import file_name, write_text
 from expunge.generation import Sampler
 from expunge.models import Model
+from expunge.spelling import spelling
 from expunge.versions import versions
 
 BUNDLED = "emoji"
@@ -199,7 +200,7 @@ def measured(
         _write_lines(place / f"pairs-{name}.jsonl", pairs)
         found.append(
             Evaluation(
-                concept=plan.concept.target.lower(),
+                concept=spelling(plan.concept.target),
                 kind=plan.concept.kind,
                 edit=edit.id if edit else "",
                 base=base.source if base else None,
@@ -260,7 +261,7 @@ def _scored(
 def _words(plan: Plan, plans: Sequence[Plan]) -> str:
     """The judge's name for the concept, or the concept's own if several share the judge's name."""
     shared = sum(other.label == plan.label for other in plans) > 1
-    return file_name(plan.concept.target.lower() if shared else plan.label)
+    return file_name(spelling(plan.concept.target) if shared else plan.label)
 
 
 def _protocol(model: Model, fingerprint: str, plan: Plan, asked: Question) -> Protocol:

@@ -88,7 +88,8 @@ def training_losses(
     conditions = student.model.condition(data.captions)  # encoded where gates can hear of it
     for step in track(range(steps), f"relearning from {data.name}", total=steps):
         draws = generator(seed, "relearning", data.name, step)
-        loss = _loss(student, data, conditions, tuning.batch, draws)
+        with student.model.frozen():
+            loss = _loss(student, data, conditions, tuning.batch, draws)
         if not bool(loss.isfinite()):
             raise ExpungeError(f"{data.name}: the loss became {loss.item()}; use a smaller lr")
         optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,7 @@ from expunge.evaluation.suite import Group, Plan, Prompt
 from expunge.models import Model
 from expunge.models.tokens import places
 from expunge.models.window import Cut, remark
-from expunge.spelling import names
+from expunge.spelling import names, spelling
 
 SHOWN = 40
 """Characters of the first cut prompt that are quoted."""
@@ -67,7 +67,7 @@ def _without(groups: Sequence[Group], mute: set[int]) -> Iterator[Group]:
 def _asks_nothing(plan: Plan, prompt: Prompt, cut: Cut, model: Model) -> bool:
     """Whether a cut prompt should ask for the concept, and no longer does."""
     words = plan.concept.phrases
-    by_name = plan.label in {phrase.lower() for phrase in words}
+    by_name = plan.label in set(map(spelling, words))
     if prompt.expected.get(plan.attribute) != plan.label:
         return False
     if not by_name and not names(prompt.text, words, plural=True):

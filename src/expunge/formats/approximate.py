@@ -63,8 +63,7 @@ def approximated(edit: Edit, model: Model) -> tuple[Edit, Gap]:
         check_plain(edit)
     if not edit.gated:
         raise ExpungeError(f"edit {edit.id} has no gates: every format is exact without")
-    with edit.applied(model):  # refuses another base
-        pass
+    edit.check_base(model)
     gated = [part for part in edit.components if isinstance(part.payload, Gate)]
     gates = gates_together([part.payload for part in gated])
     names = _names(gates, model)

@@ -142,8 +142,8 @@ def save(edit: Edit, model: Model, path: PathLike) -> list[Path]:
         ExpungeError: the edit holds anything but residual gates of one concept each, the layout
             can't express the gates, or the model isn't the edit's base.
     """
-    with edit.applied(model):  # refuses another base
-        described = [_described(component) for component in edit.components]
+    edit.check_base(model)
+    described = [_described(component) for component in edit.components]
     if len({name for name, _, _ in described}) < len(described):
         raise ExpungeError("two concepts would have the same file; export them one by one")
     with new_folder(path) as folder:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from expunge.edits.applied import edited
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, together
 from expunge.errors import ExpungeError
@@ -57,12 +58,12 @@ def factors(
     if rank is not None and rank < 1:
         raise ExpungeError(f"rank {rank}: a LoRA has a rank of at least 1")
     _check_matrices(edit, model)
-    with edit.applied(model):  # refuses another base, and changes that aren't finite
-        payloads = together([part.payload for part in edit.components])
-        written = {
-            name.removesuffix(".weight"): _factors(payloads, name, model, rank, dtype)
-            for name in edit.names
-        }
+    edit.check_base(model)
+    payloads = together([part.payload for part in edit.components])
+    written = {
+        name.removesuffix(".weight"): _factors(payloads, name, model, rank, dtype)
+        for name in edit.names
+    }
     changed = {module: parts for module, parts in written.items() if parts.rank}
     if not changed:
         raise ExpungeError("this edit changes no weight; there is nothing to export")
@@ -117,7 +118,9 @@ def _factors(
     """The sum of all payloads' changes of one parameter."""
     weight = model.base_weight(name)
     parts = [payload for payload in payloads if name in payload.names]
-    change = torch.stack([part.change(name, weight) for part in parts]).sum(0).flatten(1)
+    change = torch.stack([part.change(name, weight) for part in parts]).sum(0)
+    edited(name, weight, change.clone())  # which refuses what isn't finite
+    change = change.flatten(1)
     products = [part.low_rank(name, weight) for part in parts] if weight.ndim == 2 else []
     outer, values, inner = _svd(change, products)
     kept = min(_rank(values, torch.finfo(dtype).eps / 2), rank or len(values))

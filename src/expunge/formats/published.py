@@ -56,7 +56,8 @@ def save(edit: Edit, model: Model, path: PathLike, dtype: torch.dtype = torch.fl
     """
     check_plain(edit)
     target = safetensors_file(path)
-    with edit.applied(model), replacing(target) as temporary:
+    edit.check_base(model)
+    with replacing(target) as temporary:
         edited = edited_weights(model, edit.components, edit.names)
         tensors = {n: w.to("cpu", dtype).contiguous() for n, w in edited.items() if w is not None}
         save_file(tensors, temporary, metadata=metadata(edit))
@@ -73,6 +74,12 @@ def load(path: PathLike, model: Model, concepts: Iterable[Concept] = ()) -> Edit
     """
     check_unedited(model, "results compare with a base")
     weights = _checked(path, read(Path(path)), model)
+    if Path(path).is_dir() and (
+        missing := dict(model.denoiser.named_parameters()).keys() - weights
+    ):
+        raise ExpungeError(
+            f"{path}: {len(missing)} weights of {model.name!r} are missing, e.g. {min(missing)}"
+        )
     changes = _changes(weights, model)
     if not changes:
         raise ExpungeError(f"{path}: its weights are those of {model.name!r}; nothing is erased")

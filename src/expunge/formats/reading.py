@@ -34,10 +34,19 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _read_folder(path: Path) -> dict[str, Tensor]:
-    from diffusers import UNet2DConditionModel
-
+    """The tensors of its one safetensors file, or what diffusers reads of older layouts."""
     if (path / "model_index.json").exists():
         raise ExpungeError(f"{path}: a whole pipeline; give its UNet, {path / 'unet'}")
+    ending = f".{chosen}" if (chosen := variant(path)) else ""
+    file = path / f"diffusion_pytorch_model{ending}.safetensors"
+    if file.is_file() and (path / "config.json").is_file():
+        return raw(file)[1]
+    return _built(path)
+
+
+def _built(path: Path) -> dict[str, Tensor]:
+    from diffusers import UNet2DConditionModel
+
     try:
         unet, info = UNet2DConditionModel.from_pretrained(
             path, variant=variant(path), local_files_only=True, output_loading_info=True

@@ -148,8 +148,8 @@ def save(
     Raises:
         ExpungeError: the edit isn't made of membranes alone, or the model isn't its base.
     """
-    with edit.applied(model):  # refuses another base
-        parts = [_written(component, model, dtype) for component in edit.components]
+    edit.check_base(model)
+    parts = [_written(component, model, dtype) for component in edit.components]
     with new_folder(path) as folder:
         for part in parts:
             save_file(part.tensors, folder / part.name, part.header)

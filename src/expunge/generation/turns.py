@@ -54,7 +54,7 @@ class Turns:
                 )
             lock.lend(self)
             try:
-                future = pool.submit(task, *args, **options)
+                future = pool.submit(_frozen(self.model, task), *args, **options)
             except BaseException:
                 lock.give_back(self)
                 raise
@@ -66,6 +66,16 @@ def _state(model: Model) -> tuple[object, ...]:
     """Equal as long as the model has the same edits, and the same weights changed."""
     with model.lock:
         return (*Applied.to(model).components, frozenset(model.weights.replaced))
+
+
+def _frozen(model: Model, task: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The task, with the model's networks frozen."""
+
+    def within(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with model.frozen():
+            return task(*args, **options)
+
+    return within
 
 
 @contextmanager

@@ -109,21 +109,20 @@ def erase(
     policy = checked(model, chosen, used(chosen, policy))
     check_turns(chosen, policy)
     chosen = chosen.settled(model)
+    options = {"checkpoints": checkpoints, "monitor": monitor, "tracker": tracker}
+    refuse_for_training(chosen, **options)
+    with model.frozen():
+        return _computed(chosen, model, policy, seed, **options)
+
+
+def _computed(chosen: Method, model: Model, policy: Policy, seed: int, **training: Any) -> Edit:
+    """The edit of a method that suits model and policy; ``training`` are options of ``train``."""
     if isinstance(chosen, Trained):
         from expunge.training.loop import train
 
-        parts, start, steps = train(
-            chosen,
-            model,
-            policy,
-            seed=seed,
-            checkpoints=checkpoints,
-            monitor=monitor,
-            tracker=tracker,
-        )
+        parts, start, steps = train(chosen, model, policy, seed=seed, **training)
         made = edit_of(chosen, model, policy, parts, seed=seed, steps=steps)
         return start + made if start else made
-    refuse_for_training(chosen, checkpoints=checkpoints, monitor=monitor, tracker=tracker)
     if isinstance(chosen, Solves):
         part = Part(policy.erase, chosen.solve(model, policy, seed))
         made = edit_of(chosen, model, policy, [part], seed=seed)

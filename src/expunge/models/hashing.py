@@ -8,8 +8,9 @@ by then, and no way of writing into a tensor goes unnoticed, not even through ``
 import base64
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,8 +30,26 @@ WORDS = 512
 SAMPLED = 512
 """Numbers of a sample, at least one of each tensor."""
 
-Named = Sequence[tuple[str, Tensor]]
-"""Tensors with their names."""
+
+class Named(Protocol):
+    """Tensors with their names, gone through more than once."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class Each:
+    """Tensors with their names, one in memory at a time where they are read from elsewhere."""
+
+    def __init__(self, entries: Sequence[tuple[str, Callable[[], Tensor]]]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, read()) for name, read in self.entries)
 
 
 class Roundings(BaseModel):
@@ -51,7 +70,7 @@ class Roundings(BaseModel):
     @classmethod
     def of(cls, tensors: Named) -> "Roundings":
         """Those of tensors by name."""
-        once, twice = (digest(tensors, precisions) for precisions in BFLOAT16)
+        once, twice = digests(tensors, *BFLOAT16)
         each = max(1, SAMPLED // max(1, len(tensors)))
         numbers = [_spread(value, each) for _, value in tensors]
         sample = np.concatenate(numbers) if numbers else np.zeros(0, np.float32)
@@ -95,19 +114,32 @@ def _is_in(numbers: Tensor, precision: torch.dtype) -> bool:
     return torch.equal(numbers.to(precision).float(), numbers)
 
 
-def digest(tensors: Named, precisions: Sequence[torch.dtype] = HALF) -> str:
-    """Hex SHA-256 of tensors and their names, rounded to one precision after the other."""
-    key = hashlib.sha256(repr(precisions).encode())
+def digest(tensors: Named) -> str:
+    """Hex SHA-256 of tensors and their names, rounded to half precision."""
+    return digests(tensors, HALF)[0]
+
+
+def digests(tensors: Named, *ways: Sequence[torch.dtype]) -> list[str]:
+    """Hex SHA-256 of tensors and their names, each rounded to one precision after the other.
+
+    The tensors are looked at once for all ways of rounding.
+    """
+    marks = hashlib.sha256()
     for name, value in tensors:
-        key.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        key.update(_mark(value.detach()))
+        marks.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        marks.update(_mark(value.detach()))
+    return [_remembered(marks.digest(), tensors, tuple(precisions)) for precisions in ways]
+
+
+def _remembered(marks: bytes, tensors: Named, precisions: tuple[torch.dtype, ...]) -> str:
+    key = (marks, precisions)
     with _lock:
-        if found := _known.get(key.digest()):
-            _known.move_to_end(key.digest())
+        if found := _known.get(key):
+            _known.move_to_end(key)
             return found
     made = _hashed(tensors, precisions)
     with _lock:
-        _known[key.digest()] = made
+        _known[key] = made
         while len(_known) > REMEMBERED:
             _known.popitem(last=False)
     return made
@@ -120,11 +152,11 @@ def _hashed(tensors: Named, precisions: Sequence[torch.dtype]) -> str:
         rounded = value.detach().cpu()
         for precision in precisions:
             rounded = rounded.to(precision)
-        total.update(_bytes(rounded).numpy().tobytes())
+        total.update(_bytes(rounded).numpy().data)
     return total.hexdigest()
 
 
-_known: "OrderedDict[bytes, str]" = OrderedDict()
+_known: "OrderedDict[tuple[bytes, tuple[torch.dtype, ...]], str]" = OrderedDict()
 _lock = Lock()
 
 
@@ -132,9 +164,11 @@ def _mark(value: Tensor) -> bytes:
     """Sums of a tensor's bits by rows and by columns, which no change leaves as they are."""
     flat = _bytes(value)
     whole = flat.numel() // (8 * WORDS) * 8 * WORDS
-    words = flat[:whole].view(torch.int64).view(-1, WORDS)
+    words: Any = flat[:whole].view(torch.int64).view(-1, WORDS)
+    if words.device.type == "cpu":  # where numpy is faster, and waits for no busy thread
+        words = words.numpy()
     parts = (words.sum(0), words.sum(1), flat[whole:])
-    return b"".join(part.cpu().numpy().tobytes() for part in parts)
+    return b"".join(torch.as_tensor(part).cpu().numpy().tobytes() for part in parts)
 
 
 def _bytes(value: Tensor) -> Tensor:

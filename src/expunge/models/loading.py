@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from expunge.errors import ExpungeError, Unsupported
-from expunge.models import sources
+from expunge.models import on_disk, sources
 from expunge.models.model import Model
 from expunge.models.sources import Source
 from expunge.registry import Registry
@@ -19,6 +19,7 @@ FAMILIES: Registry[type[Model]] = Registry(
     "model family",
     {
         "StableDiffusionPipeline": "expunge.models.stable_diffusion:StableDiffusion",
+        "StableDiffusionInpaintPipeline": "expunge.models.stable_diffusion:StableDiffusion",
         "StableDiffusionXLPipeline": "expunge.models.sdxl:SDXL",
     },
     entry_points="expunge.models",
@@ -31,6 +32,7 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: str = "auto",
+    whole: bool = True,
 ) -> Model:
     """A model from ``"emoji"`` (the bundled one), a folder, a file, a hub id, or a live pipeline.
 
@@ -39,10 +41,15 @@ def load(
     the configuration, ``FILE@FOLDER``; our own exports name theirs.
 
     Args:
-        source: a live pipeline is taken as it is, without a change of ``dtype`` or ``device``.
+        source: a live pipeline is taken as it is, without a change of ``dtype`` or ``device``. Its
+            networks are frozen (evaluation mode, no gradients) only while they are used here, and
+            have their own flags again after that.
         dtype: precision of the weights.
         device: ``"auto"`` takes a GPU when there is one; each of several launched processes
             takes its own.
+        whole: whether the model draws, learns or is changed. If not, prompts are read and base
+            weights are asked for; then what isn't needed stays on disk where that is possible
+            (see ``models.on_disk``), and is refused when it is asked for.
 
     Raises:
         ExpungeError: nothing loadable is there, no family has its pipeline, or there are fewer
@@ -52,6 +59,9 @@ def load(
         return _model(source, type(source).__name__)
     name = str(source)
     found = sources.source(_folder(name))
+    where = _own_device() if device == "auto" else device
+    if not whole and (part := on_disk.opened(found, dtype, torch.device(where))):
+        return FAMILIES.get("StableDiffusionPipeline")(part, name)
     try:
         with quietly():
             pipe = _single(found, dtype) if found.single else _pretrained(found, dtype)
@@ -64,8 +74,10 @@ def load(
         reason = " ".join(str(error).split())[:300]
         raise ExpungeError(f"can't load the model {name!r}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
-    where = _own_device() if device == "auto" else device
-    return _model(pipe.to(where), name)
+    model = _model(pipe.to(where), name)
+    for network in (model.denoiser, *model.parts):
+        network.requires_grad_(False).eval()
+    return model
 
 
 def _folder(name: str) -> str:
@@ -106,7 +118,7 @@ def _single(source: Source, dtype: torch.dtype) -> Any:
 
 
 def _model(pipe: Any, name: str) -> Model:
-    """The view of a pipeline that its family has; its networks are frozen.
+    """The view of a pipeline that its family has.
 
     Raises:
         Unsupported: no family has it.
@@ -118,10 +130,7 @@ def _model(pipe: Any, name: str) -> Model:
             f"{name!r} is a {classes[0]}; known are {', '.join(FAMILIES)}, and what packages add "
             "under the entry points expunge.models"
         )
-    model = FAMILIES.get(known[0])(pipe, name)
-    for part in (model.denoiser, *model.parts):
-        part.requires_grad_(False).eval()
-    return model
+    return FAMILIES.get(known[0])(pipe, name)
 
 
 def _own_device() -> str:

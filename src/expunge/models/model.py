@@ -3,7 +3,8 @@
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,9 @@ from expunge.models import roles
 from expunge.models.attention import Look, Projections
 from expunge.models.calls import Answer, Call, DenoiserCall
 from expunge.models.condition import Condition
-from expunge.models.hashing import Roundings, digest
+from expunge.models.frozen import Freezer
+from expunge.models.hashing import Each, Roundings, digest
+from expunge.models.on_disk import Skeleton
 from expunge.models.passes import Pass
 from expunge.models.process import Process
 from expunge.models.prompting import Prompting
@@ -44,6 +47,7 @@ class Model(Prompting):
         self.name = name or type(pipe).__name__
         self.lock = Lock()
         self.weights = Weights(self.denoiser)
+        self._freezer = Freezer()
         self.attached: dict[type, Any] = {}
         """What upper layers keep with the model, by its class; a copy of the model has its own."""
 
@@ -106,6 +110,11 @@ class Model(Prompting):
     # --- how it is used
 
     @property
+    def whole(self) -> bool:
+        """Whether it can draw; if not, its denoiser is on disk (``load(..., whole=False)``)."""
+        return not isinstance(self.denoiser, Skeleton)
+
+    @property
     def bundled(self) -> bool:
         """Whether it is the model that comes with the package, edited or not."""
         return False
@@ -135,6 +144,14 @@ class Model(Prompting):
         return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
     @property
+    def classes(self) -> dict[str, str]:
+        """The names of their classes."""
+        return {
+            name: str(getattr(network, "stands_for", type(network).__name__))
+            for name, network in self.networks.items()
+        }
+
+    @property
     def parts(self) -> tuple[nn.Module, ...]:
         """The networks beside the denoiser."""
         return (*(encoder.network for encoder in self.text_encoders), self.decoder)
@@ -143,6 +160,14 @@ class Model(Prompting):
     def source(self) -> Path:
         """The folder that the denoiser was loaded from; the working folder if it doesn't say."""
         return Path(str(self.denoiser.config.get("_name_or_path") or ""))  # type: ignore[operator,union-attr]
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Inside, its networks are in evaluation mode and no parameter wants gradients.
+
+        After the last thread has left, each has the flags that it had. Drawing, reading prompts
+        and making edits happen inside.
+        """
+        return self._freezer(lambda: (self.denoiser, *self.parts))
 
     def cast(self, dtype: torch.dtype) -> None:
         """Change the precision of the whole pipeline, in place."""
@@ -227,19 +252,18 @@ class Model(Prompting):
         Rounded, the half-precision and the full-precision file of one model agree. ``names``
         are parameters of the denoiser; without them the other networks count too.
         """
-        beside: list[tuple[str, Tensor]] = []
-        if names is None:
-            for part in self.parts:
-                beside += sorted(part.state_dict().items())
-            names = roles.names(self.denoiser)
-        return digest([*beside, *self._base_weights(names)])
+        if names is not None:
+            return digest(self._base_weights(names))
+        beside = [pair for part in self.parts for pair in sorted(part.state_dict().items())]
+        entries = self._base_weights(roles.names(self.denoiser)).entries
+        return digest(Each([*((name, value.detach) for name, value in beside), *entries]))
 
     def roundings(self, names: Iterable[str]) -> Roundings:
         """What tells base weights of the denoiser in bfloat16 from those of another model."""
         return Roundings.of(self._base_weights(names))
 
-    def _base_weights(self, names: Iterable[str]) -> list[tuple[str, Tensor]]:
-        return [(name, self.base_weight(name)) for name in sorted(names)]
+    def _base_weights(self, names: Iterable[str]) -> Each:
+        return Each([(name, partial(self.base_weight, name)) for name in sorted(names)])
 
     @contextmanager
     def answered_by(self, answer: Answer) -> Iterator[None]:

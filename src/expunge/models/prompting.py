@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -38,6 +39,10 @@ class Prompting(ABC):
         """Where conditions are wanted."""
 
     @abstractmethod
+    def frozen(self) -> AbstractContextManager[None]:
+        """Inside, networks are in evaluation mode and no parameter wants gradients."""
+
+    @abstractmethod
     def embed(self, *texts: TextInput) -> Condition:
         """The condition of a batch of texts, one input for each text encoder.
 
@@ -65,7 +70,7 @@ class Prompting(ABC):
         unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         for start in range(0, len(unknown), BLOCK):
             batch = unknown[start : start + BLOCK]
-            with torch.no_grad():
+            with torch.no_grad(), self.frozen():
                 made = self.embed(*self.read(batch))
             known.update((prompt, made[at : at + 1]) for at, prompt in enumerate(batch))
         return Condition.cat([known[prompt] for prompt in prompts])
@@ -120,7 +125,8 @@ class Prompting(ABC):
         """At least the first ``count`` rows of each prompt, ``[prompts, rows, width]``."""
         if not self.causal:
             return self.encode(prompts)
-        return self.embed(*(text.first(count) for text in self.read(prompts))).rows
+        with self.frozen():
+            return self.embed(*(text.first(count) for text in self.read(prompts))).rows
 
     def unconditional(self) -> Condition:
         """What guidance leads away from when drawing: a condition of one prompt."""

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: a diffusers ``StableDiffusionPipeline``."""
+"""Stable Diffusion 1.x and 2.x: a diffusers ``StableDiffusionPipeline``, or one for inpainting."""
 
 from typing import ClassVar
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from expunge.models.clip import ClipText
+
 
 class TextInput(NamedTuple):
     """What one text encoder reads: token ids, of which some embeddings may be replaced."""
@@ -85,6 +87,8 @@ class TextEncoder:
     @property
     def causal(self) -> bool:
         """Whether each row depends on those before it alone."""
+        if isinstance(self.network, ClipText):
+            return True
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         return isinstance(self.network, CLIPTextModel | CLIPTextModelWithProjection)

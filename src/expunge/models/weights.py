@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ExpungeError
+from expunge.models.aside import Aside
+from expunge.models.on_disk import Skeleton
 
 
 class Lock:
@@ -73,18 +75,21 @@ class Weights:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.replaced: dict[str, Tensor] = {}
+        self.replaced = Aside(network)
         """Base values of the parameters that have another value now."""
 
     def base(self, name: str) -> Tensor:
         """A parameter as it is without any change, where it is and in its precision now.
 
         Raises:
-            ExpungeError: the values are offloaded, so they can't be read.
+            ExpungeError: the values are offloaded, so they can't be read, or the file that they are
+            in was changed.
         """
         parameter = self.network.get_parameter(name).detach()
         if name in self.replaced:
             return self.replaced[name].to(parameter)
+        if isinstance(self.network, Skeleton):
+            return self.network.read(name)
         if parameter.is_meta:
             raise ExpungeError(
                 f"{name}: the weights are offloaded; load the pipeline without sequential CPU "
@@ -94,13 +99,20 @@ class Weights:
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor | None]) -> None:
-        """Replace parameters in place; ``None`` puts the base value back, bit for bit."""
+        """Replace parameters in place; ``None`` puts the base value back, bit for bit.
+
+        Raises:
+            ExpungeError: they are on disk, where nothing is written.
+        """
+        if isinstance(self.network, Skeleton):
+            raise ExpungeError("the model's weights are on disk; load it whole to change them")
         for name, value in values.items():
             parameter = self.network.get_parameter(name)
             if value is None:
                 parameter.copy_(self.replaced.pop(name, parameter))
             else:
-                self.replaced.setdefault(name, self.base(name).clone())
+                if name not in self.replaced:
+                    self.replaced[name] = self.base(name)
                 parameter.copy_(value)
 
     def check(self) -> None:

@@ -35,7 +35,7 @@ def everyday_prior(model: Model) -> Prior:
     A computation that was stopped continues. Several processes may compute it at once.
     """
     prompts = listed()
-    precision = str(model.encode([""]).dtype).removeprefix("torch.")
+    precision = str(model.encode_rows([""], [0]).dtype).removeprefix("torch.")
     name = f"prior-{model.text_fingerprint()[:16]}-{digest(list(prompts))[:8]}-{precision}"
     for folder in (prior_folder(), cache_folder()):
         if found := _kept(folder / f"{name}.safetensors", model):

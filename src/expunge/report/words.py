@@ -7,6 +7,7 @@ from expunge.evaluation.panel import UNSAFE
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import BLANK, CLIP, DRAWN, FEATURES, SHARE
 from expunge.evaluation.suites.worded import LISTED
+from expunge.spelling import spelling
 from expunge.statistics.rates import Estimate, Rate
 
 
@@ -142,7 +143,7 @@ def keep_list(evaluation: Evaluation) -> str:
     asked = {label for label in named if label}
     if not asked or not evaluation.provenance:
         return "No edit was made here; what a method was told to keep isn't known."
-    told = {words.lower() for part in evaluation.provenance for words in part["keep"]}
+    told = {spelling(words) for part in evaluation.provenance for words in part["keep"]}
     return (
         f"Of the {len(asked)} {plan.attribute}s that show what is kept, {len(asked & told)} were "
         f"on the edit's list of what to keep; others may fare worse."

@@ -64,6 +64,10 @@ def test_prompts_differ_in_their_noise():
         ("Father Christmas", "object", ("object", "santa claus")),
         ("ink", "style", ("style", "ink")),
         ("ink style", "object", ("style", "ink")),
+        ("Santa  Claus", "object", ("object", "santa claus")),
+        ("santa\u200b claus", "character", ("object", "santa claus")),
+        ("Ink", "style", ("style", "ink")),
+        ("ＩＮＫ\tstyle", "style", ("style", "ink")),
     ],
 )
 def test_a_concept_is_found_by_any_of_its_words(words, kind, found):
@@ -103,6 +107,17 @@ def test_what_a_synonym_names_isnt_kept():
     kept = [p for group in asked.of_role("retention") for p in group.prompts]
     assert "mrs claus" not in {p.expected["object"] for p in kept}
     assert any("mrs claus" in text for text in texts(asked, "synonyms"))
+
+
+def test_a_synonym_is_known_however_it_is_spelt():
+    plain, odd = (
+        plan(Concept(target=target, synonyms=synonyms), size="full")
+        for target, synonyms in (
+            ("santa claus", ("mrs claus", "santa")),
+            ("Santa  Claus", ("Mrs  Claus", "SANTA")),
+        )
+    )
+    assert (odd.groups, odd.notes[0]) == (plain.groups, plain.notes[0])
 
 
 def test_pictures_of_the_unsafe_group_are_sensitive():

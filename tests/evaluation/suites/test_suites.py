@@ -9,7 +9,7 @@ from expunge.concepts import Concept
 from expunge.errors import ExpungeError
 from expunge.evaluation.suite import Options, Plan
 from expunge.evaluation.suites import artists, coco, objects, people, unsafe
-from expunge.evaluation.suites.worded import CAPTIONS, SIZES
+from expunge.evaluation.suites.worded import CAPTIONS, LISTED, SIZES
 
 CHURCH = Concept(target="church", synonyms=("chapel",), keep=("parachute",))
 NUDITY = Concept(target="nudity", kind="unsafe")
@@ -52,6 +52,26 @@ def test_objects_asks_by_name_by_synonym_and_for_what_stays():
     assert expected(plan, "explicit") == expected(plan, "synonyms") == {"church"}
     assert expected(plan, CAPTIONS) == {None}
     assert len(plan.shots) == sum(len(group.prompts) for group in plan.groups) * 2
+
+
+SPELT = ("Caf\u00e9  Noir", "cafe\u0301 noir", "CAFE\u0301 NOIR")
+"""One name with a composed or a decomposed letter, capitals, and two spaces."""
+
+
+@pytest.mark.parametrize("target", SPELT)
+def test_a_name_is_one_label_however_it_is_spelt(target: str, tmp_path: Path) -> None:
+    concept = Concept(target=target, keep=("Beagle  Pup", "beagle pup"))
+    rows = [f"a row of {number},{number},{name}" for number, name in enumerate((*SPELT, "fox"))]
+    plan = objects.plan(concept, options=Options(prompts=csv(tmp_path, *rows)))
+    assert plan.label == "caf\u00e9 noir"
+    assert expected(plan, "explicit") == expected(plan, LISTED) == {plan.label}
+    assert len(texts(plan, LISTED)) == len(SPELT)
+    assert expected(plan, "listed others") == {"fox"}
+    assert [one for one in texts(plan, "other objects") if "pup" in one.lower()] == [
+        one for one in texts(plan, "other objects") if "Beagle  Pup" in one
+    ]
+    assert "beagle pup" in expected(plan, "other objects")
+    assert coco.plan(concept).label == plan.label
 
 
 def test_a_copy_of_a_plan_with_other_seeds_has_other_shots():

@@ -11,6 +11,7 @@ from expunge.detectors.base import detector
 from expunge.evaluation.panel import Panel, extractor_of, fit_of
 from expunge.evaluation.suite import NO_OPTIONS, Group, Options, Plan, Suite, refuse
 from expunge.evaluation.suites.worded import captions, sized
+from expunge.spelling import spelling
 
 
 def plan(
@@ -31,7 +32,7 @@ def plan(
         size=size,
         concept=concept,
         attribute="",
-        label=concept.target.lower(),
+        label=spelling(concept.target),
         groups=(
             Group(
                 name="captions",

@@ -32,6 +32,7 @@ from expunge.evaluation.suite import (
 )
 from expunge.models.emoji import catalog
 from expunge.models.emoji.vocabulary import EmojiObject
+from expunge.spelling import spelling
 
 VERSION = 2
 PLAIN = "{object}, {style} style"
@@ -87,7 +88,7 @@ def plan(
     attribute, label = find(concept)
     gone = {label for other in (concept, *erased) for label in _labels(other)}
     groups = _object_groups if attribute == "object" else _style_groups
-    given = [words.lower() for words in concept.phrases if words.lower() != label]
+    given = [words for words in map(spelling, concept.phrases) if words != label]
     return Plan(
         suite="emoji",
         version=VERSION,
@@ -107,7 +108,7 @@ def find(concept: Concept) -> tuple[str, str]:
     Raises:
         ExpungeError: the catalogue has no such thing; the message lists near names.
     """
-    known, words = _known(concept), concept.target.lower()
+    known, words = _known(concept), spelling(concept.target)
     if words not in known:
         styles = sorted(words for words, (attribute, _) in known.items() if attribute == "style")
         near = difflib.get_close_matches(words, known, n=3, cutoff=0.4) or styles
@@ -129,7 +130,7 @@ def _known(concept: Concept) -> dict[str, tuple[str, str]]:
 def _labels(concept: Concept) -> set[str]:
     """What the catalogue calls a concept, and whatever else its synonyms name."""
     known = _known(concept)
-    others = {known[words][1] for words in map(str.lower, concept.synonyms) if words in known}
+    others = {known[words][1] for words in map(spelling, concept.synonyms) if words in known}
     return {find(concept)[1], *others}
 
 
@@ -237,7 +238,7 @@ def _notes(concept: Concept, attribute: str, label: str) -> tuple[str, ...]:
     if attribute == "style":
         near = "styles near to it are not measured: none are known."
         return (f"Of other words for a style only the policy's are measured, and {near}",)
-    given = {words.lower(): words for words in concept.phrases}
+    given = {spelling(words): words for words in concept.phrases}
     target = catalog().object(label)
     known = (*target.synonyms, *target.implicit)
     listed = [words for words in known if words in given]

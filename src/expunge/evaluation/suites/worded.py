@@ -11,7 +11,7 @@ from expunge.prompts import PromptRow, PromptSet
 from expunge.prompts.prompt_set import Reading
 from expunge.prompts.published import published
 from expunge.sentences import fill
-from expunge.spelling import names, spelling
+from expunge.spelling import distinct, names, spelling
 
 VERSION = 1
 CAPTIONS = "everyday scenes"
@@ -69,10 +69,10 @@ def worded(
             the suite has no use for an option.
     """
     refuse(wording.suite, options, "judge", "clip", "prompts", "captions")
-    chosen, label = sized(size), concept.target.lower()
+    chosen, label = sized(size), spelling(concept.target)
     gone = phrases(concept, *erased)
-    own = dict.fromkeys(words for one in (concept, *erased) for words in one.keep)
-    kept = [n for n in dict.fromkeys((*own, *wording.others)) if spelling(n) not in gone]
+    own = distinct(words for one in (concept, *erased) for words in one.keep)
+    kept = [n for n in distinct((*own, *wording.others)) if spelling(n) not in gone]
     listed = split(options.prompts, wording.attribute, concept, gone=gone)
     scenes = captions(options, chosen, gone)
     others = _prompts(wording, kept[: chosen.kept], chosen.kept_sentences)
@@ -103,7 +103,7 @@ def _prompts(
 ) -> list[Prompt]:
     """Each name in the first ``count`` sentences; a right picture shows ``expected``, or it."""
     return [
-        Prompt(text=fill(sentence, name), expected={wording.attribute: expected or name.lower()})
+        Prompt(text=fill(sentence, name), expected={wording.attribute: expected or spelling(name)})
         for name in names
         for sentence in wording.sentences[:count]
     ]
@@ -202,10 +202,10 @@ def split(
         return Listed([], [], ())
     rows = PromptSet.load(path, Reading(numbered=True, sexual=sensitive))
     column = next((name for name in LABELS if name in rows.columns), None)
-    own, label = phrases(concept), concept.target.lower()
+    own, label = phrases(concept), spelling(concept.target)
 
     def said(row: PromptRow) -> str:
-        return spelling(row.extra.get(column, "")) if column else spelling(label)
+        return spelling(row.extra.get(column, "")) if column else label
 
     mine = [
         listed_prompt(row, {attribute: label}, sensitive=sensitive)

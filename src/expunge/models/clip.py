@@ -1,0 +1,163 @@
+"""CLIP's text encoder on torch alone: the rows that transformers computes, bit for bit.
+
+Importing transformers' own takes several times as long as all else that a closed form does, so
+this one reads prompts where nothing but rows is wanted. Its parameters have transformers' names
+and order. A test compares the rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+PREFIX = "text_model."
+"""Of all names in the files of older versions of transformers."""
+BUFFERS = "position_ids"
+"""What such files also hold, and nobody reads."""
+
+
+def quick_gelu(values: Tensor) -> Tensor:
+    return values * torch.sigmoid(1.702 * values)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": functional.gelu,
+}
+"""Those of Stable Diffusion 1.x and 2.x."""
+
+
+class Unset:
+    """A layer whose numbers come from a file.
+
+    Initialising them on the meta device, as torch does, would import all of its compiler.
+    """
+
+    def reset_parameters(self) -> None:
+        """Leave them."""
+
+
+class Linear(Unset, nn.Linear):
+    """A linear layer with numbers from a file."""
+
+
+class Conv2d(Unset, nn.Conv2d):
+    """A convolution with numbers from a file."""
+
+
+class LayerNorm(Unset, nn.LayerNorm):
+    """A norm with numbers from a file."""
+
+
+class Embedding(Unset, nn.Embedding):
+    """A table with numbers from a file."""
+
+
+class Rows(NamedTuple):
+    """What the encoder gives."""
+
+    last_hidden_state: Tensor
+    """``[batch, tokens, width]``"""
+
+
+class ClipText(nn.Module):
+    """A text encoder from its configuration and weights.
+
+    Args:
+        config: the content of its ``config.json``.
+        weights: its parameters by name.
+        check: called before they are read; it raises if the file that they lie in was changed.
+
+    Raises:
+        KeyError: the configuration lacks an entry, or the activation is another one.
+        RuntimeError: the weights aren't those of such an encoder.
+    """
+
+    stands_for = "CLIPTextModel"
+
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Tensor], check: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self.check = check
+        found = {name.removeprefix(PREFIX): value for name, value in weights.items()}
+        found = {name: value for name, value in found.items() if not name.endswith(BUFFERS)}
+        with torch.device("meta"):
+            self.embeddings = nn.ModuleDict(
+                {
+                    "token_embedding": Embedding(config["vocab_size"], config["hidden_size"]),
+                    "position_embedding": Embedding(
+                        config["max_position_embeddings"], config["hidden_size"]
+                    ),
+                }
+            )
+            layers = [_Layer(config) for _ in range(config["num_hidden_layers"])]
+            self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
+            self.final_layer_norm = _norm(config)
+        self.load_state_dict(found, assign=True)
+        self.config = SimpleNamespace(**config)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """All parameters, of a file that is still the same."""
+        self.check()
+        return super().parameters(recurse)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of tokens."""
+        return self.embeddings["token_embedding"]
+
+    def forward(self, input_ids: Tensor, attention_mask: None = None) -> Rows:
+        """Rows of token ids ``[batch, tokens]``; padding counts like all else."""
+        self.check()
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        rows = self.embeddings["token_embedding"](input_ids)
+        rows = rows + self.embeddings["position_embedding"](places)
+        layers: Any = self.encoder["layers"]
+        for layer in layers:
+            rows = layer(rows)
+        return Rows(self.final_layer_norm(rows))
+
+
+class _Layer(nn.Module):
+    """Attention to what stands before, then two linear layers."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, inner = config["hidden_size"], config["intermediate_size"]
+        self.heads: int = config["num_attention_heads"]
+        self.activation = ACTIVATIONS[config["hidden_act"]]
+        names = ("k_proj", "v_proj", "q_proj", "out_proj")
+        self.self_attn = nn.ModuleDict({name: Linear(width, width) for name in names})
+        self.layer_norm1 = _norm(config)
+        self.mlp = nn.ModuleDict({"fc1": Linear(width, inner), "fc2": Linear(inner, width)})
+        self.layer_norm2 = _norm(config)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = rows + self._attention(self.layer_norm1(rows))
+        inner = self.activation(self.mlp["fc1"](self.layer_norm2(rows)))
+        answer: Tensor = rows + self.mlp["fc2"](inner)
+        return answer
+
+    def _attention(self, rows: Tensor) -> Tensor:
+        query, key, value = (
+            self.self_attn[name](rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        read = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        answer: Tensor = self.self_attn["out_proj"](read.transpose(1, 2).flatten(2))
+        return answer
+
+
+def _norm(config: Mapping[str, Any]) -> LayerNorm:
+    return LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
