@@ -53,8 +53,8 @@ def row(
     model: Model, method: str, everyday: str, concept: Concept, options: argparse.Namespace
 ) -> list[Evaluation]:
     """One edit, measured."""
-    given = dict(pair.split("=") for pair in options.set)
-    edit = erase(model, concept, method, **values(method, everyday), **given)
+    given = dict(pair.split("=", 1) for pair in options.set)
+    edit = erase(model, concept, method, **{**values(method, everyday), **given})
     seeds = range(options.seeds)
     asked = question("emoji", edit.concepts, size=options.size, seeds=seeds, sampler=SAMPLER)
     return list(measured(asked, model, options.output, edit=edit))

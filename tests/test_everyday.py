@@ -96,7 +96,7 @@ def test_what_stays_is_the_sum_of_all_other_prompts(pico: Model) -> None:
 
 @pytest.mark.parametrize("method", CLOSED)
 def test_everyday_prompts_move_less(pico: Model, method: str) -> None:
-    values = {"rank": 0} if method == "mace" else {}
+    values = {"mace": {"rank": 0}, "trce": {"prior_scale": 0.1}}.get(method, {})
     rows = pico.encode(["a photo of a horse on the grass", "a chair, oil painting style"])
 
     def moved(**given: object) -> float:
