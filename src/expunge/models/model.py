@@ -167,7 +167,7 @@ class Model(Prompting):
         After the last thread has left, each has the flags that it had. Drawing, reading prompts
         and making edits happen inside.
         """
-        return self._freezer(lambda: (self.denoiser, *self.parts))
+        return self._freezer(lambda: (self.denoiser, *self.parts) if self.whole else ())
 
     def cast(self, dtype: torch.dtype) -> None:
         """Change the precision of the whole pipeline, in place."""
