@@ -4,6 +4,7 @@ import gc
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,3 +116,38 @@ def test_only_so_many_are_kept(computed: list[int], monkeypatch: pytest.MonkeyPa
     for value in (one, two, one, three, one, two):
         digest([("w", value)])
     assert len(computed) == 4
+
+
+def test_a_digest_of_much_is_known_to_the_next_process(
+    computed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(hashing, "MUCH", 64)
+    weight = torch.randn(8, 8)
+    first = digest([("w", weight)])
+    hashing._known.clear()
+    assert digest([("w", weight)]) == first == plainly(weight)
+    assert len(computed) == 1
+    weight[3, 5] += 1
+    hashing._known.clear()
+    assert digest([("w", weight)]) == plainly(weight) != first
+    assert len(computed) == 2
+
+
+def test_a_damaged_or_unwritable_cache_costs_only_time(
+    computed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing, "MUCH", 64)
+    weight = torch.randn(8, 8)
+    digest([("w", weight)])
+    [file] = (tmp_path / "cache" / "digests").iterdir()
+    file.write_bytes(b"\xffcut")
+    hashing._known.clear()
+    assert digest([("w", weight)]) == plainly(weight)
+    assert file.read_text() == plainly(weight)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "file"))
+    hashing._known.clear()
+    assert digest([("w", weight)]) == plainly(weight)
+    assert len(computed) == 3

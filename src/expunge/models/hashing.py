@@ -2,13 +2,16 @@
 
 A digest is remembered by the *marks* of its tensors: sums of their bits, read as fast as memory
 gives them. So it costs a tenth when it is asked for again, whichever tensor holds the same numbers
-by then, and no way of writing into a tensor goes unnoticed, not even through ``.data``.
+by then, and no way of writing into a tensor goes unnoticed, not even through ``.data``. Digests of
+much are remembered in the cache folder too, for other processes.
 """
 
 import base64
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
@@ -17,6 +20,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from expunge.files import cache_folder, replacing
+
 HALF = (torch.float16,)
 """How fingerprints round: once to half precision, whatever the weights are in."""
 BFLOAT16 = ((torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16, torch.float16))
@@ -24,7 +29,9 @@ BFLOAT16 = ((torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16, tor
 rounded twice, which gives one in sixteen another value."""
 
 REMEMBERED = 256
-"""Digests that are kept."""
+"""Digests that are kept in memory."""
+MUCH = 2**26
+"""Bytes from which a digest is kept in the cache folder too."""
 WORDS = 512
 """Words of eight bytes in a row of a mark's sums."""
 SAMPLED = 512
@@ -124,25 +131,50 @@ def digests(tensors: Named, *ways: Sequence[torch.dtype]) -> list[str]:
 
     The tensors are looked at once for all ways of rounding.
     """
-    marks = hashlib.sha256()
+    marks, size = hashlib.sha256(), 0
     for name, value in tensors:
         marks.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         marks.update(_mark(value.detach()))
-    return [_remembered(marks.digest(), tensors, tuple(precisions)) for precisions in ways]
+        size += value.nbytes
+    return [_remembered(marks.hexdigest(), tensors, size, precisions) for precisions in ways]
 
 
-def _remembered(marks: bytes, tensors: Named, precisions: tuple[torch.dtype, ...]) -> str:
-    key = (marks, precisions)
+def _remembered(marks: str, tensors: Named, size: int, precisions: Sequence[torch.dtype]) -> str:
+    names = "-".join(str(one).removeprefix("torch.") for one in precisions)
+    key = f"{marks}-{names}"
+    file = cache_folder() / "digests" / key if size >= MUCH else None
     with _lock:
         if found := _known.get(key):
             _known.move_to_end(key)
             return found
-    made = _hashed(tensors, precisions)
+    made = file and _read(file)
+    if not made:
+        made = _hashed(tensors, precisions)
+        if file:
+            _write(file, made)
     with _lock:
         _known[key] = made
         while len(_known) > REMEMBERED:
             _known.popitem(last=False)
     return made
+
+
+def _read(file: Path) -> str | None:
+    """The digest in a file; none if there is none, or it was cut short."""
+    try:
+        found = file.read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return found if re.fullmatch("[0-9a-f]{64}", found) else None
+
+
+def _write(file: Path, made: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as path:
+            path.write_text(made, "ascii")
+    except OSError:  # it is computed again next time
+        pass
 
 
 def _hashed(tensors: Named, precisions: Sequence[torch.dtype]) -> str:
@@ -156,7 +188,7 @@ def _hashed(tensors: Named, precisions: Sequence[torch.dtype]) -> str:
     return total.hexdigest()
 
 
-_known: "OrderedDict[tuple[bytes, tuple[torch.dtype, ...]], str]" = OrderedDict()
+_known: "OrderedDict[str, str]" = OrderedDict()
 _lock = Lock()
 
 
