@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from expunge.errors import ExpungeError
 from expunge.models.clip import ClipText, Conv2d, LayerNorm, Linear
 from expunge.models.sources import Source
+from expunge.models.tokenizing import ClipTokenizer
 
 CLASSES = {
     "_class_name": "StableDiffusionPipeline",
@@ -200,10 +201,8 @@ class OnDisk:
     def components(self) -> dict[str, Any]:
         return {"vae": self.vae, "text_encoder": self.text_encoder, "unet": self.unet}
 
-    def _tokenizer(self) -> Any:
-        from transformers import CLIPTokenizer
-
-        tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+    def _tokenizer(self) -> ClipTokenizer:
+        tokenizer = ClipTokenizer(self.folder / "tokenizer")
         if any(token.endswith("_1") for token in tokenizer.added_tokens_encoder):
             raise ValueError("learnt tokens of several vectors, which the pipeline writes out")
         return tokenizer
