@@ -3,7 +3,7 @@
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -26,8 +26,9 @@ from expunge.methods import configured, refuse_for_training, settings
 from expunge.methods import erase as compute
 from expunge.models import Model, load
 from expunge.progress import shown
-from expunge.training.loop import Monitor
-from expunge.training.monitor import EVERY, check, monitor
+
+if TYPE_CHECKING:
+    from expunge.training.loop import Monitor
 
 
 class TrainingOptions(OptionGroup):
@@ -66,12 +67,14 @@ class TrainingOptions(OptionGroup):
 
             check_tracker(self.tracker, self.checkpoints)
 
-    def monitor(self, policy: Policy, method: Method, seed: int) -> Monitor | None:
+    def monitor(self, policy: Policy, method: Method, seed: int) -> "Monitor | None":
         """What looks at the training, if the options say when to stop it."""
         if self.stop_when is None:
             if self.look_every is not None or self.judge:
                 raise ExpungeError("--look-every and --judge: only with --stop-when")
             return None
+        from expunge.training.monitor import EVERY, monitor
+
         return monitor(
             self.stop_when,
             policy,
@@ -154,9 +157,11 @@ def _made(
     method: Method,
     seed: int,
     training: TrainingOptions,
-    watch: Monitor | None,
+    watch: "Monitor | None",
 ) -> Edit:
     if watch:
+        from expunge.training.monitor import check
+
         check(watch, base)
     return compute(
         base,

@@ -36,22 +36,22 @@ def everyday_prior(model: Model) -> Prior:
     """
     prompts = listed()
     precision = str(model.encode_rows([""], [0]).dtype).removeprefix("torch.")
-    name = f"prior-{model.text_fingerprint()[:16]}-{digest(list(prompts))[:8]}-{precision}"
+    encoder = model.text_fingerprint()
+    name = f"prior-{encoder[:16]}-{digest(list(prompts))[:8]}-{precision}"
     for folder in (prior_folder(), cache_folder()):
-        if found := _kept(folder / f"{name}.safetensors", model):
+        if found := _kept(folder / f"{name}.safetensors", encoder):
             return found
     state = cache_folder() / f"{name}.unfinished.safetensors"
     return _computed(model, prompts, cache_folder() / f"{name}.safetensors", state)
 
 
-def _kept(path: Path, model: Model) -> Prior | None:
+def _kept(path: Path, encoder: str) -> Prior | None:
     """The prior in a file, if it is whole and of this text encoder and these prompts."""
     try:
         found = Prior.load(path)
-        found.check(model)
     except ExpungeError:
         return None
-    return found if is_everyday(found) else None
+    return found if found.metadata.text_encoder == encoder and is_everyday(found) else None
 
 
 def _computed(model: Model, prompts: tuple[str, ...], path: Path, state: Path) -> Prior:
