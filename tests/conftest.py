@@ -43,24 +43,10 @@ def pico(pico_folder: Path) -> Model:
 @pytest.fixture(scope="session")
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline whose prompts have 16 rows of width 128: room for a few concepts."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
     from expunge import testing
 
-    torch.manual_seed(1)
-    net = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        cross_attention_dim=128,
-        attention_head_dim=4,
-        norm_num_groups=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
     folder = tmp_path_factory.mktemp("wide")
-    testing.pipeline(folder, net, width=128).save_pretrained(folder / "pipe")
+    testing.pipeline(folder, width=128).save_pretrained(folder / "pipe")
     return folder / "pipe"
 
 

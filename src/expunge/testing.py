@@ -87,14 +87,14 @@ def text_encoder(tokens: CLIPTokenizer, width: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def unet() -> UNet2DConditionModel:
-    """A UNet for latents ``[batch, 4, 8, 8]`` and prompts ``[batch, rows, 32]``."""
+def unet(width: int = 32) -> UNet2DConditionModel:
+    """A UNet for latents ``[batch, 4, 8, 8]`` and prompts ``[batch, rows, width]``."""
     torch.manual_seed(1)
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
         layers_per_block=1,
-        cross_attention_dim=32,
+        cross_attention_dim=width,
         attention_head_dim=4,
         norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -109,7 +109,7 @@ def pipeline(
 
     Args:
         folder: for the files of the tokenizer.
-        net: another UNet than ``unet()``.
+        net: another UNet than ``unet(width)``.
         width: of a row of a prompt's embedding, the UNet's ``cross_attention_dim``.
         length: rows of a prompt's embedding.
     """
@@ -135,7 +135,7 @@ def pipeline(
         vae,
         text_encoder(tokens, width),
         tokens,
-        unet() if net is None else net,
+        unet(width) if net is None else net,
         scheduler,
         None,
         None,

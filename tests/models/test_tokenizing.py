@@ -30,7 +30,7 @@ def test_any_text_has_the_ids_of_transformers(
 ) -> None:
     own, plain = both
     for options in ({}, {"truncation": True, "max_length": 8}):
-        assert own(texts, **options)["input_ids"] == plain(texts, **options)["input_ids"]
+        assert own(texts, **options).input_ids == plain(texts, **options).input_ids
 
 
 def test_padded_ids_and_masks_are_those_of_transformers(

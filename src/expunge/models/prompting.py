@@ -144,7 +144,7 @@ class Prompting(ABC):
         """Token ids of each prompt without its start and end, in the first text encoder."""
         if not prompts:
             return []
-        ids = self.text_encoders[0].tokenize(prompts)["input_ids"]
+        ids = self.text_encoders[0].tokenize(prompts).input_ids
         return [row[1:-1] for row in ids]
 
     def last_token(self, prompt: str) -> int:

@@ -118,7 +118,7 @@ class TextEncoder:
             texts = self.spelt(prompts[start : start + BLOCK])
             with _without_remarks():
                 whole = self.tokenizer(texts, truncation=False)
-            found += [len(ids) - 2 for ids in whole["input_ids"]]
+            found += [len(ids) - 2 for ids in whole.input_ids]
         return found
 
     def read(self, prompts: Sequence[str]) -> TextInput:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -22,14 +22,12 @@ IDS_ONLY = {"truncation", "max_length", "padding", "return_tensors"}
 """Options of a call that are answered here."""
 
 
-class Encoded(dict[str, Any]):
-    """What a call gives: entries that are attributes too."""
+class Encoded(NamedTuple):
+    """What a call gives: lists of numbers, or tensors ``[texts, tokens]``."""
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    input_ids: Any
+    attention_mask: Any
+    """1 for text, 0 for padding."""
 
 
 class ClipTokenizer:
@@ -63,13 +61,8 @@ class ClipTokenizer:
             pad, word = self._facts["pad_token_id"], self._facts["pad_token"]
             self._backend.enable_padding(length=length, pad_id=pad, pad_token=word)
         encodings = self._backend.encode_batch(list(texts))
-        found = {
-            "input_ids": [one.ids for one in encodings],
-            "attention_mask": [one.attention_mask for one in encodings],
-        }
-        if options.get("return_tensors"):
-            return Encoded({name: torch.tensor(value) for name, value in found.items()})
-        return Encoded(found)
+        found = [one.ids for one in encodings], [one.attention_mask for one in encodings]
+        return Encoded(*(map(torch.tensor, found) if options.get("return_tensors") else found))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
