@@ -20,8 +20,9 @@ from expunge.methods.ac.placing import placed
 from expunge.methods.ac.prompts import predict_start_detached, target_prompts
 from expunge.methods.ac.released import PAINTING, STYLE, masked
 from expunge.models import Condition
-from expunge.training import loop, saving
+from expunge.training import saving
 from expunge.training.loop import Trainer, fit
+from stopping import stopped_in
 
 GHOST = Concept(target="ghost", anchor="dog", keep=["cat"])
 INK = Concept(target="ink", kind="style", synonyms=["noto"])
@@ -381,19 +382,8 @@ def test_stopping_anywhere_changes_nothing(
     monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     values = {**SHORT, "iterations": 4, "accumulation": 2, "batch_size": 2, **values}
     whole = erase(pico, GHOST, "ac", **values)
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: Any) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(3):
         erase(pico, GHOST, "ac", checkpoints=tmp_path, **values)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     assert erase(pico, GHOST, "ac", checkpoints=tmp_path, **values).id == whole.id
 
 

@@ -18,8 +18,9 @@ from expunge.methods.sepme.cie import CiE
 from expunge.methods.sepme.examples import rows_of
 from expunge.methods.sepme.loss import FIRST_TEST, momentum, settled
 from expunge.models import Condition
-from expunge.training import loop, saving
+from expunge.training import saving
 from expunge.training.loop import Trainer
+from stopping import stopped_in
 from toy_batches import same
 
 SHORT: dict[str, Any] = {"iterations": 2, "trajectories": 2, "num_inference_steps": 4}
@@ -184,19 +185,8 @@ def test_a_killed_run_stops_at_the_same_step(
     values = {**SHORT, "iterations": 40, "lr": 1e-3, "threshold": 0.75, "reg_beta": 0.0}
     whole = erase(pico, TWO, "cie", **values)
     assert 2 * FIRST_TEST <= (whole.provenance[0].steps or 0) < 40
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: object) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 20:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(20):
         erase(pico, TWO, "cie", checkpoints=tmp_path, **values)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     resumed = erase(pico, TWO, "cie", checkpoints=tmp_path, **values)
     assert resumed.id == whole.id
     assert resumed.provenance[0].steps == whole.provenance[0].steps

@@ -20,8 +20,9 @@ from expunge.methods.cpe.bank import Bank, mentions, mixed, nearest_names
 from expunge.methods.cpe.losses import StepEmbeddings, Surface, attacking, erasing, kappa
 from expunge.methods.cpe.method import CPE
 from expunge.methods.cpe.student import GateStudent
-from expunge.training import loop, saving
+from expunge.training import saving
 from expunge.training.loop import Monitor, Trainer, train
+from stopping import stopped_in
 
 SHORT: dict[str, Any] = {
     "rounds": 2, "first_iterations": 4, "later_iterations": 3, "attack_iterations": 2,
@@ -220,19 +221,8 @@ def test_stopping_anywhere_changes_nothing(
     settings = {**SHORT, "fidelity": fidelity, "general_words": ["cat", "art"]}
     policy = Policy.of([GHOST, "man"])
     whole = erase(pico, policy, "cpe", **settings)
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: object) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == stop:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(stop):
         erase(pico, policy, "cpe", checkpoints=tmp_path, **settings)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     resumed = erase(pico, policy, "cpe", checkpoints=tmp_path, **settings)
     assert resumed.id == whole.id
 

@@ -17,9 +17,10 @@ from expunge.methods.fmn.batches import ShownConcept, columns, row
 from expunge.methods.fmn.losses import attention_norms, logit_distances
 from expunge.methods.fmn.method import ForgetMeNot
 from expunge.models import Condition
-from expunge.training import loop, saving
+from expunge.training import saving
 from expunge.training.inversion import inverted
 from expunge.training.loop import Trainer, fit
+from stopping import stopped_in
 
 GHOST = Concept(target="ghost", synonyms=["noto"], keep=["cat", "fox"])
 SANTA = Concept(target="santa claus", kind="character")
@@ -263,19 +264,8 @@ def test_stopping_anywhere_changes_nothing(
     settings = {**SHORT, "iterations": 3, "lr": 1e-4, **values}
     whole = erase(pico, policy, "fmn", seed=4, **settings)
     assert whole.id != erase(pico, policy, "fmn", seed=5, **settings).id
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: Any) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(2):
         erase(pico, policy, "fmn", seed=4, checkpoints=tmp_path, **settings)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     assert erase(pico, policy, "fmn", seed=4, checkpoints=tmp_path, **settings).id == whole.id
 
 

@@ -13,8 +13,9 @@ from expunge.edits import LowRank
 from expunge.edits.applied import edited_weights
 from expunge.methods.sepme.loss import FIRST_TEST, momentum
 from expunge.methods.sepme.sepce import SepCE
-from expunge.training import loop, saving
+from expunge.training import saving
 from expunge.training.loop import Monitor, Trainer
+from stopping import stopped_in
 from toy_sepce import SHORT, TWO, made, moved, taken
 
 # --- what is protected
@@ -178,19 +179,8 @@ def test_killed_and_resumed_gives_the_same_edit(
     monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     values = {**SHORT, "gradient_checkpointing": checkpointing}
     whole = erase(wide, TWO, "sepce", **values)
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: object) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(4):
         erase(wide, TWO, "sepce", checkpoints=tmp_path, **values)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     assert erase(wide, TWO, "sepce", checkpoints=tmp_path, **values).id == whole.id
 
 

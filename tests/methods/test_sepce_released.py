@@ -11,8 +11,9 @@ from expunge.edits import LowRank
 from expunge.methods.sepme.loss import FIRST_TEST
 from expunge.methods.sepme.sepce import SepCE
 from expunge.methods.sepme.shifts import JointShifts
-from expunge.training import loop, saving
+from expunge.training import saving
 from expunge.training.loop import Trainer, train
+from stopping import stopped_in
 from toy_sepce import moved, taken
 
 
@@ -97,19 +98,8 @@ def test_a_killed_joint_run_ends_the_same(
     monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     policy, method = Policy.of(["ghost", "dog"]), SepCE(**{**JOINT, "iterations": 4})
     whole = erase(wide, policy, method)
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: object) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(3):
         erase(wide, policy, method, checkpoints=tmp_path)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     assert erase(wide, policy, method, checkpoints=tmp_path).id == whole.id
     result = train(method, wide, policy, seed=0)
     assert [part.concepts[0].target for part in result.parts] == ["ghost", "dog"]

@@ -22,8 +22,9 @@ from expunge.methods.spm.anchors import acting, noise_anchors
 from expunge.methods.spm.method import SPM
 from expunge.methods.spm.student import MembraneStudent
 from expunge.models import Condition
-from expunge.training import loop, saving
+from expunge.training import saving
 from expunge.training.loop import Monitor, Trainer
+from stopping import stopped_in
 from toy_batches import same
 
 SHORT: dict[str, Any] = {"iterations": 2, "num_inference_steps": 4, "batch_size": 2, "lr": 1e-2}
@@ -295,19 +296,8 @@ def test_stopping_anywhere_changes_nothing(
     monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     settings = {"iterations": 5, "num_inference_steps": 3, "fidelity": fidelity, "lr_warmup": 1}
     whole = erase(pico, TWO, "spm", lr=1e-2, **settings)
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: Any) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(4):
         erase(pico, TWO, "spm", lr=1e-2, checkpoints=tmp_path, **settings)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     resumed = erase(pico, TWO, "spm", lr=1e-2, checkpoints=tmp_path, **settings)
     assert resumed.id == whole.id
 

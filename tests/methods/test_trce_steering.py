@@ -16,10 +16,11 @@ from expunge.method.student import Student
 from expunge.methods.trce.schedule import RELEASED_EMPTY, released
 from expunge.methods.trce.steering import TRCESteering
 from expunge.seeding import derive
-from expunge.training import loop, saving
+from expunge.training import saving
 from expunge.training.latents import TrajectoryPoint, latents_at
 from expunge.training.loop import fit
 from expunge.training.trajectories import ddim
+from stopping import stopped_in
 
 SHORT: dict[str, Any] = {"num_inference_steps": 6, "max_early_timestep": 3, "iterations": 3}
 FEW: dict[str, Any] = {**SHORT, "trajectories": 3}
@@ -280,19 +281,8 @@ def test_stopping_anywhere_changes_nothing(
     monkeypatch.setattr(saving, "SAVE_SHARE", 1.0)
     settings = {**values, "iterations": 6, "lr": 1e-3}
     whole = erase(pico, GHOST, "trce-steering", **settings)
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: object) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(5):
         erase(pico, GHOST, "trce-steering", checkpoints=tmp_path, **settings)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     with counted(pico) as passes:
         resumed = erase(pico, GHOST, "trce-steering", checkpoints=tmp_path, **settings)
     assert resumed.id == whole.id

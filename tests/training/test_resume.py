@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from expunge import Edit, ExpungeError, Model, erase, load
 from expunge.training import checkpoint, loop, saving
+from stopping import stopped_in
 
 TRAIN = """
 import sys
@@ -59,19 +60,8 @@ def test_stopping_anywhere_changes_nothing(
     if variant:
         settings |= {"fidelity": "original", "variant": variant}
     whole = erase(pico, "dog", "esd", **settings)
-    real, calls = loop.Trainer.step, 0
-
-    def failing(*arguments: object) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.Trainer, "step", failing)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_in(3):
         erase(pico, "dog", "esd", checkpoints=tmp_path, **settings)
-    monkeypatch.setattr(loop.Trainer, "step", real)
     resumed = erase(pico, "dog", "esd", checkpoints=tmp_path, **settings)
     assert resumed.id == whole.id
 
