@@ -4,7 +4,8 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,6 +20,10 @@ from expunge.errors import ExpungeError
 from expunge.files import PathLike, replacing
 
 CHECKSUM = "checksum"
+RECENT = 2_000_000_000
+"""Nanoseconds in which a file may be written again without another time of change."""
+
+Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class TensorFile(NamedTuple):
@@ -36,20 +41,33 @@ class Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_slot(file: BinaryIO, slot: Slot) -> Tensor:
+def read_slot(file: BinaryIO, slot: Slot, rows: Sequence[int] | None = None) -> Tensor:
     """A tensor from an open file, whatever other threads and forked processes read from it.
+
+    Args:
+        file: it stays where it is.
+        slot: where the tensor lies.
+        rows: read these alone, in this order.
 
     Raises:
         ValueError: the file is too short.
     """
+    shape = slot.shape if rows is None else (len(rows), *slot.shape[1:])
     size = prod(slot.shape) * slot.dtype.itemsize
     if not size:
-        return torch.empty(slot.shape, dtype=slot.dtype)
+        return torch.empty(shape, dtype=slot.dtype)
     begin = slot.offset - slot.offset % mmap.ALLOCATIONGRANULARITY
     ahead = slot.offset - begin
     with mmap.mmap(file.fileno(), ahead + size, access=mmap.ACCESS_READ, offset=begin) as mapped:
-        values = torch.from_numpy(np.frombuffer(mapped, np.uint8, size, ahead).copy())
-    return values.view(slot.dtype).view(slot.shape)
+        values = _copied(np.frombuffer(mapped, np.uint8, size, ahead), slot, rows)
+    return torch.from_numpy(values).view(slot.dtype).view(shape)
+
+
+def _copied(mapped: Bytes, slot: Slot, rows: Sequence[int] | None) -> Bytes:
+    if rows is None:
+        return mapped.copy()
+    table = mapped.reshape(slot.shape[0], -1)
+    return np.ascontiguousarray(table[np.asarray(rows, int)]).reshape(-1)
 
 
 class Unread(Mapping[str, Tensor]):
@@ -69,11 +87,11 @@ class Unread(Mapping[str, Tensor]):
             with safe_open(path, framework="pt") as checked:
                 self.header: dict[str, str] = checked.metadata() or {}
             self._file = open(path, "rb")  # noqa: SIM115
-            self._slots = _slots(self._file)
+            self.slots = _slots(self._file)
         except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             told = " ".join(str(error).split())[:200]
             raise ExpungeError(f"{path}: not a safetensors file, or cut short ({told})") from None
-        self._stamp = self._stamped()
+        self._state = self._now()
 
     def __getitem__(self, name: str) -> Tensor:
         """One tensor.
@@ -81,24 +99,66 @@ class Unread(Mapping[str, Tensor]):
         Raises:
             ExpungeError: the file was written to since it was opened.
         """
-        slot = self._slots[name]
-        if self._stamped() != self._stamp:
-            raise ExpungeError(f"{self.path}: was changed since it was loaded; load it again")
-        return read_slot(self._file, slot)
+        return self._read(name)
+
+    def rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Some rows of a tensor.
+
+        Raises:
+            ExpungeError: the file was written to since it was opened.
+        """
+        return self._read(name, rows)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._slots
+        return name in self.slots
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._slots)
+        return iter(self.slots)
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self.slots)
 
     def __reduce__(self) -> tuple[type[dict[str, Tensor]], tuple[dict[str, Tensor]]]:
         return dict, (dict(self),)
 
-    def _stamped(self) -> tuple[int, int]:
+    @property
+    def stamp(self) -> str:
+        """What tells this file as it is from all others without a look into it.
+
+        Empty if it was written just now: what is written next might have the same times.
+
+        Raises:
+            ExpungeError: the file was written to since it was opened.
+        """
+        self.check()
+        found = os.fstat(self._file.fileno())
+        if time.time_ns() - found.st_ctime_ns < RECENT:
+            return ""
+        places = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return "-".join(map(str, places))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self._state[0]
+
+    def check(self) -> None:
+        """Check that nobody has written into the file since it was opened.
+
+        Raises:
+            ExpungeError: somebody has.
+        """
+        if self._now() != self._state:
+            raise ExpungeError(f"{self.path}: was changed since it was loaded; load it again")
+
+    def _read(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
+        slot = self.slots[name]
+        self.check()
+        found = read_slot(self._file, slot, rows)
+        self.check()
+        return found
+
+    def _now(self) -> tuple[int, int]:
         found = os.fstat(self._file.fileno())
         return found.st_size, found.st_mtime_ns
 

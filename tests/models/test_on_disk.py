@@ -6,25 +6,29 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from expunge import Model, erase, load, testing
+from expunge import Model, erase, load, tensors, testing
 from expunge.cli import main
 from expunge.edits import Edit
 from expunge.errors import ExpungeError
-from expunge.models import on_disk
+from expunge.models import hashing, on_disk
 from expunge.models.emoji import pipeline_path
-from expunge.models.on_disk import Config, Skeleton, Tensors
+from expunge.models.on_disk import Config, Skeleton
+from expunge.models.stored import Numbers
 from expunge.models.tokenizing import ClipTokenizer
+from expunge.tensors import Slot, Unread
 
 PROMPTS = ("", "ghost", "a picture of a cat and a dog", "ghost " * 200)
+CPU = torch.device("cpu")
 SD2 = {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
 
 
@@ -81,9 +85,10 @@ def test_layers_have_the_order_and_the_kinds_of_diffusers(more: dict[str, Any]) 
         net = UNet2DConditionModel(**{**testing.SD14, **more})
     shapes = [(name, tuple(value.shape)) for name, value in net.named_parameters()]
     random.Random(0).shuffle(shapes)
-    ordered: Any = SimpleNamespace(shapes=dict(sorted(shapes, key=lambda p: on_disk._place(p[0]))))
+    slots = {name: Slot(0, torch.float32, shape) for name, shape in shapes}
+    numbers = Numbers(cast(Unread, SimpleNamespace(slots=slots)), torch.float32, CPU)
     kind = Config(_class_name="UNet2DConditionModel")
-    found = Skeleton(ordered, kind, torch.float32, torch.device("cpu"))
+    found = Skeleton(numbers, kind, sorted(slots, key=on_disk._place))
     owners = dict(net.named_modules())
 
     def described(network: torch.nn.Module) -> list[tuple[str, torch.Size]]:
@@ -109,13 +114,13 @@ def test_an_erasure_reads_keys_and_values_alone(
     names = set(load(folder).select("cross_attention.kv"))
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     read: list[tuple[str, str]] = []
-    plain = Tensors.__call__
+    plain = Unread.__getitem__
 
-    def noted(self: Tensors, name: str) -> torch.Tensor:
-        read.append((self.path.parent.name, name))
+    def noted(self: Unread, name: str) -> torch.Tensor:
+        read.append((Path(self.path).parent.name, name))
         return plain(self, name)
 
-    monkeypatch.setattr(Tensors, "__call__", noted)
+    monkeypatch.setattr(Unread, "__getitem__", noted)
     output = tmp_path / "edit.safetensors"
     options = ["--model", str(folder), "--concept", "ghost", "--output", str(output)]
     assert main(["erase", *options]) == 0
@@ -151,30 +156,104 @@ print("heavy:", {"torch", "diffusers", "transformers", "numpy", "pydantic"} & sy
     assert run.stdout == "heavy: set()\n"
 
 
-@pytest.mark.parametrize("how", ["written", "replaced", "removed"])
-def test_a_file_that_changes_between_two_reads_is_refused(how: str, folder: Path) -> None:
+def test_a_file_that_is_written_to_between_two_reads_is_refused(folder: Path) -> None:
     part = partly(folder)
     name = part.select("cross_attention.kv")[0]
-    before = part.base_weight(name).clone()
+    before = part.base_weight(name)
+    kept = before.clone()
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    if how == "removed":
-        file.unlink()
-    else:
-        changed = {key: value + 1 for key, value in load_file(file).items()}
-        other = file.with_name("other") if how == "replaced" else file
-        save_file(changed, other)
-        os.replace(other, file)
-        os.utime(file, ns=(1, 1))
-    with pytest.raises(ExpungeError, match="was changed while it was read"):
-        part.base_weight(name)
-    assert before.isfinite().all()
+    with file.open("r+b") as opened:
+        opened.seek(-4, os.SEEK_END)
+        opened.write(bytes(4))
+    os.utime(file, ns=(1, 1))
+    for use in (lambda: part.base_weight(name), lambda: part.fingerprint([name])):
+        with pytest.raises(ExpungeError, match="was changed since it was loaded"):
+            use()
+    assert torch.equal(before, kept)
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_file_that_is_replaced_between_two_reads_is_read_as_it_was(
+    how: str, folder: Path
+) -> None:
+    part = partly(folder)
+    name = part.select("cross_attention.kv")[0]
+    before, print_ = part.base_weight(name), part.fingerprint([name])
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    changed = {key: value + 1 for key, value in load_file(file).items()}
+    file.unlink()
+    if how == "replaced":
+        save_file(changed, file)
+    assert torch.equal(part.base_weight(name), before)
+    assert part.fingerprint([name]) == print_
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], int]]:
+    """How often a file was read since the last call, by processes with a cache of their own."""
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashing, "MUCH", 64)
+    monkeypatch.setattr(hashing, "_known", type(hashing._known)())
+    count, plain = [0], Unread._read
+
+    def counted(self: Unread, *args: Any) -> torch.Tensor:
+        count[0] += 1
+        return plain(self, *args)
+
+    def told() -> int:
+        found, count[0] = count[0], 0
+        hashing._known.clear()
+        return found
+
+    monkeypatch.setattr(Unread, "_read", counted)
+    yield told
+
+
+def facts(model: Model) -> tuple[object, ...]:
+    names = model.select("cross_attention.kv")
+    weights = model.fingerprint(names), model.roundings(names)
+    return *weights, model.text_fingerprint(), model.text_roundings()
+
+
+def test_fingerprints_of_a_file_are_known_again_without_reading_it(
+    folder: Path, reads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = facts(load(folder, device="cpu"))
+    facts(partly(folder))
+    assert reads() > 0
+    facts(partly(folder))
+    assert reads() > 0, "a file that was just written may be written again at the same time"
+    monkeypatch.setattr(tensors, "RECENT", 0)
+    assert facts(partly(folder)) == wanted
+    reads()
+    assert facts(partly(folder)) == wanted
+    assert reads() == 0
+    assert facts(partly(folder, dtype=torch.bfloat16)) != wanted
+
+
+def test_a_file_of_the_same_size_and_time_is_another_one(
+    folder: Path, reads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors, "RECENT", 0)
+    before = facts(partly(folder))
+    for part in ("unet/diffusion_pytorch_model", "text_encoder/model"):
+        file = folder / f"{part}.safetensors"
+        times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+        values = {name: value + 1 for name, value in load_file(file).items()}
+        save_file(values, file, metadata={"format": "pt"})
+        os.utime(file, ns=times)
+    reads()
+    after = facts(partly(folder))
+    assert reads() > 0
+    assert all(one != other for one, other in zip(before, after, strict=True))
+    assert after == facts(load(folder, device="cpu"))
 
 
 def test_a_text_encoder_that_changes_is_refused(folder: Path) -> None:
     part = partly(folder)
     (folder / "text_encoder" / "model.safetensors").touch()
     for use in (lambda: part.encode(["ghost"]), part.text_fingerprint):
-        with pytest.raises(ExpungeError, match="was changed while it was read"):
+        with pytest.raises(ExpungeError, match="was changed since it was loaded"):
             use()
 
 
@@ -233,7 +312,9 @@ def test_a_variant_is_read_where_it_is(folder: Path) -> None:
     whole = load(f"{folder}@fp16", dtype=torch.float16, device="cpu")
     names = part.members["all"]
     assert all(torch.equal(part.base_weight(n), whole.base_weight(n)) for n in names)
-    assert part.pipe.unet.tensors.path.name == "diffusion_pytorch_model.fp16.safetensors"
+    assert (
+        Path(part.pipe.unet.numbers.tensors.path).name == "diffusion_pytorch_model.fp16.safetensors"
+    )
 
 
 def test_the_bundled_model_can_stay_on_disk() -> None:

@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge.cli import resumable
+from expunge.cli.drawing import USUAL_SAMPLER, SamplerOptions
 from expunge.cli.evaluate import show_headline, table
 from expunge.cli.options import (
-    USUAL_SAMPLER,
     NamedConcepts,
     OptionGroup,
     PlanSeeds,
-    SamplerOptions,
     ShowSensitive,
 )
 from expunge.edits.edit import Edit

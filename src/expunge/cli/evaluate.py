@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from expunge.cli import resumable
-from expunge.cli.options import USUAL_SAMPLER, EditedModelName, PlanSeeds, SamplerOptions
+from expunge.cli.drawing import USUAL_SAMPLER, SamplerOptions
+from expunge.cli.options import EditedModelName, PlanSeeds
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.evaluation.evaluate import evaluate as measure

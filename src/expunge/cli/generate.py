@@ -9,7 +9,8 @@ from cyclopts.validators import Number
 from rich.console import Console
 
 from expunge.cli import resumable
-from expunge.cli.options import USUAL_SAMPLER, ModelName, SamplerOptions
+from expunge.cli.drawing import USUAL_SAMPLER, SamplerOptions
+from expunge.cli.options import ModelName
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.files import check_output

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from expunge.concepts import Concept, Kind, Policy, explain
 from expunge.errors import ExpungeError
-from expunge.generation.sampler import Sampler
 from expunge.methods import settings
 from expunge.texts import parse_yaml
 
@@ -110,8 +109,7 @@ class ErasedConcepts(NamedConcepts):
 
 
 ErasedOptions = Annotated[ErasedConcepts, Parameter(name="*")]
-SamplerOptions = Annotated[Sampler, Parameter(name="*")]
-NO_CONCEPTS, USUAL_SAMPLER = ErasedConcepts(), Sampler()
+NO_CONCEPTS = ErasedConcepts()
 
 
 def assignments(method: str, assigned: Sequence[str]) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def _computed(chosen: Method, model: Model, policy: Policy, seed: int, **trainin
         made = edit_of(chosen, model, policy, parts, seed=seed, steps=steps)
         return start + made if start else made
     if isinstance(chosen, Solves):
-        part = Part(policy.erase, chosen.solve(model, policy, seed))
+        with model.reading_once():
+            part = Part(policy.erase, chosen.solve(model, policy, seed))
         made = edit_of(chosen, model, policy, [part], seed=seed)
         first = chosen.start_edit(model) if isinstance(chosen, Starting) else None
         return first + made if first else made

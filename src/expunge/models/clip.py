@@ -5,13 +5,17 @@ this one reads prompts where nothing but rows is wanted. Its parameters have tra
 and order. A test compares the rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from expunge.models.hashing import Each
+from expunge.models.stored import Embedding, Layer, LayerNorm, Linear, Numbers
 
 PREFIX = "text_model."
 """Of all names in the files of older versions of transformers."""
@@ -30,32 +34,6 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 """Those of Stable Diffusion 1.x and 2.x."""
 
 
-class Unset:
-    """A layer whose numbers come from a file.
-
-    Initialising them on the meta device, as torch does, would import all of its compiler.
-    """
-
-    def reset_parameters(self) -> None:
-        """Leave them."""
-
-
-class Linear(Unset, nn.Linear):
-    """A linear layer with numbers from a file."""
-
-
-class Conv2d(Unset, nn.Conv2d):
-    """A convolution with numbers from a file."""
-
-
-class LayerNorm(Unset, nn.LayerNorm):
-    """A norm with numbers from a file."""
-
-
-class Embedding(Unset, nn.Embedding):
-    """A table with numbers from a file."""
-
-
 class Rows(NamedTuple):
     """What the encoder gives."""
 
@@ -64,27 +42,22 @@ class Rows(NamedTuple):
 
 
 class ClipText(nn.Module):
-    """A text encoder from its configuration and weights.
+    """A text encoder from its configuration, with numbers that stay in their file.
 
     Args:
         config: the content of its ``config.json``.
-        weights: its parameters by name.
-        check: called before they are read; it raises if the file that they lie in was changed.
+        numbers: its parameters by name.
 
     Raises:
         KeyError: the configuration lacks an entry, or the activation is another one.
-        RuntimeError: the weights aren't those of such an encoder.
+        ValueError: the numbers aren't those of such an encoder.
     """
 
     stands_for = "CLIPTextModel"
 
-    def __init__(
-        self, config: Mapping[str, Any], weights: Mapping[str, Tensor], check: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], numbers: Numbers) -> None:
         super().__init__()
-        self.check = check
-        found = {name.removeprefix(PREFIX): value for name, value in weights.items()}
-        found = {name: value for name, value in found.items() if not name.endswith(BUFFERS)}
+        self.numbers = numbers
         with torch.device("meta"):
             self.embeddings = nn.ModuleDict(
                 {
@@ -97,21 +70,33 @@ class ClipText(nn.Module):
             layers = [_Layer(config) for _ in range(config["num_hidden_layers"])]
             self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
             self.final_layer_norm = _norm(config)
-        self.load_state_dict(found, assign=True)
+        self.to(numbers.dtype).requires_grad_(False)
         self.config = SimpleNamespace(**config)
+        old = any(name.startswith(PREFIX) for name in numbers.tensors)
+        self._prefix = PREFIX if old else ""
+        self._check_shapes()
+        for name, module in self.named_modules():
+            if isinstance(module, Layer):
+                module.numbers, module.prefix = numbers, f"{self._prefix}{name}."
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """All parameters, of a file that is still the same."""
-        self.check()
-        return super().parameters(recurse)
+    def _check_shapes(self) -> None:
+        wanted = {self._prefix + name: tuple(one.shape) for name, one in self.named_parameters()}
+        slots = self.numbers.tensors.slots.items()
+        if wanted != {n: slot.shape for n, slot in slots if not n.endswith(BUFFERS)}:
+            raise ValueError("other weights than those of a text encoder of CLIP")
+
+    def weights(self) -> Each:
+        """The numbers of all parameters in their order, without names."""
+        names = [self._prefix + name for name, _ in self.named_parameters()]
+        return Each([("", partial(self.numbers, name)) for name in names], self.numbers.stamp)
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.numbers.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return self.numbers.dtype
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of tokens."""
@@ -119,7 +104,6 @@ class ClipText(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: None = None) -> Rows:
         """Rows of token ids ``[batch, tokens]``; padding counts like all else."""
-        self.check()
         places = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         rows = self.embeddings["token_embedding"](input_ids)
         rows = rows + self.embeddings["position_embedding"](places)

@@ -3,14 +3,15 @@
 A digest is remembered by the *marks* of its tensors: sums of their bits, read as fast as memory
 gives them. So it costs a tenth when it is asked for again, whichever tensor holds the same numbers
 by then, and no way of writing into a tensor goes unnoticed, not even through ``.data``. Digests of
-much are remembered in the cache folder too, for other processes.
+much are remembered in the cache folder too, for other processes. Tensors that lie in a file are
+known again by its place, size and times; then they aren't even read.
 """
 
 import base64
 import hashlib
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -47,10 +48,23 @@ class Named(Protocol):
 
 
 class Each:
-    """Tensors with their names, one in memory at a time where they are read from elsewhere."""
+    """Tensors with their names, one in memory at a time where they are read from elsewhere.
 
-    def __init__(self, entries: Sequence[tuple[str, Callable[[], Tensor]]]) -> None:
+    ``stamp`` tells all their numbers from others without reading any, if something does.
+    """
+
+    def __init__(
+        self, entries: Sequence[tuple[str, Callable[[], Tensor]]], stamp: str = ""
+    ) -> None:
         self.entries = entries
+        self.stamp = stamp
+
+    @classmethod
+    def joined(cls, parts: Sequence["Each"]) -> "Each":
+        """Those of several, one after the other."""
+        stamps = [part.stamp for part in parts]
+        entries = [entry for part in parts for entry in part.entries]
+        return cls(entries, " ".join(stamps) if all(stamps) else "")
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -78,10 +92,11 @@ class Roundings(BaseModel):
     def of(cls, tensors: Named) -> "Roundings":
         """Those of tensors by name."""
         once, twice = digests(tensors, *BFLOAT16)
-        each = max(1, SAMPLED // max(1, len(tensors)))
-        numbers = [_spread(value, each) for _, value in tensors]
-        sample = np.concatenate(numbers) if numbers else np.zeros(0, np.float32)
-        return cls(bfloat16=(once, twice), sample=base64.b64encode(sample.tobytes()).decode())
+        if marks := _stamped(tensors):
+            sample = _remembered(f"{marks}-sample", partial(_sample, tensors), kept=True)
+        else:
+            sample = _sample(tensors)
+        return cls(bfloat16=(once, twice), sample=sample)
 
     def rounded_alike(self, other: "Roundings") -> bool:
         """Whether one may be the float16, the other the bfloat16 of the same float32 weights."""
@@ -97,6 +112,13 @@ class Roundings(BaseModel):
     def _numbers(self) -> Tensor:
         stored = np.frombuffer(base64.b64decode(self.sample), np.float32)
         return torch.from_numpy(stored.copy())
+
+
+def _sample(tensors: Named) -> str:
+    each = max(1, SAMPLED // max(1, len(tensors)))
+    numbers = [_spread(value, each) for _, value in tensors]
+    sample = np.concatenate(numbers) if numbers else np.zeros(0, np.float32)
+    return base64.b64encode(sample.tobytes()).decode()
 
 
 def _spread(value: Tensor, count: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
@@ -131,25 +153,47 @@ def digests(tensors: Named, *ways: Sequence[torch.dtype]) -> list[str]:
 
     The tensors are looked at once for all ways of rounding.
     """
-    marks, size = hashlib.sha256(), 0
+    marks, kept = _stamped(tensors), True
+    if not marks:
+        marks, kept = _marks(tensors)
+    return [
+        _remembered(
+            "-".join((marks, *(str(one).removeprefix("torch.") for one in precisions))),
+            partial(_hashed, tensors, precisions),
+            kept=kept,
+        )
+        for precisions in ways
+    ]
+
+
+def _stamped(tensors: Named) -> str:
+    """What tells tensors from others without a look at them; empty if nothing does."""
+    if not isinstance(tensors, Each) or not tensors.stamp:
+        return ""
+    names = "".join(f"{name};" for name, _ in tensors.entries)
+    return hashlib.sha256(f"{tensors.stamp} {names}".encode()).hexdigest()
+
+
+def _marks(tensors: Named) -> tuple[str, bool]:
+    """The marks of tensors, and whether they are so many that their digest should be kept."""
+    total, size = hashlib.sha256(), 0
     for name, value in tensors:
-        marks.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        marks.update(_mark(value.detach()))
+        total.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        total.update(_mark(value.detach()))
         size += value.nbytes
-    return [_remembered(marks.hexdigest(), tensors, size, precisions) for precisions in ways]
+    return total.hexdigest(), size >= MUCH
 
 
-def _remembered(marks: str, tensors: Named, size: int, precisions: Sequence[torch.dtype]) -> str:
-    names = "-".join(str(one).removeprefix("torch.") for one in precisions)
-    key = f"{marks}-{names}"
-    file = cache_folder() / "digests" / key if size >= MUCH else None
+def _remembered(key: str, compute: Callable[[], str], *, kept: bool) -> str:
+    """What was computed for a key, in this process or, if it is ``kept``, in any."""
+    file = cache_folder() / "digests" / key if kept else None
     with _lock:
         if found := _known.get(key):
             _known.move_to_end(key)
             return found
     made = file and _read(file)
     if not made:
-        made = _hashed(tensors, precisions)
+        made = compute()
         if file:
             _write(file, made)
     with _lock:
@@ -160,21 +204,25 @@ def _remembered(marks: str, tensors: Named, size: int, precisions: Sequence[torc
 
 
 def _read(file: Path) -> str | None:
-    """The digest in a file; none if there is none, or it was cut short."""
+    """What a file remembers; none if there is none, or it is damaged."""
     try:
-        found = file.read_text("ascii")
+        found, _, check = file.read_text("ascii").partition(" ")
     except (OSError, UnicodeDecodeError):
         return None
-    return found if re.fullmatch("[0-9a-f]{64}", found) else None
+    return found if check == _check(found) else None
 
 
 def _write(file: Path, made: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as path:
-            path.write_text(made, "ascii")
+            path.write_text(f"{made} {_check(made)}", "ascii")
     except OSError:  # it is computed again next time
         pass
+
+
+def _check(made: str) -> str:
+    return hashlib.sha256(made.encode()).hexdigest()[:16]
 
 
 def _hashed(tensors: Named, precisions: Sequence[torch.dtype]) -> str:

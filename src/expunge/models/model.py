@@ -263,7 +263,8 @@ class Model(Prompting):
         return Roundings.of(self._base_weights(names))
 
     def _base_weights(self, names: Iterable[str]) -> Each:
-        return Each([(name, partial(self.base_weight, name)) for name in sorted(names)])
+        entries = [(name, partial(self.base_weight, name)) for name in sorted(names)]
+        return Each(entries, self.weights.stamp)
 
     @contextmanager
     def answered_by(self, answer: Answer) -> Iterator[None]:

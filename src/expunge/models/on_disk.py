@@ -6,19 +6,20 @@ diffusers nor transformers' networks are imported, which takes longer than the w
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from expunge.errors import ExpungeError
-from expunge.models.clip import ClipText, Conv2d, LayerNorm, Linear
+from expunge.models.clip import ClipText
 from expunge.models.sources import Source
+from expunge.models.stored import Conv2d, LayerNorm, Linear, Numbers
 from expunge.models.tokenizing import ClipTokenizer
+from expunge.tensors import Unread
 
 CLASSES = {
     "_class_name": "StableDiffusionPipeline",
@@ -41,55 +42,11 @@ ORDER = (
 )
 """Names of a UNet's modules, those beside each other in diffusers' order."""
 
+STEM = "diffusion_pytorch_model"
+"""Of the names of files in which diffusers keeps a network."""
 LACKING = "the model was loaded to read prompts only, and this needs its {}; load it whole"
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-class Tensors:
-    """The tensors of a safetensors file, read one at a time.
-
-    Raises:
-        SafetensorError: it is no such file, or cut short.
-        OSError: it can't be read.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._state = self._now()
-        file: Any = safe_open(path, framework="pt")
-        names = list(file.keys())
-        self.shapes: Shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        self._file = file
-
-    def __call__(self, name: str) -> Tensor:
-        """A tensor as the file has it.
-
-        Raises:
-            ExpungeError: the file isn't what it was when it was opened.
-        """
-        value: Tensor = self._file.get_tensor(name)
-        self.check()
-        return value
-
-    def check(self) -> None:
-        """Check that the file is what it was when it was opened.
-
-        Its tensors are mapped into memory: where it is written into, they change.
-
-        Raises:
-            ExpungeError: it isn't.
-        """
-        if self._now() != self._state:
-            raise ExpungeError(f"{self.path}: was changed while it was read; run this again")
-
-    def _now(self) -> tuple[int, ...]:
-        """What tells whether the file is still the same."""
-        try:
-            found = self.path.stat()
-        except FileNotFoundError:
-            return ()
-        return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Config(dict[str, Any]):
@@ -105,27 +62,25 @@ class Config(dict[str, Any]):
 class Skeleton(nn.Module):
     """The layers of a network, without their numbers.
 
-    ``read`` gives the numbers of a parameter, on ``device`` and in the precision of the network.
+    Args:
+        numbers: of its parameters, by name.
+        config: the content of its ``config.json``.
+        names: of the parameters, in their order.
     """
 
-    def __init__(
-        self, tensors: Tensors, config: Config, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, numbers: Numbers, config: Config, names: Iterable[str]) -> None:
         super().__init__()
-        self.tensors, self.config, self.where = tensors, config, device
+        self.numbers, self.config = numbers, config
         self.stands_for: str = config["_class_name"]
-        for owner, shapes in _owners(tensors.shapes).items():
+        shapes = {name: numbers.tensors.slots[name].shape for name in names}
+        for owner, own in _owners(shapes).items():
             module: nn.Module = self
             *path, last = owner.split(".")
             for part in path:
                 if part not in module._modules:
                     module.add_module(part, nn.Module())
                 module = module.get_submodule(part)
-            module.add_module(last, _layer(shapes, dtype).requires_grad_(False))
-
-    def read(self, name: str) -> Tensor:
-        parameter = self.get_parameter(name)
-        return self.tensors(name).to(self.where, parameter.dtype)
+            module.add_module(last, _layer(own, numbers.dtype).requires_grad_(False))
 
     def forward(self, *args: Any, **options: Any) -> Any:
         raise ExpungeError(LACKING.format("UNet"))
@@ -160,8 +115,8 @@ class OnDisk:
         device: where prompts are read.
 
     Raises:
-        KeyError, ValueError, OSError, RuntimeError, SafetensorError: it isn't a folder that is
-            known here.
+        KeyError, ValueError, OSError, RuntimeError, ExpungeError: it isn't a folder that is known
+            here.
     """
 
     maybe_convert_prompt = None
@@ -174,11 +129,11 @@ class OnDisk:
         if any(index[name] != wanted for name, wanted in CLASSES.items()):
             raise ValueError("made of other parts")
         encoder = self._opened("text_encoder", "model")
-        values = {name: encoder(name).to(device, dtype) for name in encoder.shapes}
-        self.text_encoder = ClipText(self._config("text_encoder"), values, encoder.check)
-        self.text_encoder.requires_grad_(False).eval()
+        self.text_encoder = ClipText(self._config("text_encoder"), encoder)
         self.tokenizer = self._tokenizer()
-        self.unet = self._skeleton("unet", sorted_as_built=True)
+        denoiser = self._opened("unet", STEM)
+        names = sorted(denoiser.tensors, key=_place)
+        self.unet = Skeleton(denoiser, self._config("unet"), names)
         if ENTRIES - self.unet.config.keys():
             raise ValueError("a configuration with entries left out")
 
@@ -189,7 +144,8 @@ class OnDisk:
 
     @cached_property
     def vae(self) -> Skeleton:
-        return self._skeleton("vae")
+        numbers = self._opened("vae", STEM)
+        return Skeleton(numbers, self._config("vae"), numbers.tensors)
 
     @cached_property
     def vae_scale_factor(self) -> int:
@@ -207,17 +163,12 @@ class OnDisk:
             raise ValueError("learnt tokens of several vectors, which the pipeline writes out")
         return tokenizer
 
-    def _skeleton(self, part: str, *, sorted_as_built: bool = False) -> Skeleton:
-        tensors = self._opened(part, "diffusion_pytorch_model")
-        if sorted_as_built:
-            tensors.shapes = {n: tensors.shapes[n] for n in sorted(tensors.shapes, key=_place)}
-        return Skeleton(tensors, self._config(part), self.dtype, self._execution_device)
-
-    def _opened(self, part: str, stem: str) -> Tensors:
+    def _opened(self, part: str, stem: str) -> Numbers:
         """The file of a network: that of the variant if it has one, as in diffusers."""
         names = [f"{stem}.{self.variant}"] * bool(self.variant) + [stem]
         paths = [self.folder / part / f"{name}.safetensors" for name in names]
-        return Tensors(next((path for path in paths if path.is_file()), paths[-1]))
+        found = Unread(next((path for path in paths if path.is_file()), paths[-1]))
+        return Numbers(found, self.dtype, self._execution_device)
 
     def _config(self, part: str) -> Config:
         found = Config(_json(self.folder / part / "config.json"))
@@ -248,5 +199,5 @@ def opened(source: Source, dtype: torch.dtype, device: torch.device) -> OnDisk |
         return None
     try:
         return OnDisk(source, dtype, device)
-    except (KeyError, ValueError, OSError, RuntimeError, SafetensorError):
+    except (KeyError, ValueError, OSError, RuntimeError, ExpungeError):
         return None

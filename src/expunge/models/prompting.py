@@ -1,8 +1,8 @@
 """From prompts to conditions: the half of a model that reads."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from expunge.errors import Unsupported
 from expunge.models.calls import Hear, Listening
 from expunge.models.condition import Condition
-from expunge.models.hashing import Roundings, digest
+from expunge.models.hashing import Each, Roundings, digest
 from expunge.models.text import TextEncoder, TextInput
 from expunge.models.window import Cut
 
@@ -26,6 +26,8 @@ class Prompting(ABC):
     def __init__(self) -> None:
         self.remembered: dict[str, Condition] = {}
         """What ``remember`` was given, by prompt."""
+        self._read: dict[str, Condition] | None = None
+        """What was read inside ``reading_once``."""
         self._hearing: list[Hear] = []
 
     @property
@@ -66,14 +68,34 @@ class Prompting(ABC):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """What the denoiser is told of each prompt, cut to the window; without gradients."""
-        known = {p: self.remembered[p] for p in prompts if p in self.remembered}
+        known = self._known(prompts)
         unknown = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         for start in range(0, len(unknown), BLOCK):
             batch = unknown[start : start + BLOCK]
             with torch.no_grad(), self.frozen():
                 made = self.embed(*self.read(batch))
-            known.update((prompt, made[at : at + 1]) for at, prompt in enumerate(batch))
+            read = {prompt: made[at : at + 1] for at, prompt in enumerate(batch)}
+            known.update(read)
+            if self._read is not None and len(self._read) < BLOCK:
+                self._read.update(read)
         return Condition.cat([known[prompt] for prompt in prompts])
+
+    def _known(self, prompts: Sequence[str]) -> dict[str, Condition]:
+        """The conditions of those prompts that needn't be read."""
+        known = {**(self._read or {}), **self.remembered}
+        return {prompt: known[prompt] for prompt in prompts if prompt in known}
+
+    @contextmanager
+    def reading_once(self) -> Iterator[None]:
+        """Inside, conditions of the first prompts are kept, and prompts aren't read again.
+
+        For work that reads few prompts several times, while the text encoder stays as it is.
+        """
+        before, self._read = self._read, {}
+        try:
+            yield
+        finally:
+            self._read = before
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """The rows of each prompt's condition, ``[prompts, tokens, width]``."""
@@ -86,9 +108,8 @@ class Prompting(ABC):
         a few words that is a tenth of the work.
         """
         wanted = list(zip(prompts, positions, strict=True))
-        known = {
-            (p, at): self.remembered[p].rows[0, at] for p, at in wanted if p in self.remembered
-        }
+        conditions = self._known(prompts)
+        known = {(p, at): conditions[p].rows[0, at] for p, at in wanted if p in conditions}
         unknown = sorted({*wanted} - known.keys(), key=lambda pair: (pair[1], pair[0]))
         for start in range(0, len(unknown), BLOCK):
             batch = unknown[start : start + BLOCK]
@@ -112,8 +133,9 @@ class Prompting(ABC):
         if not self.causal:
             return list(self.encode(prompts))
         ends = [len(ids) + 2 + padding for ids in self.tokenized(prompts)]
-        longest = sorted(range(len(prompts)), key=ends.__getitem__)
-        found: dict[int, Tensor] = {}
+        known = self._known(prompts)
+        found = {at: known[p].rows[0, : ends[at]] for at, p in enumerate(prompts) if p in known}
+        longest = sorted({*range(len(prompts))} - found.keys(), key=ends.__getitem__)
         for start in range(0, len(longest), BLOCK):
             block = longest[start : start + BLOCK]
             encoded = self._first_rows([prompts[at] for at in block], ends[block[-1]])
@@ -187,12 +209,8 @@ class Prompting(ABC):
         """What tells the text encoders in bfloat16 from others."""
         return Roundings.of(self._text_weights())
 
-    def _text_weights(self) -> list[tuple[str, Tensor]]:
-        return [
-            ("", value.detach())
-            for encoder in self.text_encoders
-            for value in encoder.network.parameters()
-        ]
+    def _text_weights(self) -> Each:
+        return Each.joined([encoder.weights() for encoder in self.text_encoders])
 
     def listen(self, hear: Hear) -> "Listening":
         """Tell ``hear`` of every text that is encoded from now on, by the pipeline too.

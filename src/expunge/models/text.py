@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.models.clip import ClipText
+from expunge.models.hashing import Each
+from expunge.models.stored import Layer
 
 
 class TextInput(NamedTuple):
@@ -96,8 +98,15 @@ class TextEncoder:
     @property
     def table(self) -> Tensor:
         """Token embeddings, ``[vocabulary, width]``."""
-        table: Tensor = self.network.get_input_embeddings().weight
+        found = self.network.get_input_embeddings()
+        table: Tensor = found.read("weight") if isinstance(found, Layer) else found.weight
         return table
+
+    def weights(self) -> Each:
+        """The parameters in their order; names differ between versions of transformers."""
+        if isinstance(self.network, ClipText):
+            return self.network.weights()
+        return Each([("", value.detach) for value in self.network.parameters()])
 
     def spelt(self, prompts: Sequence[str]) -> list[str]:
         """Prompts as the tokenizer is given them."""

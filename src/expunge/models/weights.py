@@ -89,13 +89,18 @@ class Weights:
         if name in self.replaced:
             return self.replaced[name].to(parameter)
         if isinstance(self.network, Skeleton):
-            return self.network.read(name)
+            return self.network.numbers(name)
         if parameter.is_meta:
             raise ExpungeError(
                 f"{name}: the weights are offloaded; load the pipeline without sequential CPU "
                 "offload (model offload, which moves whole networks, is fine)"
             )
         return parameter
+
+    @property
+    def stamp(self) -> str:
+        """What tells the base values from others without reading them; mostly empty."""
+        return self.network.numbers.stamp if isinstance(self.network, Skeleton) else ""
 
     @torch.no_grad()
     def write(self, values: Mapping[str, Tensor | None]) -> None:

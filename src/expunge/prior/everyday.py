@@ -35,7 +35,7 @@ def everyday_prior(model: Model) -> Prior:
     A computation that was stopped continues. Several processes may compute it at once.
     """
     prompts = listed()
-    precision = str(model.encode_rows([""], [0]).dtype).removeprefix("torch.")
+    precision = str(model.text_encoders[0].network.dtype).removeprefix("torch.")
     encoder = model.text_fingerprint()
     name = f"prior-{encoder[:16]}-{digest(list(prompts))[:8]}-{precision}"
     for folder in (prior_folder(), cache_folder()):

@@ -171,9 +171,11 @@ def weighed(model: Model, prompts: Sequence[str], padding: int | None) -> list[T
     if padding is None:
         return list(model.encode(prompts))
     found = model.encode_beginnings(prompts, padding)
-    for rows in found:
-        rows[-1] *= (1 + model.window - len(rows)) ** 0.5
-    return found
+    counts = [1 + model.window - len(rows) for rows in found]
+    return [
+        torch.cat([rows[:-1], rows[-1:] * count**0.5])
+        for rows, count in zip(found, counts, strict=True)
+    ]
 
 
 def moment(model: Model, prompts: Sequence[str]) -> Tensor:

@@ -80,13 +80,12 @@ class UCE(KeepsPrior):
         """The ridge system of all projections; for ``tensor``, a low-rank change of each."""
         names = model.select("cross_attention.kv")
         pairs = self.pairs(policy)
-        stays = self.stays(model, policy)
         if self.technique == "tensor":
-            moved = [self._weighted([old], [new]) for old, new in self._pair_rows(model, pairs)]
-            return tensor_edit(
-                {n: model.base_weight(n) for n in names}, moved, stays.rows, self.lamb
-            )
-        return Ridge(names, self._moved(model, pairs), stays.kept, self.lamb, stays.left_out)
+            each = [self._weighted([old], [new]) for old, new in self._pair_rows(model, pairs)]
+            kept = self.stays(model, policy).rows
+            return tensor_edit({n: model.base_weight(n) for n in names}, each, kept, self.lamb)
+        moved, stays = self._moved(model, pairs), self.stays(model, policy)
+        return Ridge(names, moved, stays.kept, self.lamb, stays.left_out)
 
     def erased_prompts(self, policy: Policy) -> Iterator[str]:
         return (pair.erase for pair in self.pairs(policy))
@@ -141,7 +140,8 @@ class UCE(KeepsPrior):
             old, new = model.encode_rows(erased, firsts), model.encode_rows(anchors, seconds)
             yield from zip(old[:, None], new[:, None], strict=True)
             return
-        old, new = model.encode(erased), model.encode(anchors)
+        rows = model.encode([*erased, *anchors])
+        old, new = rows[: len(pairs)], rows[len(pairs) :]
         for first, second, before, after in zip(firsts, seconds, old, new, strict=True):
             length = len(before) - max(first, second)
             yield before[first : first + length], after[second : second + length]
