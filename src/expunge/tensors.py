@@ -5,12 +5,11 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,8 +21,6 @@ from expunge.files import PathLike, replacing
 CHECKSUM = "checksum"
 RECENT = 2_000_000_000
 """Nanoseconds in which a file may be written again without another time of change."""
-
-Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class TensorFile(NamedTuple):
@@ -41,33 +38,34 @@ class Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_slot(file: BinaryIO, slot: Slot, rows: Sequence[int] | None = None) -> Tensor:
+def read_slot(file: BinaryIO, slot: Slot) -> Tensor:
     """A tensor from an open file, whatever other threads and forked processes read from it.
-
-    Args:
-        file: it stays where it is.
-        slot: where the tensor lies.
-        rows: read these alone, in this order.
 
     Raises:
         ValueError: the file is too short.
     """
-    shape = slot.shape if rows is None else (len(rows), *slot.shape[1:])
+    return map_bytes(file, slot).clone().view(slot.dtype).view(slot.shape)
+
+
+def map_slot(file: BinaryIO, slot: Slot) -> Tensor:
+    """The same without a copy: it is read as it is used, and differs once the file does.
+
+    Writing into it doesn't reach the file. Only what was used takes memory.
+    """
+    if slot.offset % slot.dtype.itemsize:  # no processor has to compute with such addresses
+        return read_slot(file, slot)
+    return map_bytes(file, slot).view(slot.dtype).view(slot.shape)
+
+
+def map_bytes(file: BinaryIO, slot: Slot) -> Tensor:
+    """The bytes of a tensor in a file, ``[bytes]``."""
     size = prod(slot.shape) * slot.dtype.itemsize
     if not size:
-        return torch.empty(shape, dtype=slot.dtype)
+        return torch.empty(0, dtype=torch.uint8)
     begin = slot.offset - slot.offset % mmap.ALLOCATIONGRANULARITY
     ahead = slot.offset - begin
-    with mmap.mmap(file.fileno(), ahead + size, access=mmap.ACCESS_READ, offset=begin) as mapped:
-        values = _copied(np.frombuffer(mapped, np.uint8, size, ahead), slot, rows)
-    return torch.from_numpy(values).view(slot.dtype).view(shape)
-
-
-def _copied(mapped: Bytes, slot: Slot, rows: Sequence[int] | None) -> Bytes:
-    if rows is None:
-        return mapped.copy()
-    table = mapped.reshape(slot.shape[0], -1)
-    return np.ascontiguousarray(table[np.asarray(rows, int)]).reshape(-1)
+    found = mmap.mmap(file.fileno(), ahead + size, access=mmap.ACCESS_COPY, offset=begin)
+    return torch.frombuffer(found, dtype=torch.uint8, offset=ahead, count=size)
 
 
 class Unread(Mapping[str, Tensor]):
@@ -99,15 +97,19 @@ class Unread(Mapping[str, Tensor]):
         Raises:
             ExpungeError: the file was written to since it was opened.
         """
-        return self._read(name)
+        self.check()
+        found = read_slot(self._file, self.slots[name])
+        self.check()
+        return found
 
-    def rows(self, name: str, rows: Sequence[int]) -> Tensor:
-        """Some rows of a tensor.
+    def mapped(self, name: str) -> Tensor:
+        """The same without a copy; whoever uses it calls ``check`` afterwards.
 
         Raises:
             ExpungeError: the file was written to since it was opened.
         """
-        return self._read(name, rows)
+        self.check()
+        return map_slot(self._file, self.slots[name])
 
     def __contains__(self, name: object) -> bool:
         return name in self.slots
@@ -150,13 +152,6 @@ class Unread(Mapping[str, Tensor]):
         """
         if self._now() != self._state:
             raise ExpungeError(f"{self.path}: was changed since it was loaded; load it again")
-
-    def _read(self, name: str, rows: Sequence[int] | None = None) -> Tensor:
-        slot = self.slots[name]
-        self.check()
-        found = read_slot(self._file, slot, rows)
-        self.check()
-        return found
 
     def _now(self) -> tuple[int, int]:
         found = os.fstat(self._file.fileno())

@@ -1,8 +1,10 @@
 """``expunge methods``: all methods with what they cost, and one with its settings and presets."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from pydantic import BaseModel, Field, create_model
 
 from expunge.cli import main
 from expunge.cli.methods import cost
@@ -10,6 +12,7 @@ from expunge.edits.edit import Edit
 from expunge.method.base import Trained
 from expunge.method.presets import presets
 from expunge.methods import METHODS
+from expunge.settings import meanings
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -45,8 +48,11 @@ def test_a_method_is_shown_with_settings_defaults_and_presets(
     monkeypatch.setenv("COLUMNS", "300")
     lines = printed(capsys, name).splitlines()
     method = METHODS.get(name)
-    for field, info in method.model_fields.items():
-        described = " ".join((info.description or "no docstring").split())[:40]
+    told = meanings(method)
+    assert list(told) == list(method.model_fields)
+    for field, meaning in told.items():
+        described = meaning[:40]
+        assert described, field
         assert any(line.split()[:1] == [field] and described in line for line in lines), field
     for preset in presets(method).values():
         at = lines.index(
@@ -83,3 +89,22 @@ def test_erase_takes_a_preset_and_what_is_set_goes_first(pico_folder: Path, tmp_
     settings = Edit.load(edit).provenance[0].settings
     wanted = {"preset": "unsafe", "regular_scale": 0.1, "epochs": 1}
     assert wanted.items() <= settings.items()
+
+
+def test_a_setting_means_what_its_docstring_says() -> None:
+    class Base(BaseModel):
+        kept: int = 1
+        """Said of the
+        base."""
+        changed: int = Field(2, description="given")
+
+    class Own(Base):
+        NOTHING: ClassVar[int] = 0
+        """No setting."""
+        changed: int = 3
+        """Said again."""
+        silent: int = 4
+
+    assert meanings(Base) == {"kept": "Said of the base.", "changed": "given"}
+    assert meanings(Own) == {"kept": "Said of the base.", "changed": "Said again.", "silent": ""}
+    assert meanings(create_model("Nowhere", of=(int, 1))) == {"of": ""}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,8 +70,8 @@ def test_each_tensor_is_read_when_it_is_needed_and_not_kept(
 ) -> None:
     read, alive, most = tensors.read_slot, dict[int, Slot](), [0]
 
-    def counted(file: BinaryIO, slot: Slot, rows: Sequence[int] | None = None) -> Tensor:
-        tensor = read(file, slot, rows)
+    def counted(file: BinaryIO, slot: Slot) -> Tensor:
+        tensor = read(file, slot)
         alive[id(tensor)] = slot
         weakref.finalize(tensor, alive.pop, id(tensor))
         most[0] = max(most[0], len(alive))

@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -114,13 +114,17 @@ def test_an_erasure_reads_keys_and_values_alone(
     names = set(load(folder).select("cross_attention.kv"))
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     read: list[tuple[str, str]] = []
-    plain = Unread.__getitem__
+    copied, mapped = Unread.__getitem__, Unread.mapped
 
-    def noted(self: Unread, name: str) -> torch.Tensor:
-        read.append((Path(self.path).parent.name, name))
-        return plain(self, name)
+    def noted(plain: Callable[[Unread, str], torch.Tensor]) -> Any:
+        def reads(self: Unread, name: str) -> torch.Tensor:
+            read.append((Path(self.path).parent.name, name))
+            return plain(self, name)
 
-    monkeypatch.setattr(Unread, "__getitem__", noted)
+        return reads
+
+    monkeypatch.setattr(Unread, "__getitem__", noted(copied))
+    monkeypatch.setattr(Unread, "mapped", noted(mapped))
     output = tmp_path / "edit.safetensors"
     options = ["--model", str(folder), "--concept", "ghost", "--output", str(output)]
     assert main(["erase", *options]) == 0
@@ -189,24 +193,24 @@ def test_a_file_that_is_replaced_between_two_reads_is_read_as_it_was(
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], int]]:
+def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], int]:
     """How often a file was read since the last call, by processes with a cache of their own."""
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hashing, "MUCH", 64)
     monkeypatch.setattr(hashing, "_known", type(hashing._known)())
-    count, plain = [0], Unread._read
+    count, plain = [0], tensors.map_bytes
 
-    def counted(self: Unread, *args: Any) -> torch.Tensor:
+    def counted(*args: Any) -> torch.Tensor:
         count[0] += 1
-        return plain(self, *args)
+        return plain(*args)
 
     def told() -> int:
         found, count[0] = count[0], 0
         hashing._known.clear()
         return found
 
-    monkeypatch.setattr(Unread, "_read", counted)
-    yield told
+    monkeypatch.setattr(tensors, "map_bytes", counted)
+    return told
 
 
 def facts(model: Model) -> tuple[object, ...]:

@@ -47,14 +47,29 @@ def test_padded_ids_and_masks_are_those_of_transformers(
     assert "whole" not in vars(own)
 
 
+def test_every_piece_has_the_text_and_the_place_of_transformers(
+    both: tuple[ClipTokenizer, CLIPTokenizer],
+) -> None:
+    own, plain = both
+    for token in range(len(plain)):
+        assert own.decode([token]) == plain.decode([token])
+    assert own.all_special_ids == plain.all_special_ids
+    options = {"truncation": False, "verbose": False, "return_offsets_mapping": True}
+    one, two = own(list(PROMPTS), **options), plain(list(PROMPTS), **options)
+    assert one.offset_mapping == two.offset_mapping
+    assert [one.word_ids(at) for at in range(len(PROMPTS))] == [
+        two.word_ids(at) for at in range(len(PROMPTS))
+    ]
+    assert "whole" not in vars(own)
+
+
 def test_all_else_is_asked_of_transformers(both: tuple[ClipTokenizer, CLIPTokenizer]) -> None:
     own, plain = both
-    ids = plain("ghost").input_ids
-    assert own.decode(ids) == plain.decode(ids)
-    assert own.all_special_ids == plain.all_special_ids
-    offsets = {"return_offsets_mapping": True}
+    assert own.get_vocab() == plain.get_vocab()
+    special = {"return_special_tokens_mask": True}
     assert (
-        own(["a ghost"], **offsets).offset_mapping == plain(["a ghost"], **offsets).offset_mapping
+        own(["a ghost"], **special).special_tokens_mask
+        == plain(["a ghost"], **special).special_tokens_mask
     )
 
 

@@ -38,10 +38,11 @@ def doctor(
     Parameters
     ----------
     method:
-        One of "expunge methods". By default, all that need no training are tried.
+        One of "expunge methods", to be tried; uce by default.
     timed:
-        Load the whole model and time a pass of its UNet. Otherwise only a method that draws or
-        trains loads more than the text encoder.
+        Load the whole model, time a pass of its UNet, and without --method try every method that
+        needs no training. Otherwise only a method that draws or trains loads more than the text
+        encoder.
     as_json:
         Print one JSON object instead of tables.
     """
@@ -54,7 +55,8 @@ def doctor(
     if setting and not method:
         raise ExpungeError(f"--set {setting[0]}: of which method? Name it with --method")
     wanted = concepts.to_policy() if named else None
-    chosen = configured(method, **assignments(method, setting)) if method else None
+    tried = method or ("uce" if named and not timed else None)
+    chosen = configured(tried, **assignments(tried, setting)) if tried else None
     whole = timed or bool(chosen and chosen.needed - {"text"})
     with Console(stderr=True).status("examining the model ..."):
         found = examine(load(model, whole=whole), wanted, chosen)

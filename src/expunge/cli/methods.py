@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +12,7 @@ from rich.table import Table
 from expunge.method.base import Method, Trained
 from expunge.method.presets import presets
 from expunge.methods import METHODS
+from expunge.settings import meanings
 
 
 def methods(name: str | None = None, /) -> None:
@@ -46,24 +46,24 @@ def cost(method: type[Method]) -> str:
         return "solves in seconds"
     steps = _as_set(field.default)
     if not issubclass(method, Trained):  # the field's docstring says what is repeated
-        return f"solves, with {steps} {_clause(field)}"
+        return f"solves, with {steps} {_clause(meanings(method)['iterations'])}"
     most = "at most " if method.finished is not Trained.finished else ""
     size = method.model_fields.get("batch_size")
     batches = f", batches of {_as_set(size.default)}" if size else ""
     return f"trains: {most}{steps} steps{batches}"
 
 
-def _clause(field: FieldInfo) -> str:
-    described = (field.description or "times").rstrip(".")
-    return described[0].lower() + described[1:]
+def _clause(meaning: str) -> str:
+    return meaning[0].lower() + meaning[1:].rstrip(".")
 
 
 def _show(console: Console, method: type[Method]) -> None:
     _head(console, method)
     console.print()
     settings = Table("setting", "default", "meaning", box=None, pad_edge=False)
+    told = meanings(method)
     for name, field in method.model_fields.items():
-        settings.add_row(name, escape(_as_set(field.default)), escape(_line(field.description)))
+        settings.add_row(name, escape(_as_set(field.default)), escape(told[name]))
     console.print(settings)
     for preset in presets(method).values():
         console.print(
@@ -74,10 +74,6 @@ def _show(console: Console, method: type[Method]) -> None:
         console.print(f"  {escape(_assigned(preset.settings))}")
         if preset.corrected:
             console.print(f"  when corrected {escape(_assigned(preset.corrected))}")
-
-
-def _line(text: str | None) -> str:
-    return " ".join((text or "").split())
 
 
 def _assigned(settings: Mapping[str, Any]) -> str:

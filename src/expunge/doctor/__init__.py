@@ -40,6 +40,12 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
     found = Diagnosis(model=anatomy(model), pace=measure(model))
     if not policy:
         return found
+    with model.reading_once():
+        return _examined(model, policy, method, found)
+
+
+def _examined(model: Model, policy: Policy, method: Method | None, found: Diagnosis) -> Diagnosis:
+    """What is known of a model, and of a policy's words and cost beside it."""
     phrases, likenesses = read(model, policy), compare(model, policy)
     costs: list[Cost] = []
     refusals: list[Refusal] = []

@@ -58,7 +58,7 @@ def split(model: Model, text: str) -> tuple[Piece, ...]:
     tokenizer, [text] = encoder.tokenizer, encoder.spelt([text])
     # Not verbose: it would remark on what is cut off, which is for us to say.
     encoding = tokenizer([text], truncation=False, verbose=False, return_offsets_mapping=True)
-    columns = (encoding["input_ids"][0], encoding.word_ids(0), encoding["offset_mapping"][0])
+    columns = (encoding.input_ids[0], encoding.word_ids(0), encoding.offset_mapping[0])
     special = set(tokenizer.all_special_ids)
     return tuple(
         Piece(

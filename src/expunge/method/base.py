@@ -56,7 +56,7 @@ class Part(NamedTuple):
 class Method(Named):
     """A published method: its settings are the fields, its identity the class attributes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: ClassVar[str]
     year: ClassVar[int]

@@ -36,7 +36,7 @@ class Named(BaseModel):
 class Preset(BaseModel):
     """Named settings of a method."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Words
     """Its name, unique in the method."""

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from expunge.concepts import Policy
 from expunge.errors import ExpungeError
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 class LearningRateSchedule(BaseModel):
     """A schedule of the learning rate."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     lr_schedule: str = "constant"
     """Name of a schedule in ``diffusers.optimization``, e.g. cosine."""
@@ -51,8 +49,6 @@ class LearningRateSchedule(BaseModel):
 
 class DenoiserTraining(BaseModel):
     """How the UNet's gradients are computed."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     gradients: Literal["reset", "cumulative"] = "reset"
     """``cumulative`` never resets the gradient: each step adds to all previous ones, as in several

@@ -110,7 +110,9 @@ class ClipText(nn.Module):
         layers: Any = self.encoder["layers"]
         for layer in layers:
             rows = layer(rows)
-        return Rows(self.final_layer_norm(rows))
+        found = Rows(self.final_layer_norm(rows))
+        self.numbers.check()
+        return found
 
 
 class _Layer(nn.Module):

@@ -239,8 +239,7 @@ class Model(Prompting):
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
         """The parameters of every role that any plays, and of ``all``."""
-        found = {role: self.parameters(role) for role in (*self.roles, "all")}
-        return {role: names for role, names in found.items() if names}
+        return roles.members(self.denoiser, self.roles)
 
     def base_weight(self, name: str) -> Tensor:
         """A parameter of the denoiser as it is without any edit."""

@@ -12,7 +12,7 @@ says by selections what else there is (``Roles``).
 
 import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -31,8 +31,17 @@ def parameters(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, 
     Raises:
         ExpungeError: a role is unknown, or the selection isn't written as one.
     """
-    chosen = _chosen(denoiser, roles, selection)
-    return tuple(name for name in names(denoiser) if name in chosen)
+    listed = names(denoiser)
+    chosen = _chosen(denoiser, listed, roles, selection)
+    return tuple(name for name in listed if name in chosen)
+
+
+def members(denoiser: nn.Module, roles: Roles) -> dict[str, tuple[str, ...]]:
+    """The parameters of every role that any plays, and of ``all``."""
+    listed = names(denoiser)
+    chosen = {role: _chosen(denoiser, listed, roles, role) for role in (*roles, "all")}
+    ordered = {role: tuple(name for name in listed if name in own) for role, own in chosen.items()}
+    return {role: own for role, own in ordered.items() if own}
 
 
 def names(denoiser: nn.Module) -> tuple[str, ...]:
@@ -41,7 +50,7 @@ def names(denoiser: nn.Module) -> tuple[str, ...]:
     Unfusing an attention's projections leaves the fused ones in place, unused.
     """
     listed = (name for name, _ in denoiser.named_parameters())
-    return tuple(name for name in listed if not LEFT_OVER & {*name.split(".")})
+    return tuple(name for name in listed if LEFT_OVER.isdisjoint(name.split(".")))
 
 
 def select(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, ...]:
@@ -52,28 +61,28 @@ def select(denoiser: nn.Module, roles: Roles, selection: str) -> tuple[str, ...]
     """
     selected = parameters(denoiser, roles, selection)
     if not selected:
-        counts = (f"{role} ({len(_chosen(denoiser, roles, role))})" for role in (*roles, "all"))
+        every = (*roles, "all")
+        counts = (f"{role} ({len(parameters(denoiser, roles, role))})" for role in every)
         raise ExpungeError(
             f"{selection!r} selects no parameter of this model; it has {', '.join(counts)}"
         )
     return selected
 
 
-def _chosen(denoiser: nn.Module, roles: Roles, selection: str) -> set[str]:
+def _chosen(denoiser: nn.Module, listed: Sequence[str], roles: Roles, selection: str) -> set[str]:
     first, *rest = selection.split() or [""]
     if len(rest) % 2 or any(sign not in ("|", "&", "-") for sign in rest[::2]):
         raise ExpungeError(f"{selection!r}: put |, & or - between roles, with spaces around it")
-    chosen = _members(denoiser, roles, first)
+    chosen = _members(denoiser, listed, roles, first)
     for sign, role in zip(rest[::2], rest[1::2], strict=True):
-        others = _members(denoiser, roles, role)
+        others = _members(denoiser, listed, roles, role)
         chosen = {"|": chosen | others, "&": chosen & others, "-": chosen - others}[sign]
     return chosen
 
 
-def _members(denoiser: nn.Module, roles: Roles, role: str) -> set[str]:
+def _members(denoiser: nn.Module, listed: Sequence[str], roles: Roles, role: str) -> set[str]:
     if role in roles:
-        return _chosen(denoiser, roles, roles[role])
-    listed = names(denoiser)
+        return _chosen(denoiser, listed, roles, roles[role])
     if role == "all":
         return set(listed)
     if role == "layers":

@@ -1,7 +1,5 @@
 """The numbers of a network that lie in a file, and layers that read theirs with each use."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,7 +11,7 @@ from expunge.tensors import Unread
 class Numbers:
     """The numbers of a network by name, in a precision and on a device.
 
-    On the CPU they are read each time, so that a network takes the memory of one tensor. Elsewhere
+    A network reads them each time, so that on the CPU it takes the memory of one tensor. Elsewhere
     they are read once.
     """
 
@@ -27,21 +25,28 @@ class Numbers:
         Raises:
             ExpungeError: the file was changed.
         """
-        if name in self._there:
-            self.tensors.check()
-            return self._there[name]
-        value = self.tensors[name].to(self.device, self.dtype)
-        if self.device.type != "cpu":
-            self._there[name] = value
-        return value
+        return self.tensors[name].to(self.device, self.dtype)
 
-    def rows(self, name: str, rows: Sequence[int]) -> Tensor:
-        """Some rows of a tensor, and nothing else of it.
+    def mapped(self, name: str) -> Tensor:
+        """The same without a copy, if possible; whoever uses it calls ``check`` afterwards.
 
         Raises:
             ExpungeError: the file was changed.
         """
-        return self.tensors.rows(name, rows).to(self.device, self.dtype)
+        if name in self._there:
+            return self._there[name]
+        value = self.tensors.mapped(name).to(self.device, self.dtype)
+        if self.device.type != "cpu":
+            self._there[name] = value
+        return value
+
+    def check(self) -> None:
+        """Check that nobody has written into the file.
+
+        Raises:
+            ExpungeError: somebody has.
+        """
+        self.tensors.check()
 
     @property
     def stamp(self) -> str:
@@ -64,7 +69,7 @@ class Layer(nn.Module):
         """Leave them; torch would import all of its compiler to initialise them there."""
 
     def read(self, name: str) -> Tensor:
-        return self.numbers(self.prefix + name)
+        return self.numbers.mapped(self.prefix + name)
 
 
 class Linear(Layer, nn.Linear):
@@ -83,12 +88,11 @@ class LayerNorm(Layer, nn.LayerNorm):
 
 
 class Embedding(Layer, nn.Embedding):
-    """A table, of which only what is looked up is read."""
+    """A table."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of numbers ``[...]``, ``[..., width]``."""
-        found, places = torch.unique(ids, return_inverse=True)
-        return self.numbers.rows(f"{self.prefix}weight", found.tolist())[places]
+        return functional.embedding(ids, self.read("weight"))
 
 
 class Conv2d(Layer, nn.Conv2d):

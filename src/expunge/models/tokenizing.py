@@ -16,9 +16,15 @@ from tokenizers import Tokenizer
 
 from expunge.files import cache_folder, digest, replacing, sha256
 
-FACTS = ("model_max_length", "bos_token_id", "eos_token_id", "pad_token", "pad_token_id")
+FACTS = (
+    *("model_max_length", "bos_token_id", "eos_token_id", "pad_token", "pad_token_id"),
+    "all_special_ids",
+)
 """What is asked of a tokenizer beside its ids."""
-IDS_ONLY = {"truncation", "max_length", "padding", "return_tensors"}
+ANSWERED = {
+    *("truncation", "max_length", "padding", "return_tensors", "return_offsets_mapping"),
+    "verbose",
+}
 """Options of a call that are answered here."""
 
 
@@ -28,10 +34,17 @@ class Encoded(NamedTuple):
     input_ids: Any
     attention_mask: Any
     """1 for text, 0 for padding."""
+    offset_mapping: list[list[tuple[int, int]]]
+    """Where each piece begins and ends in its text."""
+    words: list[list[int | None]]
+
+    def word_ids(self, text: int) -> list[int | None]:
+        """The number of the word that each piece of a text belongs to."""
+        return self.words[text]
 
 
 class ClipTokenizer:
-    """The tokenizer of a folder; for anything else than ids, transformers' own is asked.
+    """The tokenizer of a folder; for what isn't here, transformers' own is asked.
 
     Args:
         folder: with the files of a ``CLIPTokenizer`` of transformers.
@@ -50,7 +63,7 @@ class ClipTokenizer:
 
     def __call__(self, texts: Sequence[str], **options: Any) -> Any:
         """Ids of texts, ``input_ids`` and ``attention_mask``, as transformers gives them."""
-        if options.keys() - IDS_ONLY:
+        if options.keys() - ANSWERED:
             return self.whole(list(texts), **options)
         length = options.get("max_length", self._facts["model_max_length"])
         self._backend.no_truncation()
@@ -61,8 +74,18 @@ class ClipTokenizer:
             pad, word = self._facts["pad_token_id"], self._facts["pad_token"]
             self._backend.enable_padding(length=length, pad_id=pad, pad_token=word)
         encodings = self._backend.encode_batch(list(texts))
-        found = [one.ids for one in encodings], [one.attention_mask for one in encodings]
-        return Encoded(*(map(torch.tensor, found) if options.get("return_tensors") else found))
+        wrap = torch.tensor if options.get("return_tensors") else list
+        return Encoded(
+            wrap([one.ids for one in encodings]),
+            wrap([one.attention_mask for one in encodings]),
+            [one.offsets for one in encodings],
+            [one.word_ids for one in encodings],
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, those that aren't words among them, as transformers gives it."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        return text.replace(self._backend.model.end_of_word_suffix, " ").strip()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -78,7 +101,8 @@ class ClipTokenizer:
 
     def _key(self) -> str:
         """A digest of the files and of what reads them."""
-        return digest([sha256(self.folder), version("transformers"), version("tokenizers")])
+        made_by = version("transformers"), version("tokenizers")
+        return digest([sha256(self.folder), *made_by, *FACTS])
 
     def _read(self) -> dict[str, Any] | None:
         """What was built before; none if there is nothing whole."""

@@ -31,7 +31,7 @@ _NAMES = TypeAdapter(dict[str, Annotated[WordList, Field(min_length=1)]])
 class Grid(BaseModel):
     """Prompts from every name, every template and every seed, in this order."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     templates: Annotated[tuple[Words, ...], Field(min_length=1)]
     """Sentences with a ``{slot}`` for each list of names."""
@@ -72,7 +72,7 @@ class Grid(BaseModel):
 class PublishedSet(BaseModel):
     """What is known of a prompt set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Words
     title: Words

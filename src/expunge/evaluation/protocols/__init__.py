@@ -33,7 +33,7 @@ Unit = Literal[
 
 
 class _ProtocolRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PublishedJudge(_ProtocolRecord):
