@@ -147,7 +147,11 @@ def kept_with_empty(policy: Policy, contexts: tuple[Context, ...]) -> tuple[str,
 
 
 def weighed_rows(
-    encode: Callable[[Sequence[str]], Tensor], prompts: Sequence[str], weight: float, width: int
+    encode: Callable[[Sequence[str]], Tensor],
+    prompts: Sequence[str],
+    weight: float,
+    width: int,
+    at_a_time: int = PROMPTS,
 ) -> Tensor:
     """Rows of some prompts, times the root of their weight, ``[kept, width]`` float64.
 
@@ -156,6 +160,7 @@ def weighed_rows(
         prompts: what is kept.
         weight: the weight of each row.
         width: the width of a row, needed if there is none.
+        at_a_time: how many prompts are encoded before their rows are summed.
     """
-    blocks = (prompts[at : at + PROMPTS] for at in range(0, len(prompts), PROMPTS))
+    blocks = (prompts[at : at + at_a_time] for at in range(0, len(prompts), at_a_time))
     return kept_rows((encode(block) for block in blocks), weight, width)

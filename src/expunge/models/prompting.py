@@ -1,8 +1,9 @@
 """From prompts to conditions: the half of a model that reads."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +15,12 @@ from expunge.models.hashing import Each, Roundings, digest
 from expunge.models.text import TextEncoder, TextInput
 from expunge.models.window import Cut
 
+T = TypeVar("T")
+
 BLOCK = 64
 """Prompts that are encoded side by side."""
+SPARE = 64
+"""Rows that cost as much as another pass through a text encoder that lies on disk."""
 
 
 class Prompting(ABC):
@@ -110,10 +115,8 @@ class Prompting(ABC):
         wanted = list(zip(prompts, positions, strict=True))
         conditions = self._known(prompts)
         known = {(p, at): conditions[p].rows[0, at] for p, at in wanted if p in conditions}
-        unknown = sorted({*wanted} - known.keys(), key=lambda pair: (pair[1], pair[0]))
-        for start in range(0, len(unknown), BLOCK):
-            batch = unknown[start : start + BLOCK]
-            encoded = self._first_rows([prompt for prompt, _ in batch], batch[-1][1] + 1)
+        for batch in _as_long(sorted({*wanted} - known.keys()), lambda pair: pair[1]):
+            encoded = self._first_rows([prompt for prompt, _ in batch], batch[0][1] + 1)
             known.update((pair, rows[pair[1]]) for pair, rows in zip(batch, encoded, strict=True))
         return torch.stack([known[pair] for pair in wanted])
 
@@ -135,10 +138,8 @@ class Prompting(ABC):
         ends = [len(ids) + 2 + padding for ids in self.tokenized(prompts)]
         known = self._known(prompts)
         found = {at: known[p].rows[0, : ends[at]] for at, p in enumerate(prompts) if p in known}
-        longest = sorted({*range(len(prompts))} - found.keys(), key=ends.__getitem__)
-        for start in range(0, len(longest), BLOCK):
-            block = longest[start : start + BLOCK]
-            encoded = self._first_rows([prompts[at] for at in block], ends[block[-1]])
+        for block in _as_long(sorted({*range(len(prompts))} - found.keys()), ends.__getitem__):
+            encoded = self._first_rows([prompts[at] for at in block], ends[block[0]])
             found.update((at, rows[: ends[at]]) for at, rows in zip(block, encoded, strict=True))
         return [found[at] for at in range(len(prompts))]
 
@@ -233,3 +234,21 @@ class Prompting(ABC):
         ids[torch.arange(len(ids))[:, None], text.at.to(ids.device)] = -1
         for hear in self._hearing:
             hear(rows.detach(), ids)
+
+
+def _as_long(items: Sequence[T], length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items of about the same length together, the longest first.
+
+    A block holds ``BLOCK`` items at most, and ``SPARE`` rows are computed for nothing in it.
+    """
+    block: list[T] = []
+    spare = 0
+    for item in sorted(items, key=length, reverse=True):
+        more = length(block[0]) - length(item) if block else 0
+        if len(block) == BLOCK or spare + more > SPARE:
+            yield block
+            block, spare, more = [], 0, 0
+        block.append(item)
+        spare += more
+    if block:
+        yield block

@@ -27,6 +27,8 @@ from expunge.methods.kept import PROMPTS, KeepsPrior, weighed_rows
 from expunge.models import Model
 from expunge.sentences import PLACE, fill
 
+ROWS = 4096
+"""Prompts encoded at a time where each gives one row: those of one length side by side."""
 RELEASED_TEMPLATES = {
     "object": ("image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
     "style": ("painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
@@ -150,7 +152,8 @@ class UCE(KeepsPrior):
         """Rows of all prompts to keep, times the root of p, and the prior."""
         prompts, rows = self.kept(policy), partial(self._kept_rows, model)
         scale = self._scale(policy, len(prompts))
-        named = weighed_rows(rows, prompts, scale, model.text_width).to(model.device)
+        many = PROMPTS if self.variant == "2023" else ROWS
+        named = weighed_rows(rows, prompts, scale, model.text_width, many).to(model.device)
         return self.staying(model, policy, named, self.prior_scale)
 
     def _kept_rows(self, model: Model, prompts: Sequence[str]) -> Tensor:
