@@ -165,8 +165,9 @@ def test_no_record_claims_what_a_run_has_no_use_for(pico, method, values, kept, 
 
 def test_a_long_list_that_has_no_use_is_cut_short(pico):
     policy = Policy(erase=TOWARDS.erase, keep=("dog", "fox", "hat", "tree"))
-    with pytest.warns(Ignored, match=r"keep \(dog, fox, hat and 2 more\)"):
+    with pytest.warns(Ignored, match=r"keep \(dog, fox, hat and 2 more\)") as told:
         erase(pico, policy, "negative-prompt")
+    assert [one.filename for one in told if one.category is Ignored] == [__file__]
 
 
 def test_what_has_no_use_changes_nothing_in_the_edit(pico):

@@ -1,10 +1,9 @@
 """What a run makes of a policy: an edit records what was used, and no more."""
 
-import warnings
 from collections.abc import Sequence
 
 from expunge.concepts import Concept, Policy
-from expunge.errors import ExpungeError, Ignored
+from expunge.errors import ExpungeError, Ignored, warn
 from expunge.method.base import Method, Trained
 
 SHOWN = 3
@@ -23,7 +22,7 @@ def used(method: Method, policy: Policy) -> Policy:
     if not given:
         return policy
     told = f"{method.name} has no use for {' and '.join(given)} with these settings"
-    warnings.warn(f"{told}; the edit doesn't record it", Ignored, stacklevel=3)
+    warn(f"{told}; the edit doesn't record it", Ignored)
 
     def without(concept: Concept) -> Concept:
         return concept.model_copy(

@@ -1,11 +1,10 @@
 """How a model reads what a method is given: contradictions it can't tell, and what it cuts off."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from expunge.concepts import Concept, Policy
-from expunge.errors import CutOff, ExpungeError
+from expunge.errors import CutOff, ExpungeError, warn
 from expunge.method.base import Method
 from expunge.models import Model
 from expunge.models.window import remark
@@ -157,4 +156,4 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _warn(model: Model, prompts: tuple[str, ...]) -> None:
     if cuts := model.cut(prompts):
-        warnings.warn(remark(cuts, len(prompts), repr(cuts[0].prompt)), CutOff, stacklevel=3)
+        warn(remark(cuts, len(prompts), repr(cuts[0].prompt)), CutOff)
