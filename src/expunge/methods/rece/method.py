@@ -99,7 +99,7 @@ class RECE(Starting, KeepsPrior):
     """a: weight of the adversarial rows in the epochs."""
     preserve_scale: float | None = Field(None, ge=0)
     """p: weight of the rows to keep in the epochs. Default: UCE's default; original: 0.1."""
-    prior_scale: float = Field(0.1, ge=0)
+    prior_scale: float = Field(0.05, ge=0)
     """Weight of the prior in UCE and in the epochs, as in UCE."""
     lamb: float = Field(0.1, gt=0)
     """lam: weight of staying near the weights at the start of an epoch."""

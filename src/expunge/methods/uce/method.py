@@ -62,7 +62,7 @@ class UCE(KeepsPrior):
     preserve_scale: float | None = Field(None, ge=0)
     """p: weight of the rows to keep. Default: everything kept together weighs as much as one erased
     phrase. Original: 1 in 2025, max(0.1, 1 / number of kept prompts) in 2023."""
-    prior_scale: float = Field(0.1, ge=0)
+    prior_scale: float = Field(0.05, ge=0)
     """Weight of the prior: with 1, all its prompts together weigh as much as one erased phrase."""
     lamb: float = Field(0.5, gt=0)
     """lam: weight of staying near the old weights."""
