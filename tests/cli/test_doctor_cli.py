@@ -4,9 +4,16 @@ from pathlib import Path
 import pytest
 
 from expunge.cli import main
-from expunge.doctor import Diagnosis
+from expunge.doctor import Diagnosis, costs
 
 GHOST = ["--concept", "ghost", "--anchor", "man", "--method", "uce"]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks run several times however busy the machine is."""
+    monkeypatch.setattr(costs, "PATIENCE", float("inf"))
+    monkeypatch.setattr(costs, "QUICKLY", float("inf"))
 
 
 def doctor(model: Path, *options: str) -> int:

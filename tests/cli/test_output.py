@@ -175,3 +175,23 @@ def test_a_change_of_nothing_has_no_sign_of_minus(tmp_path: Path) -> None:
     row = next(r for r in report(tmp_path).evaluations[0].measurements if r.difference)
     nothing = Estimate(-1e-9, (-1e-9, -1e-9), 10)
     assert "−" not in "".join(change(row.model_copy(update={"difference": nothing})))
+
+
+@pytest.mark.parametrize("form", [("--output", ""), ("--output=",)])
+def test_an_option_without_content_is_refused(
+    form: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--prompt", "ghost", "--steps", "1", *form]) == 2
+    assert capsys.readouterr().err.startswith("error: --output: nothing is given")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_anchor_can_be_the_empty_prompt(tmp_path: Path, pico_folder: Path) -> None:
+    output = tmp_path / "edit.safetensors"
+    erased = ["--concept", "ghost", "--anchor", "", "--output", str(output)]
+    assert main(["erase", "--model", str(pico_folder), *erased]) == 0
+    assert output.is_file()

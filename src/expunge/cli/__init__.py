@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
@@ -32,6 +33,9 @@ _COMMANDS = {
     "compose": "Add edits up, or take concepts out of a sum.",
     "train-classifier": "Train a classifier of pictures from folders of pictures.",
 }
+
+MAY_BE_EMPTY = {"--anchor"}
+"""Options whose empty text is the empty prompt."""
 
 
 def _stated(default: object) -> object:
@@ -64,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     tokens = [_at_home(one) for one in (sys.argv[1:] if arguments is None else arguments)]
     try:
+        _check_given(tokens)
         with remarks():
             application()(
                 tokens, exit_on_error=False, print_error=False, result_action="return_value"
@@ -90,6 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fault: {_reported(fault)}", file=sys.stderr)
         return 3
     return 0
+
+
+def _check_given(tokens: Sequence[str]) -> None:
+    """Refuse an option without content, which a path would take for the working folder.
+
+    Raises:
+        ExpungeError: one has none, as after a variable of the shell that isn't set.
+    """
+    empty = [option for option, value in pairwise(tokens) if not value and option[:2] == "--"]
+    joined = [one[:-1] for one in tokens if one[:2] == "--" and one[-1] == "="]
+    for option in (*empty, *joined):
+        if option not in MAY_BE_EMPTY:
+            raise ExpungeError(f"{option}: nothing is given; leave the option out, or fill it in")
 
 
 @contextmanager
