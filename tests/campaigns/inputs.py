@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -271,8 +272,12 @@ def options(draw: Callable[..., Any], world: World) -> Input:
         (*generate[:3], "--output", value, *generate[5:]),
     ]))  # fmt: skip
     never = {"nan", "inf", "-inf", "1e999", "", "x", "[[", "\x00", "{}"}
-    option = command[-2] if command[0] in ("generate", "erase") else ""
-    wrong = value in never and option in ("--seed", "--guidance-scale", "--samples", "--steps")
+    numbers = ("--seed", "--guidance-scale", "--samples", "--steps")
+    wrong = any(
+        (given in never and option in numbers)
+        or (not given and option[:2] == "--" and option != "--anchor")
+        for option, given in pairwise(command)
+    )
     return Input(f"option {command}", {}, command, refused=wrong)
 
 
