@@ -272,6 +272,7 @@ def options(draw: Callable[..., Any], world: World) -> Input:
         (*generate[:3], "--output", value, *generate[5:]),
     ]))  # fmt: skip
     never = {"nan", "inf", "-inf", "1e999", "", "x", "[[", "\x00", "{}"}
+    named = {one for one in command if one[:2] == "--"} - {"--anchor"}
     numbers = ("--seed", "--guidance-scale", "--samples", "--steps")
     wrong = any(
         (given in never and option in numbers)
