@@ -275,8 +275,7 @@ def options(draw: Callable[..., Any], world: World) -> Input:
     named = {one for one in command if one[:2] == "--"} - {"--anchor"}
     numbers = ("--seed", "--guidance-scale", "--samples", "--steps")
     wrong = any(
-        (given in never and option in numbers)
-        or (not given and option[:2] == "--" and option != "--anchor")
+        (given in never and option in numbers) or (not given and option in named)
         for option, given in pairwise(command)
     )
     return Input(f"option {command}", {}, command, refused=wrong)
