@@ -23,13 +23,13 @@ class Ignored(UserWarning):
     """A method doesn't use what is given; the command line shows this as one line."""
 
 
+class Missed(ExpungeError):
+    """An audit was done and saved, and the model doesn't meet the policy's limits."""
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """Warn the line outside of Expunge, and of torch's decorators around it, that called."""
     level, frame = 1, sys._getframe()
     while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in INSIDE:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
-
-
-class Missed(ExpungeError):
-    """An audit was done and saved, and the model doesn't meet the policy's limits."""

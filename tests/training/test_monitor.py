@@ -88,7 +88,7 @@ class Open:
         assert weights == "here"
 
     def scores(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
-        raise NotImplementedError
+        raise AssertionError("previews ask for labels, not for scores")
 
     def zero_shot(self, labels: tuple[str, ...], template: str = "") -> Always:
         Open.asked += (labels,)
