@@ -32,7 +32,7 @@ class Installed:
     def __init__(
         self, model: Model, gates: Sequence[Gate] = (), guards: Sequence[Guard] = ()
     ) -> None:
-        reads = any(one.reads_tokens for one in (*gates, *guards))
+        reads = any([*(one.reads_tokens for one in gates), *(one.reads_tokens for one in guards)])
         reader = Reader(model) if reads else None
         self.at_work = _AtWork(tuple(gates), tuple(guards), reader, Drawings.of(model))
         names = dict.fromkeys(name for gate in gates for name in gate.names)
@@ -203,4 +203,3 @@ class _GatedPass(Pass):
         if lasting:
             now.outputs[self.name] = output
         return output
-

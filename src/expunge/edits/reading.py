@@ -21,6 +21,8 @@ class Reader:
 
     LIMIT = 4096
     """Prompts that are remembered."""
+    READ = 256
+    """Groups of texts whose rows are kept."""
 
     def __init__(self, model: Model) -> None:
         self.end = model.text_encoders[0].end
@@ -29,6 +31,7 @@ class Reader:
         prompts = list(model.remembered)
         for prompt, ids in zip(prompts, model.tokenized(prompts), strict=True):
             self._note(model.remembered[prompt].rows[0], ids)
+        self.wholes: dict[tuple[tuple[int, ...], ...], Tensor] = {}
         self.encoder = _Encoder(model)
         self.listening: Listening | None = model.listen(self.note_all)
 
@@ -48,7 +51,13 @@ class Reader:
 
         ``texts`` are token ids without start and end, equally many each.
         """
-        return self.encoder(texts)
+        key = tuple(map(tuple, texts))
+        found = self.wholes.get(key)
+        if found is None:
+            if len(self.wholes) >= self.READ:
+                self.wholes.clear()
+            found = self.wholes[key] = self.encoder(texts)
+        return found
 
     def close(self) -> None:
         """Hear no more."""

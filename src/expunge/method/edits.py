@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cache, partial
 
-
 from expunge.concepts import Policy
 from expunge.edits.base import Base
 from expunge.edits.component import Component, Provenance
