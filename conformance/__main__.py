@@ -37,6 +37,7 @@ CHECKS: dict[tuple[str, str | None], Callable[[Case], Iterator[Difference]]] = {
     ("forget-me-not", None): fmn.steps,
     ("mace", None): mace.stages,
     ("mace-cfr", None): mace.refinement,
+    ("safree", "filter"): safree.filters,
     ("safree", "text"): safree.text,
     ("safree", "sampling"): safree.sampling,
     ("sepme", None): sepme.programs,

@@ -1,6 +1,6 @@
 """SAFREE beside its released program."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -9,12 +9,14 @@ from conformance.case import Case, Difference, pooled
 from conformance.sld import latents
 from expunge.edits.reading import Reader
 from expunge.edits.safree import Safree
+from expunge.edits.safree_features import Band, damped
 from expunge.edits.safree_text import Rule, masked
 from expunge.methods import configured, erase
 from expunge.methods.safree import SAFREE
 
 PRESETS = {"default": "default", "artists-": "artist"}
 """Our presets of the case's categories."""
+BANDS: Mapping[str, Band] = {"low": "low", "high": "high"}
 
 
 def text(case: Case) -> Iterator[Difference]:
@@ -85,3 +87,17 @@ def sampling(case: Case) -> Iterator[Difference]:
         found = latents(model, case, prompts["prompt"])[-1]
     theirs = case.file("expected")["latent"]
     yield Difference(pooled({"": found}, {"": theirs}), case["tolerance"]["latent_rel"])
+
+
+def filters(case: Case) -> Iterator[Difference]:
+    """Damped features of the safe branch, and of all where no branches are compared."""
+    given, expected = case.file("inputs"), case.file("expected")
+    for name, theirs in expected.items():
+        band, size, scale = name.split("/")
+        _, safe, original = features = given[size][:, None]
+        if band == "freeu":
+            ours = damped(given[size], given[size], float(scale), "plain", replaced=True)
+        else:
+            changed = damped(safe, original, float(scale), BANDS[band], replaced=True)
+            ours = torch.cat([features[0], changed, original])
+        yield Difference(pooled({"": ours}, {"": theirs}), case["tolerance"]["max_rel"])

@@ -21,6 +21,7 @@ from torch import Tensor
 from expunge.edits.reading import Reader
 from expunge.models import Condition, Model
 from expunge.models.calls import DenoiserCall
+from expunge.models.skips import Reroute
 
 T = TypeVar("T")
 
@@ -66,6 +67,8 @@ class Step:
     drawing: Drawing
     reader: Reader | None = None
     """Knows the tokens of prompts, for guards that read them."""
+    reroute: Reroute | None = None
+    """What becomes of the denoiser's skip features; ``None`` leaves them."""
 
     @property
     def number(self) -> int:
@@ -86,9 +89,14 @@ class Step:
         rows, time = self.prompted, self.time
         if time.ndim and len(time) == len(self.latents):
             time = time[rows]
+        latents = self.latents[rows]
         return replace(
-            self, latents=self.latents[rows], time=time, condition=condition, guided=None
+            self, latents=latents, time=time, condition=condition, guided=None, reroute=None
         )
+
+    def rerouted(self, reroute: Reroute) -> "Step":
+        """The same step with changed skip features."""
+        return replace(self, reroute=reroute)
 
     def once(self, guard: object, make: Callable[[], T]) -> T:
         """What ``make`` gives for this condition, made once in a drawing.

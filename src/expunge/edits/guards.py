@@ -26,6 +26,8 @@ class Guard(Payload, Protocol):
 
     reads_tokens: ClassVar[bool]
     """Whether it needs the step's ``reader``."""
+    reroutes: ClassVar[bool]
+    """Whether it changes skip features."""
 
     def predict(self, denoiser: Denoiser, step: Step) -> Tensor:
         """The prediction in the denoiser's place, shaped like the step's latents ``[batch, ...]``.

@@ -21,6 +21,7 @@ from expunge.edits.reading import Reader
 from expunge.models import Model
 from expunge.models.calls import Call
 from expunge.models.passes import Pass
+from expunge.models.skips import Reroute
 
 RECENT = 3
 """Conditions whose gates stay open: guards may ask for several in every step."""
@@ -40,6 +41,8 @@ class Installed:
             _GatedPass(model.denoiser.get_submodule(name.rpartition(".")[0]), name, self.at_work)
             for name in names
         ]
+        if any(guard.reroutes for guard in guards):
+            self.passes += model.skips_changed(self.at_work.reroute)
         self.passes.append(_DenoiserPass(model.denoiser, model.call, self.at_work))
 
     def remove(self) -> None:
@@ -79,6 +82,10 @@ class _AtWork:
         self.drawings = drawings
         self.now = _Now()
 
+    def reroute(self) -> Reroute | None:
+        """What becomes of skip features in this thread's pass."""
+        return self.now.reroute
+
     def open(self, rows: Tensor) -> None:
         """Open the gates for the rows of a condition, if they are new."""
         if self.now.again(rows):
@@ -115,6 +122,7 @@ class _Now(threading.local):
 
     def __init__(self) -> None:
         self.recent: list[_Opened] = []
+        self.reroute: Reroute | None = None
 
     @property
     def newest(self) -> _Opened:
@@ -162,7 +170,11 @@ class _DenoiserPass(Pass):
 
         def denoiser(step: Step) -> Tensor:
             self.at_work.open(step.condition.rows)
-            return call.run(self.found, step.latents, step.time, step.condition)
+            self.at_work.now.reroute = step.reroute
+            try:
+                return call.run(self.found, step.latents, step.time, step.condition)
+            finally:
+                self.at_work.now.reroute = None
 
         answer: Denoiser = denoiser
         for guard in guards:

@@ -27,6 +27,7 @@ class NegativePrompt:
     form: ClassVar[str] = "negative_prompt"
     reads_text: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = False
+    reroutes: ClassVar[bool] = False
 
     empty: Condition
     """What guidance leads away from without this guard: one prompt."""

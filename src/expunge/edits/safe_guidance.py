@@ -68,6 +68,7 @@ class SafeGuidance:
     form: ClassVar[str] = "safe_guidance"
     reads_text: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = False
+    reroutes: ClassVar[bool] = False
 
     concept: Condition
     """What guidance turns away from: one prompt."""

@@ -8,7 +8,7 @@ it is, and so does what guidance leads away from.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from expunge.edits.drawings import Step
 from expunge.edits.guards import Denoiser
 from expunge.edits.negative_prompt import NegativePrompt, where
+from expunge.edits.safree_features import Band, Comparing
 from expunge.edits.safree_text import Rule, View, masked, view
 from expunge.errors import ExpungeError
 from expunge.models import Condition
@@ -28,12 +29,15 @@ class Safree:
     form: ClassVar[str] = "safree"
     reads_text: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = True
+    reroutes: ClassVar[bool] = True
 
     concept: Tensor
     """The concept's phrases, a row each, ``[phrases, width]``."""
     rule: Rule
     negative: NegativePrompt | None = None
     """What guidance leads away from instead of the empty prompt."""
+    band: Band = "off"
+    """What of skip features is damped."""
     _projectors: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -46,7 +50,15 @@ class Safree:
     def predict(self, denoiser: Denoiser, step: Step) -> Tensor:
         if self.negative:
             denoiser = partial(self.negative.predict, denoiser)
-        return denoiser(step.told(step.once(self, partial(_Plan, self, step)).at(step.number)))
+        plan = step.once(self, partial(_Plan, self, step))
+        filtered = step.told(plan.at(step.number))
+        if self.band == "off" or filtered.condition is step.condition:
+            return denoiser(filtered)
+        rows = step.prompted
+        uses = (plan.last >= step.number)[rows]
+        compared = Comparing(uses, rows, self.band, bool(self.rule.released))
+        denoiser(step.beside(step.condition[rows]).rerouted(compared.remember))
+        return denoiser(filtered.rerouted(compared.change))
 
     def views(self, step: Step) -> list[View | None]:
         """What it sees in each prompt of a step; nothing in one without tokens.
@@ -79,14 +91,15 @@ class Safree:
     def tensors(self) -> dict[str, Tensor]:
         negative = self.negative.tensors() if self.negative else {}
         rule = torch.tensor(self.rule, dtype=torch.float64)
-        return {"concept": self.concept, "rule": rule, **negative}
+        band = torch.tensor(get_args(Band).index(self.band))
+        return {"concept": self.concept, "rule": rule, "band": band, **negative}
 
     @classmethod
     def of(cls, names: tuple[str, ...], tensors: Mapping[str, Tensor]) -> "Safree":
         alpha, alone, most, centre, slope, validated, released = tensors["rule"].tolist()
         rule = Rule(alpha, alone, int(most), centre, slope, int(validated), int(released))
         negative = NegativePrompt.of((), tensors) if "empty:rows" in tensors else None
-        return cls(tensors["concept"], rule, negative)
+        return cls(tensors["concept"], rule, negative, get_args(Band)[int(tensors["band"])])
 
 
 class _Plan:

@@ -2,8 +2,8 @@
 
 ``C`` are the concept's phrases as one row each, ``P_C`` is the projection onto their span. Of a
 prompt with ``n`` tokens, copy ``i`` has token ``i`` masked; ``P_I`` is the projection onto the span
-of these copies as one row each. A copy's distance from the concept is ``d_i = |(I - P_C) e_i|``: the
-farther it is, the more of the concept the masked token holds. It is a *trigger* if::
+of these copies as one row each. A copy's distance from the concept is ``d_i = |(I - P_C) e_i|``;
+the farther it is, the more of the concept the masked token holds. It is a *trigger* if::
 
     d_i >= (1 + alpha) mean of the d_j, j != i
 

@@ -15,6 +15,7 @@ from expunge.concepts import Policy
 from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.payloads import Payload
 from expunge.edits.safree import Safree
+from expunge.edits.safree_features import Band
 from expunge.edits.safree_text import Rule
 from expunge.method.base import Method, Need, PolicyPart
 from expunge.models import Model
@@ -47,6 +48,10 @@ class SAFREE(Method):
     """Ten times the move of a prompt at which half of those steps are filtered."""
     slope: float = Field(2.5, gt=0, allow_inf_nan=False)
     """How fast the number of steps grows with the move."""
+    re_attention: Band = "off"
+    """Skip features of the filtered prompt are damped where they stand out against those of the
+    prompt as it is, which is drawn beside it: in "low" or "high" frequencies, or "plain": all low
+    ones."""
     negative_prompt: bool = False
     """All phrases are the negative prompt as well."""
     separator: str = ", "
@@ -76,4 +81,4 @@ class SAFREE(Method):
         for text in self.erased_prompts(policy):
             empty = model.unconditional().detach()
             negative = NegativePrompt(empty, model.condition([text]).detach())
-        return Safree(concept, self.rule(), negative)
+        return Safree(concept, self.rule(), negative, self.re_attention)
