@@ -17,6 +17,8 @@ SOLVED = {
     "trce": {},
     "mace": {"rank": 0},
     "negative-prompt": {},
+    "safree": {},
+    "sld": {},
     "uce-debias": {"attributes": ["cat", "dog"]},
 }
 

@@ -67,6 +67,8 @@ class Step:
     drawing: Drawing
     reader: Reader | None = None
     """Knows the tokens of prompts, for guards that read them."""
+    prompts: bool = True
+    """Whether the condition is of prompts; a guard's own words are none, and aren't filtered."""
     reroute: Reroute | None = None
     """What becomes of the denoiser's skip features; ``None`` leaves them."""
 
@@ -84,14 +86,22 @@ class Step:
         """The same step with another condition of as many rows."""
         return replace(self, condition=condition)
 
-    def beside(self, condition: Condition) -> "Step":
-        """The pictures without guidance, each with one row of another condition."""
+    def beside(self, condition: Condition, *, prompts: bool = True) -> "Step":
+        """The pictures without guidance, each with one row of another condition.
+
+        ``prompts`` says whether these are prompts still.
+        """
         rows, time = self.prompted, self.time
         if time.ndim and len(time) == len(self.latents):
             time = time[rows]
-        latents = self.latents[rows]
         return replace(
-            self, latents=latents, time=time, condition=condition, guided=None, reroute=None
+            self,
+            latents=self.latents[rows],
+            time=time,
+            condition=condition,
+            guided=None,
+            prompts=prompts,
+            reroute=None,
         )
 
     def rerouted(self, reroute: Reroute) -> "Step":

@@ -88,7 +88,7 @@ class SafeGuidance:
             return answer
         empty, prompted = answer.float().chunk(2)
         beside = step.once(self, partial(self._beside, step))
-        concept = denoiser(step.beside(beside)).float()
+        concept = denoiser(step.beside(beside, prompts=False)).float()
         before = step.drawing.remembered.get(self)
         before = torch.zeros_like(concept) if before is None else before
         correction = self.rule.correction(empty, prompted, concept, before)

@@ -50,6 +50,8 @@ class Safree:
     def predict(self, denoiser: Denoiser, step: Step) -> Tensor:
         if self.negative:
             denoiser = partial(self.negative.predict, denoiser)
+        if not step.prompts:
+            return denoiser(step)
         plan = step.once(self, partial(_Plan, self, step))
         filtered = step.told(plan.at(step.number))
         if self.band == "off" or filtered.condition is step.condition:

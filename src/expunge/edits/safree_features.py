@@ -1,9 +1,10 @@
 """SAFREE's latent re-attention: skip features of the filtered prompt, damped where they stand out.
 
 A UNet draws each picture for the filtered prompt and for the prompt as it is. In the spectrum of
-skip features, a coefficient of the filtered branch that is larger than the other branch's is
-multiplied by a small number (Yoon et al., ICLR 2025, section 3.3; the filter is that of FreeU, Si
-et al., CVPR 2024). Low frequencies are the 2 x 2 coefficients around the centre.
+skip features, a coefficient of the filtered branch that is larger than the other branch's (for high
+frequencies: smaller in size) is multiplied by a small number (Yoon et al., ICLR 2025, section 3.3;
+the filter is that of FreeU, Si et al., CVPR 2024). Low frequencies are the 2 x 2 coefficients
+around the centre.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,9 @@ frequencies of all branches."""
 
 WINDOW = 1
 """Coefficients on each side of the centre that are low frequencies."""
+ALIKE = 1e-3
+"""Coefficients that differ by less than this share of the channel's largest one are the same: the
+features before the first look at the prompt are, but for rounding."""
 SCALES = (0.9, 0.2)
 """The factor for the deepest features, and for those with half of their channels."""
 
@@ -34,22 +38,24 @@ def damped(
         original: of the prompt as it is.
         scale: what coefficients are multiplied by.
         band: which coefficients.
-        replaced: whether coefficients become ``scale`` itself, as in the released program, which
-            compares with "not smaller", too.
+        replaced: whether coefficients become ``scale`` itself, however little they stand out, as
+            in the released program.
 
     Returns:
         Shaped like ``safe``.
     """
     mine, other = _spectrum(safe), _spectrum(original)
+    size = other.abs().amax((-2, -1), keepdim=True)
+    least = 0.0 if replaced else ALIKE * size
     low = torch.zeros(safe.shape[-2:], dtype=torch.bool, device=safe.device)
     rows, columns = (slice(side // 2 - WINDOW, side // 2 + WINDOW) for side in safe.shape[-2:])
     low[rows, columns] = True
     if band == "plain":
         chosen = low.expand(mine.shape)
     elif band == "high":
-        chosen = ~low & (other.real.abs() > mine.real.abs())
+        chosen = ~low & (other.real.abs() - mine.real.abs() > least)
     else:
-        chosen = low & ((mine.real >= other.real) if replaced else (mine.real > other.real))
+        chosen = low & (mine.real - other.real >= least)
     constant = torch.full_like(mine, scale)
     changed = torch.where(chosen, constant if replaced and band != "plain" else mine * scale, mine)
     back: Tensor = torch.fft.ifft2(torch.fft.ifftshift(changed, dim=(-2, -1))).real
