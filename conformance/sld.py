@@ -42,7 +42,7 @@ def _guided(rule: Rule, given: Tensor, scale: float) -> Iterator[Tensor]:
         empty, prompted, concept = predicted[:, None]
         correction = rule.correction(empty, prompted, concept, before)
         before = rule.remembered(before, correction)
-        turned = prompted - correction * rule.acts(number, 0.0)
+        turned = prompted - correction * rule.acts(number, torch.tensor(0))
         yield (empty + scale * (turned - empty))[0]
 
 

@@ -86,6 +86,8 @@ OTHER: dict[str, object] = {
     "augment": True,
     "hflip": True,
     "keep_share": 0.25,
+    "alone": 0.5,
+    "warmup_by": "time",
 }
 
 

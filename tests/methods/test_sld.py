@@ -78,7 +78,7 @@ def test_weak_remembers_nothing_and_others_do_during_the_warm_up() -> None:
     weak, medium = (configured("sld", preset=name).rule() for name in ("weak", "medium"))
     assert not weak.remembers
     assert medium.remembers
-    assert [medium.acts(number, 900.0) for number in (9, 10)] == [False, True]
+    assert [medium.acts(number, torch.tensor(900)) for number in (9, 10)] == [False, True]
     apart = random(1, 4, 2, 2)
     kept = medium.remembered(torch.zeros_like(apart), apart)
     torch.testing.assert_close(kept, 0.6 * apart)

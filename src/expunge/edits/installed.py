@@ -88,7 +88,7 @@ class _AtWork:
 
     def open(self, rows: Tensor) -> None:
         """Open the gates for the rows of a condition, if they are new."""
-        if self.now.again(rows):
+        if not self.gates or self.now.again(rows):
             return
         tokens = self.read(rows) if self.read else [None] * len(rows)
         self.now.open(rows, [gate.additions(rows, tokens) for gate in self.gates])

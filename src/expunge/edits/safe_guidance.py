@@ -44,9 +44,9 @@ class Rule(NamedTuple):
         """Whether what it does in a step depends on those before."""
         return self.momentum_scale != 0
 
-    def acts(self, number: int, time: float) -> bool:
+    def acts(self, number: int, time: Tensor) -> bool:
         """Whether it acts in the step of this number, at this time."""
-        return (time if self.by_time else number) >= self.warmup
+        return (float(time.max()) if self.by_time else number) >= self.warmup
 
     def correction(
         self, empty: Tensor, prompted: Tensor, concept: Tensor, before: Tensor
@@ -83,7 +83,7 @@ class SafeGuidance:
 
     def predict(self, denoiser: Denoiser, step: Step) -> Tensor:
         answer, guided = denoiser(step), step.guided
-        acts = self.rule.acts(step.number, float(step.time.max()))
+        acts = self.rule.acts(step.number, step.time)
         if guided is None or not (acts or self.rule.remembers):
             return answer
         empty, prompted = answer.float().chunk(2)

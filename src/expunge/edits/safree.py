@@ -6,8 +6,8 @@ it is, and so does what guidance leads away from.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import ClassVar, get_args
 
 import torch
@@ -38,7 +38,6 @@ class Safree:
     """What guidance leads away from instead of the empty prompt."""
     band: Band = "off"
     """What of skip features is damped."""
-    _projectors: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,16 +78,18 @@ class Safree:
                     "after the edit was applied"
                 )
             ids = [max(token, 0) for token in tokens]  # a learnt token has none: it is masked
-            copies = reader.whole([ids, *masked(ids)]).to(rows.device) if ids else None
+            copies = reader.whole([ids, *masked(ids)]) if ids else None
             found.append(None if copies is None else self.view(own, copies[1:], copies[0]))
         return found
 
     def view(self, rows: Tensor, copies: Tensor, whole: Tensor) -> View:
         """What it sees in one prompt; see ``safree_text.view``."""
-        device = rows.device
-        if device not in self._projectors:
-            self._projectors[device] = self.rule.projector(self.concept).to(device)
-        return view(self.rule, rows, copies, whole, self._projectors[device])
+        return view(self.rule, rows, copies, whole, self._projector)
+
+    @cached_property
+    def _projector(self) -> Tensor:
+        """``P_C``, on the CPU: a prompt is small, and not every device has double precision."""
+        return self.rule.projector(self.concept)
 
     def tensors(self) -> dict[str, Tensor]:
         negative = self.negative.tensors() if self.negative else {}

@@ -56,7 +56,7 @@ class Rule(NamedTuple):
             return torch.tensor([bool(self.released) or share <= self.alone])
         others = (distances.sum() - distances) / (len(distances) - 1)
         found: Tensor = ~(distances < (1 + self.alpha) * others)
-        return found.cpu()
+        return found
 
     def last_step(self, moved: float) -> float:
         """The number of the last step with the filtered prompt.
@@ -99,17 +99,17 @@ def view(rule: Rule, rows: Tensor, copies: Tensor, whole: Tensor, concept: Tenso
         rows: the prompt's embedding, ``[tokens, width]``.
         copies: a row for each copy with a masked token, ``[n, width]``.
         whole: the same of the prompt itself, ``[width]``.
-        concept: ``P_C``, ``[width, width]``.
+        concept: ``P_C``, ``[width, width]``; all is computed where it is.
     """
     copies, whole = copies.to(concept), whole.to(concept)
-    away = torch.eye(len(concept)).to(concept) - concept
+    away = torch.eye(len(concept), dtype=concept.dtype) - concept
     distances = (copies @ away).norm(dim=1)
     share = float((away @ whole).norm() / whole.norm())
     trigger = rule.triggers(distances, share)
     projected = rows.to(concept) @ (away @ rule.projector(copies)).T
     places = torch.zeros(len(rows), 1, dtype=torch.bool)
     places[1 : 1 + len(trigger), 0] = trigger
-    filtered = torch.where(places.to(rows.device), projected.to(rows.dtype), rows)
+    filtered = torch.where(places.to(rows.device), projected.to(rows), rows)
     of_text = slice(0, len(trigger) + 2)
     alike = cosine_similarity(projected[of_text].detach(), rows[of_text].detach().to(concept))
     moved = float(1 - alike.mean())
