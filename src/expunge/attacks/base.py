@@ -7,6 +7,7 @@ goes on with it later.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -65,6 +66,10 @@ class Attack(BaseModel):
     knows: ClassVar[frozenset[Knows]]
     searches: ClassVar[bool] = True
     """Whether it takes steps, so that a larger budget can help."""
+
+    def view(self, target: Target) -> AbstractContextManager[None]:
+        """Where it searches; what it finds is drawn with the model as it is deployed."""
+        return target.deployed()
 
     def groups(self, pictures: int) -> Sequence[Sequence[int]]:
         """The numbers of the pictures that each search is for; here each has its own."""

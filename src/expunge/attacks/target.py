@@ -12,7 +12,8 @@ from expunge.attacks.known import Known
 from expunge.concepts import Concept
 from expunge.detectors.critic import Critic
 from expunge.edits.edit import Edit
-from expunge.edits.gates import Gate
+from expunge.edits.gates import Gate, Opens
+from expunge.errors import Unsupported
 from expunge.models import Condition, Model
 from expunge.models.sampling import Sampling
 
@@ -62,9 +63,17 @@ class Target:
             yield
 
     @property
-    def gates(self) -> tuple[Gate, ...]:
+    def gates(self) -> tuple[Opens, ...]:
+        """Its gates.
+
+        Raises:
+            Unsupported: a gate doesn't say how far it opens.
+        """
         parts = self.edit.components if self.edit else ()
-        return tuple(part.payload for part in parts if isinstance(part.payload, Gate))
+        gates = [part.payload for part in parts if isinstance(part.payload, Gate)]
+        if dumb := [gate for gate in gates if not isinstance(gate, Opens)]:
+            raise Unsupported(f"gates of the form {dumb[0].form!r} don't say how far they open")
+        return tuple(gate for gate in gates if isinstance(gate, Opens))
 
     @contextmanager
     def ungated(self) -> Iterator[None]:
