@@ -16,7 +16,6 @@ ATTACKS: Registry[type[Attack]] = Registry(
         "end-to-end": "expunge.attacks.end_to_end:EndToEnd",
         "evade": "expunge.attacks.evade:Evade",
         "rows": "expunge.attacks.rows:Rows",
-        "words": "expunge.attacks.words:Words",
     },
     entry_points="expunge.attacks",
 )

@@ -100,7 +100,7 @@ def _others(concept: Concept, most: int) -> tuple[str, ...]:
 
 def _seen_again(colours: Tensor, draws: torch.Generator) -> Tensor:
     """The same pictures moved, lit and roughened a little, so that no fine pattern counts."""
-    count, _, height, width = colours.shape
+    count, _, height, _ = colours.shape
     most = max(1, height // 16)
     down, right = torch.randint(-most, most + 1, (2,), generator=draws).tolist()
     moved = colours.roll((down, right), (2, 3))

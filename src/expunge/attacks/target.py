@@ -1,6 +1,6 @@
 """What is attacked: a model with an edit, and what the attacker knows of the concept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,8 +147,3 @@ class Target:
 
 def _deterministic(model: Model, steps: int) -> tuple[str, int]:
     return ("euler" if model.process.prediction == "velocity" else "ddim"), steps
-
-
-def prompts_for(prompts: Sequence[str], pictures: int) -> tuple[str, ...]:
-    """A prompt for each picture; they take turns."""
-    return tuple(prompts[number % len(prompts)] for number in range(pictures))
