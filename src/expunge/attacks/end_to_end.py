@@ -46,6 +46,12 @@ class EndToEnd(Rows):
     others: int = Field(128, ge=1)
     """Texts that the pictures should fit less well than the concept's, at most."""
 
+    def check(self, target: Target) -> None:
+        if target.critic is None:
+            raise ExpungeError(
+                f"{self.name}: give an image-text model to descend on, e.g. --critic clip:FOLDER"
+            )
+
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         return Drawn(self, target, pictures, seed)
 
@@ -59,10 +65,7 @@ class Drawn(FreeRows):
         self, attack: EndToEnd, target: Target, pictures: Sequence[int], seed: int
     ) -> None:
         super().__init__(attack, target, pictures, seed)
-        if target.critic is None:
-            raise ExpungeError(
-                f"{attack.name}: give an image-text model to descend on, e.g. --critic clip:FOLDER"
-            )
+        assert target.critic is not None  # as the attack has checked
         self.critic: Critic = target.critic
         self.others = _others(target.concept, attack.others)
 

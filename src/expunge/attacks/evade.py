@@ -40,9 +40,12 @@ class Evade(EndToEnd):
     def view(self, target: Target) -> AbstractContextManager[None]:
         return target.ungated()
 
-    def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
+    def check(self, target: Target) -> None:
         if not target.gates:
             raise Unsupported(f"{self.name}: the edit has no gate; for weights use end-to-end")
+        super().check(target)
+
+    def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         return _Evading(self, target, pictures, seed)
 
 

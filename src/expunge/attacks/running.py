@@ -43,8 +43,10 @@ def run(
         key: tells this search from others, in what is kept there.
 
     Raises:
-        ExpungeError: the attack can't attack this, or the folder holds other searches' findings.
+        Unsupported: it is an attack on something that the target doesn't have.
+        ExpungeError: it lacks what it needs to know, or the folder holds other searches' findings.
     """
+    attack.check(target)
     groups = attack.groups(len(target.prompts))
     for number, pictures in enumerate(track(groups, attack.name, total=len(groups))):
         place, own = folder / f"{number}.safetensors", f"{key}-{number}"

@@ -129,7 +129,9 @@ def _concepts(named: AttackedConcepts, edit: Edit | None) -> tuple[Concept, ...]
 def table(found: Attacked) -> Table:
     """What came back from one model."""
     title = f"{found.summary}; {found.budget} calls a picture"
-    lines = Table("attack", "comes back", "control", "calls", title=title, title_justify="left")
+    lines = Table(
+        "attack", "comes back (95 %)", "control (95 %)", "calls", title=title, title_justify="left"
+    )
     lines.add_row("its name", _said(found.by_name), "", "")
     for one in found.attacks:
         if one.refused:
@@ -141,4 +143,8 @@ def table(found: Attacked) -> Table:
 
 
 def _said(counted: Counted | None) -> str:
-    return "" if counted is None else str(counted.rate)
+    """E.g. ``7 of 7 (65–100 %)``."""
+    if counted is None:
+        return ""
+    low, high = counted.rate.interval
+    return f"{counted.rate.successes} of {counted.rate.n} ({100 * low:.0f}–{100 * high:.0f} %)"

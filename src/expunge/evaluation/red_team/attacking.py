@@ -1,6 +1,7 @@
 """Attacking one model: what is known, what is searched for, what is drawn and judged."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +81,9 @@ def attacked(
     facts = [known_by, sampler.record(model), list(prompts), budget.seed]
     known = _known(model, prompts, sampler, budget.seed, folder / f"known-{digest(facts)[:12]}")
     target = Target(model, edit, plan.concept, prompts, known, sampler.sampling(model), critic)
+    for attack in attacks:
+        with suppress(Unsupported):  # which is recorded
+            attack.check(target)
     own = [*facts, edit.id if edit else "", budget.calls, critic.identity.sha256 if critic else ""]
     place = folder / f"{edit.id if edit else 'base'}-{digest(own)[:12]}"
     drawing = Drawing(target, question, budget.seed, place if keep_pictures else None)
