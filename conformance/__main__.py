@@ -10,7 +10,22 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from conformance import ac, cpe, esd, fmn, mace, prior, rece, sepme, spm, trce, trce2, uce
+from conformance import (
+    ac,
+    cpe,
+    esd,
+    fmn,
+    mace,
+    prior,
+    rece,
+    safree,
+    sepme,
+    sld,
+    spm,
+    trce,
+    trce2,
+    uce,
+)
 from conformance.case import Case, Difference
 from expunge.errors import ExpungeError, Unsupported
 
@@ -22,7 +37,12 @@ CHECKS: dict[tuple[str, str | None], Callable[[Case], Iterator[Difference]]] = {
     ("forget-me-not", None): fmn.steps,
     ("mace", None): mace.stages,
     ("mace-cfr", None): mace.refinement,
+    ("safree", "filter"): safree.filters,
+    ("safree", "text"): safree.text,
+    ("safree", "sampling"): safree.sampling,
     ("sepme", None): sepme.programs,
+    ("sld", "guidance"): sld.guidance,
+    ("sld", "sampling"): sld.sampling,
     ("spm", None): spm.programs,
     ("trce-stage1", None): trce.weights,
     ("trce-stage2", None): trce2.steps,
