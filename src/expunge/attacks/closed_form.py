@@ -22,7 +22,7 @@ from torch import Tensor
 
 from expunge.attacks.base import Attack, Knows, Search
 from expunge.attacks.found import Found
-from expunge.attacks.rows import longest_row
+from expunge.attacks.rows import check_rows, longest_row
 from expunge.attacks.target import Target
 
 HALVINGS = 60
@@ -41,6 +41,9 @@ class ClosedForm(Attack):
 
     longest: float = Field(1.5, gt=0)
     """R: length that a row may have, in units of the concept's longest row."""
+
+    def check(self, target: Target) -> None:
+        check_rows(target)
 
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         return _Solved(self, target, pictures[0])

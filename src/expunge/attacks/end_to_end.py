@@ -47,6 +47,7 @@ class EndToEnd(Rows):
     """Texts that the pictures should fit less well than the concept's, at most."""
 
     def check(self, target: Target) -> None:
+        super().check(target)
         if target.critic is None:
             raise ExpungeError(
                 f"{self.name}: give an image-text model to descend on, e.g. --critic clip:FOLDER"

@@ -11,8 +11,10 @@ from torch import Tensor
 from expunge.attacks.known import Known
 from expunge.concepts import Concept
 from expunge.detectors.critic import Critic
+from expunge.edits.drawings import drawing
 from expunge.edits.edit import Edit
 from expunge.edits.gates import Gate, Opens
+from expunge.edits.guards import Guard
 from expunge.errors import Unsupported
 from expunge.models import Condition, Model
 from expunge.models.sampling import Sampling
@@ -75,6 +77,13 @@ class Target:
             raise Unsupported(f"gates of the form {dumb[0].form!r} don't say how far they open")
         return tuple(gate for gate in gates if isinstance(gate, Opens))
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a guard refuses rows that no prompt has."""
+        parts = self.edit.components if self.edit else ()
+        guards = [part.payload for part in parts if isinstance(part.payload, Guard)]
+        return any(guard.reads_tokens for guard in guards)
+
     @contextmanager
     def ungated(self) -> Iterator[None]:
         """Inside, what the edit does beside its gates is done: the model of a shut gate."""
@@ -89,11 +98,13 @@ class Target:
     def answer(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """What the model answers, as it counts when it draws, ``[batch, ...]``.
 
-        Behind guards that is the guided answer, for they act under guidance alone.
+        Behind guards that is the guided answer, for they act under guidance alone, as in the middle
+        of a drawing, where they are all at work.
         """
         if not self.guarded:
             return self.predict(latents, time, condition)
-        return self.guided(latents, time, condition)
+        with drawing(self.model, _all(latents), step=self.sampling.steps // 2):
+            return self.guided(latents, time, condition)
 
     def wanted(self, points: Tensor) -> Tensor:
         """What the base answers at some points of ``known``, beside ``answer``."""
@@ -137,12 +148,18 @@ class Target:
         scheduler = self.model.process.scheduler(*_deterministic(self.model, steps))
         latents = noise * scheduler.init_noise_sigma
         asked = condition.expand(len(noise))
-        for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(latents, timestep)
-            time = timestep.to(noise.device).expand(len(noise))
-            answer = self.guided(scaled, time, asked)
-            latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
+        with drawing(self.model, _all(noise)):
+            for timestep in scheduler.timesteps:
+                scaled = scheduler.scale_model_input(latents, timestep)
+                time = timestep.to(noise.device).expand(len(noise))
+                answer = self.guided(scaled, time, asked)
+                latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
         return self.model.colours(latents)
+
+
+def _all(latents: Tensor) -> Tensor:
+    """That guidance draws each of these pictures, ``[pictures]``."""
+    return torch.ones(len(latents), dtype=torch.bool, device=latents.device)
 
 
 def _deterministic(model: Model, steps: int) -> tuple[str, int]:
