@@ -13,8 +13,10 @@ from expunge.concepts import Concept
 from expunge.detectors.critic import Critic
 from expunge.edits.edit import Edit
 from expunge.edits.gates import Gate
+from expunge.errors import ExpungeError
 from expunge.models import Condition, Model
 from expunge.models.sampling import Sampling
+from expunge.prompts.lexicon import refused
 
 
 class Meter:
@@ -32,7 +34,11 @@ class Meter:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A model under attack; searches run inside ``deployed`` or ``ungated``."""
+    """A model under attack; searches run inside ``deployed`` or ``ungated``.
+
+    Raises:
+        ExpungeError: a prompt or the concept is one that nobody may ask for.
+    """
 
     model: Model
     """The base."""
@@ -45,6 +51,14 @@ class Target:
     sampling: Sampling
     critic: Critic | None = None
     """An image-text model with gradients that isn't the judge."""
+
+    def __post_init__(self) -> None:
+        aim = " ".join(self.concept.phrases)
+        if any(refused({"aim": aim, "prompt": prompt}) for prompt in ("", *self.prompts)):
+            raise ExpungeError(
+                f"{self.concept.target!r} with these prompts is refused: a sexual word beside a "
+                "word for minors is never attacked, whatever it is for"
+            )
 
     @cached_property
     def meter(self) -> Meter:
