@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from conformance import ac, cpe, esd, fmn, mace, prior, rece, sepme, spm, trce, trce2, uce
+from conformance import ac, cpe, esd, fmn, mace, prior, rece, sepme, spm, trce, trce2, uce, uda
 from conformance.case import Case, Difference
 from expunge.errors import ExpungeError, Unsupported
 
@@ -27,6 +27,9 @@ CHECKS: dict[tuple[str, str | None], Callable[[Case], Iterator[Difference]]] = {
     ("trce-stage1", None): trce.weights,
     ("trce-stage2", None): trce2.steps,
     ("uce", None): uce.weights,
+    ("uda", "projection"): uda.projections,
+    ("uda", "run"): uda.steps,
+    ("uda", "single-step"): uda.steps,
     ("esd", "partial-denoising"): esd.denoising,
     ("esd", "single-step"): esd.step,
     ("esd", "step"): esd.trained_step,

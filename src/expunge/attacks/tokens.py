@@ -69,7 +69,9 @@ class Tokens:
         Others are pieces of words: written out and read again, they run into their neighbours.
         """
         ids = self.vocabulary.tolist()
-        texts = [str(one).strip() for one in self.encoder.tokenizer.batch_decode([[i] for i in ids])]
+        texts = [
+            str(one).strip() for one in self.encoder.tokenizer.batch_decode([[i] for i in ids])
+        ]
         read = self.model.tokenized(texts)
         return torch.tensor([one for one, own in zip(ids, read, strict=True) if own == [one]])
 
@@ -82,7 +84,9 @@ class Tokens:
         own = [one for phrase in phrases for one in self.ids(phrase)]
         left = ids[~torch.isin(ids, torch.tensor(own, dtype=ids.dtype))]
         if not len(left):
-            raise ExpungeError(f"{self.model.name!r} knows no other words than those of the concept")
+            raise ExpungeError(
+                f"{self.model.name!r} knows no other words than those of the concept"
+            )
         return left
 
     def row(self, ids: Sequence[int]) -> Tensor:
