@@ -1,6 +1,7 @@
 """What the cases of attacks share: the attacked model, and what an attacker knows of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from conformance.case import Case, Difference
 from expunge.attacks.known import Known
+from expunge.attacks.sld_rule import Rule
 from expunge.attacks.target import Target
 from expunge.concepts import Concept
 from expunge.edits.edit import Edit
-from expunge.models import Condition, Model
+from expunge.models import Model
 from expunge.models.sampling import Sampling
 
 
@@ -65,6 +67,12 @@ def equal(ours: Sequence[int], theirs: Sequence[int]) -> Difference:
     return Difference(float(list(ours) != list(theirs)), 0.0)
 
 
-def one(condition: Condition, number: int) -> Condition:
-    """The condition of one prompt of a batch."""
-    return condition[number : number + 1]
+def rule_of(settings: Mapping[str, Any]) -> Rule:
+    """The rule of safe latent diffusion that a case gives."""
+    return Rule(
+        int(settings["sld_warmup_steps"]),
+        settings["sld_guidance_scale"],
+        settings["sld_threshold"],
+        settings["sld_momentum_scale"],
+        settings["sld_mom_beta"],
+    )

@@ -26,17 +26,18 @@ def bisected(rows: Tensor) -> Tensor:
     A row whose clipped entries have the right sum isn't shifted. Others are shifted by the last
     middle of a bisection that ends when the interval is small.
     """
-    low, high = rows.amin(-1, keepdim=True) - 1, rows.amax(-1, keepdim=True)
+    low, high = (one.double() for one in rows.aminmax(dim=-1, keepdim=True))
+    low = low - 1
     shift = (low + high) / 2
     while bool((wide := (high - low) > PRECISION).any()):
         middle = (low + high) / 2
-        above = (rows - middle).clamp(0, 1).sum(-1, keepdim=True) >= 1
+        above = (rows - middle.to(rows)).clamp(0, 1).sum(-1, keepdim=True) > 1
         shift = torch.where(wide, middle, shift)
         low = torch.where(wide & above, middle, low)
         high = torch.where(wide & ~above, middle, high)
     clipped = rows.clamp(0, 1)
     feasible = (clipped.sum(-1, keepdim=True) - 1).abs() <= PRECISION
-    return torch.where(feasible, clipped, (rows - shift).clamp(0, 1))
+    return torch.where(feasible, clipped, (rows - shift.to(rows)).clamp(0, 1))
 
 
 def drawn(rows: Tensor, draws: torch.Generator) -> Tensor:
