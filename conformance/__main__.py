@@ -10,12 +10,29 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from conformance import ac, cpe, esd, fmn, mace, p4d, prior, rece, sepme, spm, trce, trce2, uce, uda
+from conformance import (
+    ac,
+    cce,
+    cpe,
+    esd,
+    fmn,
+    mace,
+    p4d,
+    prior,
+    rece,
+    sepme,
+    spm,
+    trce,
+    trce2,
+    uce,
+    uda,
+)
 from conformance.case import Case, Difference
 from expunge.errors import ExpungeError, Unsupported
 
 CHECKS: dict[tuple[str, str | None], Callable[[Case], Iterator[Difference]]] = {
     ("cache", None): prior.cache,
+    ("cce", "run"): cce.steps,
     ("cpe", None): cpe.checks,
     ("p4d", "projection"): p4d.projection,
     ("p4d", "run"): p4d.steps,
