@@ -1,12 +1,14 @@
 """Attacks through the prompt: they can be stopped, they refuse, and they find what is known."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from attacks.conftest import GHOST, make_target
-from expunge.attacks import configured
+from expunge.attacks import ATTACKS, configured
 from expunge.attacks.base import Search
 from expunge.attacks.concept_vector import batch_means, concept_vector, pairs_of
 from expunge.attacks.known import Known
@@ -215,3 +217,13 @@ def test_pairs_come_from_a_file(tmp_path: Any) -> None:
     file.write_text("a ghost\n")
     with pytest.raises(ExpungeError, match="rows of two prompts"):
         configured("ring-a-bell", pairs=str(file))
+
+
+PAGES = Path(__file__).parents[2] / "docs" / "attacks"
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_lists_every_setting(page: Path) -> None:
+    if page.stem in ATTACKS:
+        listed = re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.M)
+        assert listed == list(ATTACKS.get(page.stem).model_fields)
