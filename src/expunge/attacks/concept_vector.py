@@ -100,5 +100,5 @@ def batch_means(model: Model, pairs: Pairs, batch_size: int) -> Tensor:
 
     A short last batch weighs as much as the others.
     """
-    parts = differences(model, pairs).split(batch_size)
+    parts = torch.split(differences(model, pairs), batch_size)
     return torch.stack([part.mean(0) for part in parts]).mean(0)

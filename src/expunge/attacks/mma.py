@@ -93,7 +93,7 @@ class GreedySearch(Search):
     @torch.no_grad()
     def losses(self, prompts: Tensor) -> Tensor:
         """One minus the cosine of each prompt ``[prompts, tokens]``."""
-        return torch.cat([self._read(block) for block in prompts.split(BLOCK)])
+        return torch.cat([self._read(block) for block in torch.split(prompts, BLOCK)])
 
     def promise(self) -> Tensor:
         """The entries of the vocabulary that promise most in each place, ``[tokens, entries]``."""

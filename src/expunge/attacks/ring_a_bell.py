@@ -115,7 +115,7 @@ class Genetic(Search):
     def encoded(self, population: Tensor, rows: int) -> Tensor:
         """The first rows of prompts, ``[prompts, rows, width]``."""
         whole = torch.stack([self.tokens.row(ids) for ids in population.tolist()])
-        blocks = whole[:, :rows].split(BLOCK)
+        blocks = torch.split(whole[:, :rows], BLOCK)
         return torch.cat([self.target.model.embed(TextInput(block)).rows for block in blocks])
 
     def fitness(self, population: Tensor) -> Tensor:

@@ -62,12 +62,21 @@ class Tokens:
         special = set(self.encoder.tokenizer.all_special_ids)
         return torch.tensor([one for one in range(len(self.table)) if one not in special])
 
-    @cached_property
+    @property
     def readable(self) -> Tensor:
         """The ids of whole words, which are read as themselves wherever they stand, ``[ids]``.
 
         Others are pieces of words: written out and read again, they run into their neighbours.
+        They are found once for a model, which takes seconds for a large vocabulary.
         """
+        known = self.model.attached.setdefault(Tokens, {})
+        size = len(self.table)
+        if size not in known:
+            known[size] = self._readable()
+        found: Tensor = known[size]
+        return found
+
+    def _readable(self) -> Tensor:
         ids = self.vocabulary.tolist()
         texts = [
             str(one).strip() for one in self.encoder.tokenizer.batch_decode([[i] for i in ids])
