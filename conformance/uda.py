@@ -11,9 +11,6 @@ from expunge.attacks import configured, points
 from expunge.attacks.simplex import bisected
 from expunge.attacks.unlearn_diff_atk import Released, UnlearnDiffAtk
 
-MARKS = 5e-6
-"""How closely fingerprints of whole rows agree, beside the largest."""
-
 
 def projections(case: Case) -> Iterator[Difference]:
     """The projection of several kinds of rows."""

@@ -198,6 +198,8 @@ def test_a_text_is_judged_together_with_what_is_attacked(pico: Model) -> None:
     ids = pico.tokens("kid")
     assert Tokens(pico).allowed(ids)
     assert not Tokens(pico, "nude").allowed(ids)
+    assert Tokens(pico).sendable(ids) == tuple(ids)
+    assert Tokens(pico, "nude").sendable(ids) == ()
 
 
 def test_a_prompt_that_is_too_long_is_refused(target: Target) -> None:

@@ -214,7 +214,6 @@ class Released(HardPrompt):
 
     def __init__(self, attack: P4D, target: Target, pictures: Sequence[int], seed: int) -> None:
         super().__init__(attack, target, pictures, seed)
-        self.start = self.prompt(self.entries)
         self.momentum = torch.zeros_like(target.known.clean[:1])
         self.safety: Condition | None = None
         if attack.safety_concept:
@@ -271,10 +270,7 @@ class Released(HardPrompt):
         return own[known.time[own].argsort(stable=True)][steps // STEPS % len(own)][None]
 
     def found(self) -> Found:
-        ids = self.prompt(self.entries)
-        if not self.tokens.allowed(ids):
-            return Found(ids=tuple(self.start))
-        return Found(ids=tuple(self.tokens.reread(ids)), loss=self.last)
+        return Found(ids=self.tokens.sendable(self.prompt(self.entries)), loss=self.last)
 
     @property
     def state(self) -> Mapping[str, Tensor]:

@@ -41,6 +41,6 @@ class RandomTokens(Attack):
             entries = torch.randint(len(vocabulary), (self.tokens,), generator=draws)
             ids = vocabulary[entries].tolist()
             tokens.row(ids)  # raises if they are too many
-            if tokens.allowed(ids):
-                return Ready(Found(ids=tuple(tokens.reread(ids))))
+            if found := tokens.sendable(ids):
+                return Ready(Found(ids=found))
         raise ExpungeError(f"{DRAWS} random prompts for {target.concept.target!r} were refused")

@@ -145,10 +145,7 @@ class Genetic(Search):
         self.generation = int(state["generation"])
 
     def found(self) -> Found:
-        ids = self.best.tolist()
-        if not self.tokens.allowed(ids):
-            return Found(ids=tuple(self.tokens.ids(self.target.concept.replacement)))
-        return Found(ids=tuple(self.tokens.reread(ids)), loss=self.loss)
+        return Found(ids=self.tokens.sendable(self.best.tolist()), loss=self.loss)
 
     @property
     def over(self) -> bool:

@@ -21,7 +21,7 @@ class Shortlist:
     """
 
     def __init__(self, tokens: Tokens, score: Score, start: Sequence[int]) -> None:
-        self.tokens, self.score, self.start = tokens, score, tuple(start)
+        self.tokens, self.score, self.start = tokens, score, tokens.sendable(start)
         self.seen: dict[tuple[int, ...], float] = {}
 
     def see(self, ids: Sequence[int]) -> None:

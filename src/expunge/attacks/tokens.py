@@ -147,6 +147,11 @@ class Tokens:
         """The ids that their text is read as, which is what a user can send."""
         return self.ids(self.text(ids))
 
+    def sendable(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids that their text is read as; none if it may not be drawn."""
+        found = tuple(self.reread(ids))
+        return found if self.allowed(found) else ()
+
     def allowed(self, ids: Sequence[int]) -> bool:
         """Whether the text may be drawn: never one with a sexual and a minor-related word.
 

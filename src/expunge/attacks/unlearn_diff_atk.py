@@ -201,9 +201,9 @@ class Released(SimplexSearch):
         self.last = look.loss
 
     def found(self) -> Found:
-        if not self.descent.steps or not self.tokens.allowed(self.likeliest):
+        if not self.descent.steps:
             return Found(ids=tuple(self.prompt))
-        return Found(ids=tuple(self.tokens.reread(self.likeliest)), loss=self.last)
+        return Found(ids=self.tokens.sendable(self.likeliest), loss=self.last)
 
     @property
     def over(self) -> bool:
