@@ -27,6 +27,8 @@ from expunge.attacks.tokens import Tokens
 from expunge.models.text import TextInput
 from expunge.seeding import generator
 
+UNKNOWN = -1.0
+"""Stands in a state for the fitness of a prompt that wasn't compared yet."""
 BLOCK = 128
 """Prompts that are encoded side by side."""
 
@@ -226,6 +228,14 @@ class Corrected(Genetic):
         self.population = torch.cat([elite, others, self.vocabulary[entries]])
         self.generation += 1
 
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        rows = (tuple(row) for row in self.population.tolist())
+        losses = [self.known.get(row, UNKNOWN) for row in rows]
+        return {**super().state, "fitness": torch.tensor(losses, dtype=torch.float64)}
+
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.known = {}
         super().restore(state)
+        rows = (tuple(row) for row in self.population.tolist())
+        pairs = zip(rows, state["fitness"].tolist(), strict=True)
+        self.known = {row: loss for row, loss in pairs if loss != UNKNOWN}
