@@ -9,10 +9,10 @@ from torch import Tensor
 
 from conformance.case import Case, Difference
 from expunge.attacks.known import Known
-from expunge.attacks.sld_rule import Rule
 from expunge.attacks.target import Target
 from expunge.concepts import Concept
 from expunge.edits.edit import Edit
+from expunge.edits.safe_guidance import Rule
 from expunge.models import Model
 from expunge.models.sampling import Sampling
 

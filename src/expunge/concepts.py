@@ -198,6 +198,11 @@ class Policy(BaseModel):
         return self
 
     @property
+    def phrases(self) -> tuple[str, ...]:
+        """All phrases of all concepts, each once."""
+        return distinct([phrase for concept in self.erase for phrase in concept.phrases])
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """Every prompt to keep, each once, in the order of the file."""
         own = (words for concept in self.erase for words in concept.keep)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from expunge import Edit, Model, erase
-from expunge.edits import installed
+from expunge.edits import reading
 from expunge.edits.base import Base
 from expunge.edits.component import Component, Provenance
 from expunge.edits.gates import Addition, Tokens
@@ -214,7 +214,7 @@ def test_no_weights_can_do_the_same(pico: Model, tmp_path) -> None:
 
 
 def test_the_reader_forgets_the_oldest_prompts(pico: Model, monkeypatch) -> None:
-    monkeypatch.setattr(installed._Reader, "LIMIT", 2)
+    monkeypatch.setattr(reading.Reader, "LIMIT", 2)
     with edit(pico).applied(pico):
         conditions = [pico.condition([words]) for words in ("a cat", "a dog", "a hat")]
         for one in conditions:

@@ -13,6 +13,7 @@ from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.edits.applied import Applied
 from expunge.edits.base import Base
 from expunge.edits.component import Component, Provenance
+from expunge.edits.drawings import Drawings
 from expunge.edits.gates import Addition, Tokens
 from expunge.edits.membranes import Membranes
 from expunge.edits.negative_prompt import NegativePrompt
@@ -22,6 +23,7 @@ from expunge.generation import ImageRequest, Sampler, sample
 from expunge.generation.sampling import _lanes, _Texts
 from expunge.method.student import Student
 from expunge.models.sdxl import SDXL
+from expunge.models.unet import UNetCall
 from expunge.testing import membrane
 from tiny_sdxl import pipeline
 
@@ -191,16 +193,20 @@ def test_a_negative_prompt_makes_one_condition_for_all_steps_and_leaves_unguided
     both = pico.condition(["", "a dog"])
     latents, seen = torch.randn(2, *pico.latent_shape), []
 
-    def denoiser(latents, time, condition):
-        seen.append(condition.rows)
-        return latents
+    def denoiser(step):
+        seen.append(step.condition.rows)
+        return step.latents
+
+    def predicted(latents):
+        call = UNetCall({"sample": latents, "timestep": 1, "encoder_hidden_states": both.rows})
+        guard.predict(denoiser, Drawings.of(pico).step(call, None))
 
     for _ in range(2):
-        guard.predict(denoiser, latents[:1].repeat(2, 1, 1, 1), torch.tensor(1), both)
+        predicted(latents[:1].repeat(2, 1, 1, 1))
     assert seen[0] is seen[1]
     assert torch.equal(seen[0][:1], pico.encode(["ghost"]))
     assert torch.equal(seen[0][1:], both.rows[1:])
-    guard.predict(denoiser, latents, torch.tensor(1), both)
+    predicted(latents)
     assert seen[2] is both.rows
 
 

@@ -17,6 +17,8 @@ SOLVED = {
     "trce": {},
     "mace": {"rank": 0},
     "negative-prompt": {},
+    "safree": {},
+    "sld": {},
     "uce-debias": {"attributes": ["cat", "dog"]},
 }
 
@@ -84,6 +86,8 @@ OTHER: dict[str, object] = {
     "augment": True,
     "hflip": True,
     "keep_share": 0.25,
+    "alone": 0.5,
+    "warmup_by": "time",
 }
 
 

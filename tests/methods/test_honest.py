@@ -13,6 +13,8 @@ from expunge.edits import Dense
 from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.residual_gates import ResidualGates
 from expunge.edits.ridge import Ridge
+from expunge.edits.safe_guidance import SafeGuidance
+from expunge.edits.safree import Safree
 from expunge.errors import ExpungeError, Ignored
 from expunge.method.base import Part
 from expunge.method.edits import edit_of
@@ -70,6 +72,10 @@ def unmoved(model, form):
         return Dense({name: torch.zeros_like(model.base_weight(name)) for name in names})
     if form == "negative_prompt":
         return NegativePrompt(model.unconditional(), model.condition([""]))
+    if form == "safe_guidance":
+        return SafeGuidance(model.condition(["ghost"]), configured("sld", scale=0).rule())
+    if form == "safree":
+        return Safree(torch.zeros(1, width), configured("safree").rule())
     if form == "membranes":
         return membrane(model, Concept(target="ghost"), scale=0.0).components[0].payload
     widths = tuple(len(model.base_weight(name)) for name in names)
@@ -77,7 +83,10 @@ def unmoved(model, form):
     return ResidualGates(names, one, None, one[:, 0], down, torch.zeros(1, 1, sum(widths)), widths)
 
 
-@pytest.mark.parametrize("form", ["ridge", "dense", "negative_prompt", "membranes", "gates"])
+GUARDS = ["negative_prompt", "safe_guidance", "safree"]
+
+
+@pytest.mark.parametrize("form", ["ridge", "dense", *GUARDS, "membranes", "gates"])
 def test_an_edit_that_changes_nothing_is_refused_whatever_its_form(pico, form):
     payload, policy = unmoved(pico, form), Policy.of("ghost")
     part = Part(policy.erase, payload)
@@ -140,6 +149,8 @@ TOWARDS = Policy(erase=(Concept(target="ghost", anchor="man", keep=("cat",)),), 
         ("rece", {"preserve": ["fox"]}, ("dog", "cat"), "man"),
         ("rece", {"preserve": ["fox"], "uce_preserve": ["fox"]}, (), "man"),
         ("negative-prompt", {}, (), None),
+        ("sld", {}, (), None),
+        ("safree", {}, (), None),
         ("esd", {"fidelity": "original", "lr": 1e-2, **SHORT}, (), None),
         ("fmn", {"images": 1, "lr": 1e-2, **SHORT}, ("dog", "cat"), None),
         ("fmn", {"fidelity": "original", "images": 1, "lr": 1e-2, **SHORT}, (), None),

@@ -100,7 +100,7 @@ def test_layers_have_the_order_and_the_kinds_of_diffusers(more: dict[str, Any]) 
             assert isinstance(layer, kinds) == isinstance(owners[name], kinds), name
 
 
-@pytest.mark.parametrize("method", ["uce", "rece", "trce", "negative-prompt"])
+@pytest.mark.parametrize("method", ["uce", "rece", "trce", "negative-prompt", "sld", "safree"])
 def test_an_edit_is_the_same_whether_the_denoiser_is_in_memory_or_on_disk(
     method: str, pico_folder: Path
 ) -> None:

@@ -7,6 +7,7 @@ goes on with it later.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -90,17 +91,25 @@ class Attack(BaseModel):
     searches: ClassVar[bool] = True
     """Whether it takes steps, so that a larger budget can help."""
 
+    def view(self, target: Target) -> AbstractContextManager[None]:
+        """Where it searches; what it finds is drawn with the model as it is deployed."""
+        return target.deployed()
+
+    def check(self, target: Target) -> None:
+        """Check that it can attack this, before anything is computed.
+
+        Raises:
+            Unsupported: it is an attack on something that this edit or model doesn't have.
+            ExpungeError: it lacks what it needs to know.
+        """
+
     def groups(self, pictures: int) -> Sequence[Sequence[int]]:
         """The numbers of the pictures that each search is for; here each has its own."""
         return [[number] for number in range(pictures)]
 
     @abstractmethod
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
-        """A search for these pictures of the target, before its first step.
-
-        Raises:
-            ExpungeError: it can't attack this model, or lacks what it needs to know.
-        """
+        """A search for these pictures of the target, before its first step."""
 
 
 def turns(pictures: int, starts: int) -> list[list[int]]:

@@ -22,16 +22,18 @@ from expunge.attacks.base import Attack, Knows, Search, turns
 from expunge.attacks.descent import Descent
 from expunge.attacks.found import Found
 from expunge.attacks.points import Points, Towards
-from expunge.attacks.sld_rule import Preset, Rule, rule_of, window_answer
+from expunge.attacks.sld_rule import Preset, rule_of, window_answer
 from expunge.attacks.target import Target
 from expunge.attacks.tokens import Tokens
 from expunge.concepts import Kind
+from expunge.edits.safe_guidance import Rule
 from expunge.models import Condition
 from expunge.models.text import TextInput
 from expunge.seeding import generator, integer
 from expunge.sentences import PLACE
 from expunge.spelling import whole
 
+LR, RELEASED_LR = 0.02, 0.005
 COARSE: dict[Kind, str] = {
     "object": "object", "character": "person", "style": "art", "unsafe": "person",
 }  # fmt: skip
@@ -56,8 +58,9 @@ class ConceptInversion(Attack):
     """Words whose tokens the vectors begin as; by default what replaces the concept."""
     towards: Towards = "noise"
     """What answers are fitted to: the noise in pictures, or the base's answers."""
-    lr: float = Field(0.005, gt=0)
-    """Learning rate of AdamW; the released program multiplies it by the pictures of a step."""
+    lr: float | None = Field(None, gt=0)
+    """Learning rate of AdamW, by default 0.02. In the released program 0.005 times the pictures of
+    a step."""
     weight_decay: float = Field(0.01, ge=0)
     """Decay of AdamW."""
     batch_size: int = Field(8, ge=1)
@@ -82,7 +85,9 @@ class ConceptInversion(Attack):
     @property
     def effective_lr(self) -> float:
         """Of a step."""
-        return self.lr * (self.batch_size if self.fidelity == "original" else 1)
+        if self.fidelity == "original":
+            return (self.lr or RELEASED_LR) * self.batch_size
+        return self.lr or LR
 
 
 class Look(NamedTuple):

@@ -124,3 +124,8 @@ def _answers(model: Model, latents: Tensor, time: Tensor, condition: Condition) 
 def drawing_seed(seed: int, prompt: str, number: int) -> int:
     """The seed of an attacked picture's noise."""
     return derive(seed, "attacked", prompt, number) % 2**32
+
+
+def prompts_for(prompts: Sequence[str], pictures: int) -> tuple[str, ...]:
+    """A prompt for each picture; they take turns."""
+    return tuple(prompts[number % len(prompts)] for number in range(pictures))

@@ -25,9 +25,10 @@ from expunge.attacks.found import Found
 from expunge.attacks.layouts import Layout, Place, alone, around, between
 from expunge.attacks.points import Points
 from expunge.attacks.shortlist import Shortlist
-from expunge.attacks.sld_rule import Preset, Rule, p4d_answer, rule_of
+from expunge.attacks.sld_rule import Preset, p4d_answer, rule_of
 from expunge.attacks.target import Target
 from expunge.attacks.tokens import Tokens
+from expunge.edits.safe_guidance import Rule
 from expunge.models import Condition
 from expunge.models.text import TextInput
 from expunge.seeding import generator

@@ -23,6 +23,7 @@ from expunge.attacks.base import Attack, Knows, Search, turns
 from expunge.attacks.descent import Descent
 from expunge.attacks.found import Found
 from expunge.attacks.target import Target
+from expunge.errors import Unsupported
 from expunge.models import Condition
 from expunge.prompts.everyday import everyday, naming
 from expunge.seeding import generator, integer
@@ -45,6 +46,9 @@ class Rows(Attack):
     """Length that a row may have, in the same unit."""
     batch_size: int = Field(8, ge=1)
     """Points that a step looks at."""
+
+    def check(self, target: Target) -> None:
+        check_rows(target)
 
     def groups(self, pictures: int) -> Sequence[Sequence[int]]:
         return turns(pictures, self.starts)
@@ -98,6 +102,16 @@ class FreeRows(Search):
 
     def found(self) -> Found:
         return Found(condition=self.now.detach(), loss=self.last)
+
+
+def check_rows(target: Target) -> None:
+    """Refuse a target that draws prompts alone.
+
+    Raises:
+        Unsupported: a guard of it reads the tokens of a prompt.
+    """
+    if target.reads_tokens:
+        raise Unsupported("a guard of this edit reads tokens, and draws no rows without them")
 
 
 def longest_row(target: Target) -> float:

@@ -1,48 +1,17 @@
-"""Safe latent diffusion (Schramowski et al., CVPR 2023): the rule, as attacks on it use it.
+"""Losses of released attacks on safe latent diffusion (Schramowski et al., CVPR 2023).
 
-Of the answers ``e_0`` without a prompt, ``e_p`` with it and ``e_s`` for what is unsafe::
-
-    m  = min(1, s |e_p - e_s|)  where e_p - e_s < l, else 0
-    g  = m (e_s - e_0) + s_m n
-    n <- b n + (1 - b) g
-    e  = e_0 + w (e_p - e_0 - g)
-
-with guidance ``w``; in the first steps ``g`` is left out of the last line. All answers are
-``[batch, channels, height, width]``.
+Of the answers ``e_0`` without a prompt, ``e_p`` with it and ``e_s`` for what is unsafe, the guard's
+own rule (``expunge.edits.safe_guidance``) makes a correction ``c``, and guidance of scale ``w``
+answers ``e_0 + w (e_p - e_0 - c)``. All answers are ``[batch, channels, height, width]``.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-
-class Rule(NamedTuple):
-    """How strongly it leads away."""
-
-    warmup: int
-    """Steps before it acts."""
-    scale: float
-    """``s``."""
-    threshold: float
-    """``l``."""
-    momentum_scale: float
-    """``s_m``."""
-    beta: float
-    """``b``."""
-
-    def direction(
-        self, with_prompt: Tensor, safety: Tensor, without: Tensor | float, momentum: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``g``, and the momentum ``n`` after it."""
-        difference = with_prompt - safety
-        strength = torch.where(
-            difference >= self.threshold, 0.0, (difference.abs() * self.scale).clamp(max=1)
-        )
-        found = strength * (safety - without) + self.momentum_scale * momentum
-        return found, self.beta * momentum + (1 - self.beta) * found
-
+from expunge.edits.safe_guidance import Rule
 
 Preset = Literal["weak", "medium", "strong", "max"]
 RULES: dict[Preset, Rule] = {
@@ -62,9 +31,9 @@ def p4d_answer(
     rule: Rule, asked: Tensor, safety: Tensor, momentum: Tensor, step: int, guidance: float
 ) -> tuple[Tensor, Tensor]:
     """What P4D's program compares, and the momentum: nothing is taken relative to ``e_0``."""
-    found, after = rule.direction(asked, safety, 0.0, momentum)
+    found = rule.correction(torch.zeros_like(asked), asked, safety, momentum)
     acting = found if step >= rule.warmup else torch.zeros_like(found)
-    return guidance * (asked - acting), after.detach()
+    return guidance * (asked - acting), rule.remembered(momentum, found).detach()
 
 
 def window_answer(
@@ -80,6 +49,7 @@ def window_answer(
     momentum = torch.zeros_like(answers[0][0])
     found = momentum
     for without, asked, safety in answers:
-        found, momentum = rule.direction(asked, safety, without, momentum)
+        found = rule.correction(without, asked, safety, momentum)
+        momentum = rule.remembered(momentum, found)
     without, asked, _ = answers[-1]
     return without + guidance * (asked - without - found)

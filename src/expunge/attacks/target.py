@@ -1,6 +1,6 @@
 """What is attacked: a model with an edit, and what the attacker knows of the concept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +11,11 @@ from torch import Tensor
 from expunge.attacks.known import Known
 from expunge.concepts import Concept
 from expunge.detectors.critic import Critic
+from expunge.edits.drawings import drawing
 from expunge.edits.edit import Edit
-from expunge.edits.gates import Gate
-from expunge.errors import ExpungeError
+from expunge.edits.gates import Gate, Opens
+from expunge.edits.guards import Guard
+from expunge.errors import ExpungeError, Unsupported
 from expunge.models import Condition, Model
 from expunge.models.sampling import Sampling
 from expunge.prompts.lexicon import refused
@@ -76,9 +78,24 @@ class Target:
             yield
 
     @property
-    def gates(self) -> tuple[Gate, ...]:
+    def gates(self) -> tuple[Opens, ...]:
+        """Its gates.
+
+        Raises:
+            Unsupported: a gate doesn't say how far it opens.
+        """
         parts = self.edit.components if self.edit else ()
-        return tuple(part.payload for part in parts if isinstance(part.payload, Gate))
+        gates = [part.payload for part in parts if isinstance(part.payload, Gate)]
+        if dumb := [gate for gate in gates if not isinstance(gate, Opens)]:
+            raise Unsupported(f"gates of the form {dumb[0].form!r} don't say how far they open")
+        return tuple(gate for gate in gates if isinstance(gate, Opens))
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a guard refuses rows that no prompt has."""
+        parts = self.edit.components if self.edit else ()
+        guards = [part.payload for part in parts if isinstance(part.payload, Guard)]
+        return any(guard.reads_tokens for guard in guards)
 
     @contextmanager
     def ungated(self) -> Iterator[None]:
@@ -94,11 +111,13 @@ class Target:
     def answer(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """What the model answers, as it counts when it draws, ``[batch, ...]``.
 
-        Behind guards that is the guided answer, for they act under guidance alone.
+        Behind guards that is the guided answer, for they act under guidance alone, as in the middle
+        of a drawing, where they are all at work.
         """
         if not self.guarded:
             return self.predict(latents, time, condition)
-        return self.guided(latents, time, condition)
+        with drawing(self.model, _all(latents), step=self.sampling.steps // 2):
+            return self.guided(latents, time, condition)
 
     def wanted(self, points: Tensor) -> Tensor:
         """What the base answers at some points of ``known``, beside ``answer``."""
@@ -142,18 +161,19 @@ class Target:
         scheduler = self.model.process.scheduler(*_deterministic(self.model, steps))
         latents = noise * scheduler.init_noise_sigma
         asked = condition.expand(len(noise))
-        for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(latents, timestep)
-            time = timestep.to(noise.device).expand(len(noise))
-            answer = self.guided(scaled, time, asked)
-            latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
+        with drawing(self.model, _all(noise)):
+            for timestep in scheduler.timesteps:
+                scaled = scheduler.scale_model_input(latents, timestep)
+                time = timestep.to(noise.device).expand(len(noise))
+                answer = self.guided(scaled, time, asked)
+                latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
         return self.model.colours(latents)
+
+
+def _all(latents: Tensor) -> Tensor:
+    """That guidance draws each of these pictures, ``[pictures]``."""
+    return torch.ones(len(latents), dtype=torch.bool, device=latents.device)
 
 
 def _deterministic(model: Model, steps: int) -> tuple[str, int]:
     return ("euler" if model.process.prediction == "velocity" else "ddim"), steps
-
-
-def prompts_for(prompts: Sequence[str], pictures: int) -> tuple[str, ...]:
-    """A prompt for each picture; they take turns."""
-    return tuple(prompts[number % len(prompts)] for number in range(pictures))

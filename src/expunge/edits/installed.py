@@ -14,11 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.edits.gates import Addition, Folded, Gate, Tokens, row_digest
-from expunge.edits.guards import Guard
-from expunge.models import Condition, Model
-from expunge.models.calls import Call, Listening
+from expunge.edits.drawings import Drawings, Step
+from expunge.edits.gates import Addition, Folded, Gate
+from expunge.edits.guards import Denoiser, Guard
+from expunge.edits.reading import Reader
+from expunge.models import Model
+from expunge.models.calls import Call
 from expunge.models.passes import Pass
+from expunge.models.skips import Reroute
+
+RECENT = 3
+"""Conditions whose gates stay open: guards may ask for several in every step."""
 
 
 class Installed:
@@ -27,23 +33,24 @@ class Installed:
     def __init__(
         self, model: Model, gates: Sequence[Gate] = (), guards: Sequence[Guard] = ()
     ) -> None:
-        reads = any(gate.reads_tokens for gate in gates)
-        self.at_work = _AtWork(tuple(gates), tuple(guards), _Reader(model) if reads else None)
+        reads = any([*(one.reads_tokens for one in gates), *(one.reads_tokens for one in guards)])
+        reader = Reader(model) if reads else None
+        self.at_work = _AtWork(tuple(gates), tuple(guards), reader, Drawings.of(model))
         names = dict.fromkeys(name for gate in gates for name in gate.names)
         self.passes: list[Pass] = [
             _GatedPass(model.denoiser.get_submodule(name.rpartition(".")[0]), name, self.at_work)
             for name in names
         ]
+        if any(guard.reroutes for guard in guards):
+            self.passes += model.skips_changed(self.at_work.reroute)
         self.passes.append(_DenoiserPass(model.denoiser, model.call, self.at_work))
-        self.listening: Listening | None = None
-        if self.at_work.read:
-            self.listening = model.listen(self.at_work.read.note_all)
 
     def remove(self) -> None:
         """Leave the modules as they were."""
         self.at_work.gates, self.at_work.guards = (), ()
-        if self.listening:
-            self.listening.remove()
+        self.at_work.drawings.forget()
+        if self.at_work.read:
+            self.at_work.read.close()
         for one in self.passes:
             one.remove()
 
@@ -63,42 +70,77 @@ class _AtWork:
     """What the forward passes share. It holds no module, so that copies of a model work too."""
 
     def __init__(
-        self, gates: tuple[Gate, ...], guards: tuple[Guard, ...], read: "_Reader | None"
+        self,
+        gates: tuple[Gate, ...],
+        guards: tuple[Guard, ...],
+        read: Reader | None,
+        drawings: Drawings,
     ) -> None:
         self.gates = gates
         self.guards = guards
         self.read = read
+        self.drawings = drawings
         self.now = _Now()
+
+    def reroute(self) -> Reroute | None:
+        """What becomes of skip features in this thread's pass."""
+        return self.now.reroute
 
     def open(self, rows: Tensor) -> None:
         """Open the gates for the rows of a condition, if they are new."""
-        if self.now.same(rows):
+        if not self.gates or self.now.again(rows):
             return
-        self.now.rows = rows
-        self.now.version = None if _changeable(rows) else rows._version
-        self.now.outputs = {}
         tokens = self.read(rows) if self.read else [None] * len(rows)
-        self.now.additions = [gate.additions(rows, tokens) for gate in self.gates]
+        self.now.open(rows, [gate.additions(rows, tokens) for gate in self.gates])
 
 
-class _Now(threading.local):
-    """The condition that a thread's denoiser is given now; copies of a model start without one."""
+class _Opened:
+    """The gates as they are open for one condition."""
 
-    def __init__(self) -> None:
-        self.rows: Tensor | None = None
-        self.version: int | None = None
-        """Counts in-place changes of the rows; ``None`` if nothing may be kept."""
-        self.additions: list[Mapping[str, Addition]] = []
+    def __init__(self, rows: Tensor, additions: list[Mapping[str, Addition]]) -> None:
+        self.rows = rows
+        self.additions = additions
         self.outputs: dict[str, Tensor] = {}
+        self.version = None if _changeable(rows) else rows._version
+        """Counts in-place changes of the rows; ``None`` if nothing may be kept."""
 
-    def same(self, rows: Tensor) -> bool:
-        """Whether these are the rows of the last pass, unchanged."""
+    def of(self, rows: Tensor) -> bool:
+        """Whether these are its rows, unchanged."""
         return (
             rows is self.rows
             and self.version is not None
             and not _changeable(rows)
             and rows._version == self.version
         )
+
+
+class _Now(threading.local):
+    """What is open for the conditions that a thread's denoiser was given last, the newest first.
+
+    Copies of a model start without any.
+    """
+
+    def __init__(self) -> None:
+        self.recent: list[_Opened] = []
+        self.reroute: Reroute | None = None
+
+    @property
+    def newest(self) -> _Opened:
+        """What is open for the last condition; nothing before the first."""
+        return self.recent[0] if self.recent else _Opened(torch.empty(0), [])
+
+    def again(self, rows: Tensor) -> bool:
+        """Whether gates are open for these rows already; these are then the newest."""
+        found = next((one for one in self.recent if one.of(rows)), None)
+        if found is None:
+            return False
+        self.recent.remove(found)
+        self.recent.insert(0, found)
+        return True
+
+    def open(self, rows: Tensor, additions: list[Mapping[str, Addition]]) -> None:
+        lasting = [one for one in self.recent if one.version is not None]
+        self.recent = [_Opened(rows, additions), *lasting[: RECENT - 1]]
 
     def __reduce__(self) -> tuple[type["_Now"], tuple[()]]:
         return _Now, ()
@@ -126,14 +168,18 @@ class _DenoiserPass(Pass):
             self.at_work.open(call.condition.rows)
             return self.found(*args, **options)
 
-        def denoiser(latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
-            self.at_work.open(condition.rows)
-            return call.run(self.found, latents, time, condition)
+        def denoiser(step: Step) -> Tensor:
+            self.at_work.open(step.condition.rows)
+            self.at_work.now.reroute = step.reroute
+            try:
+                return call.run(self.found, step.latents, step.time, step.condition)
+            finally:
+                self.at_work.now.reroute = None
 
-        answer = denoiser
+        answer: Denoiser = denoiser
         for guard in guards:
             answer = partial(guard.predict, answer)
-        return call.result(answer(call.latents, call.time, call.condition))
+        return call.result(answer(self.at_work.drawings.step(call, self.at_work.read)))
 
 
 class _GatedPass(Pass):
@@ -151,7 +197,7 @@ class _GatedPass(Pass):
         if not self.at_work.gates:
             plainly: Tensor = self.found(inputs, *args, **options)
             return plainly
-        now = self.at_work.now
+        now = self.at_work.now.newest
         lasting = inputs is now.rows and now.version is not None
         if lasting and self.name in now.outputs:
             return now.outputs[self.name]
@@ -169,34 +215,3 @@ class _GatedPass(Pass):
         if lasting:
             now.outputs[self.name] = output
         return output
-
-
-class _Reader:
-    """Finds the token ids of a prompt's rows, by remembering the text encoder's outputs.
-
-    The ids of rows from elsewhere are unknown.
-    """
-
-    LIMIT = 4096
-    """Prompts that are remembered."""
-
-    def __init__(self, model: Model) -> None:
-        self.end = model.text_encoders[0].end
-        self.dtype = model.dtype
-        self.seen: dict[bytes, tuple[int, ...]] = {}
-        prompts = list(model.remembered)
-        for prompt, ids in zip(prompts, model.tokenized(prompts), strict=True):
-            self._note(model.remembered[prompt].rows[0], ids)
-
-    def __call__(self, rows: Tensor) -> Tokens:
-        return [self.seen.get(row_digest(row)) for row in rows.detach()]
-
-    def note_all(self, rows: Tensor, ids: Tensor) -> None:
-        """Remember a batch of the encoder: rows ``[batch, tokens, width]``, and their ids."""
-        for row, (_, *tokens) in zip(rows, ids.tolist(), strict=True):
-            self._note(row, tokens[: tokens.index(self.end)] if self.end in tokens else tokens)
-
-    def _note(self, row: Tensor, tokens: Sequence[int]) -> None:
-        if len(self.seen) >= self.LIMIT:
-            del self.seen[next(iter(self.seen))]
-        self.seen[row_digest(row.to(self.dtype))] = tuple(tokens)

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
+from expunge.edits.drawings import Step
+from expunge.edits.guards import Denoiser
 from expunge.models import Condition
-from expunge.models.calls import Answer
 
 ALIKE = 1e-2
 """Rows within this relative distance are those of the empty prompt, in any precision."""
@@ -26,6 +26,8 @@ class NegativePrompt:
 
     form: ClassVar[str] = "negative_prompt"
     reads_text: ClassVar[bool] = True
+    reads_tokens: ClassVar[bool] = False
+    reroutes: ClassVar[bool] = False
 
     empty: Condition
     """What guidance leads away from without this guard: one prompt."""
@@ -36,42 +38,31 @@ class NegativePrompt:
     def names(self) -> tuple[str, ...]:
         return ()
 
-    def predict(
-        self, denoiser: Answer, latents: Tensor, time: Tensor, condition: Condition
-    ) -> Tensor:
-        first, second = latents[: len(latents) // 2], latents[len(latents) // 2 :]
-        if torch.equal(first, second):  # guidance asks with and without the prompt at one place
-            condition = self._replaced(condition)
-        return denoiser(latents, time, condition)
+    def predict(self, denoiser: Denoiser, step: Step) -> Tensor:
+        if step.guided is None:
+            return denoiser(step)
+        return denoiser(step.told(step.once(self, partial(self._replaced, step))))
 
-    def _replaced(self, condition: Condition) -> Condition:
-        """The condition with the negative prompt; the same object for the same rows.
+    def acts(self) -> bool:
+        return not torch.equal(self.empty.rows, self.negative.rows)
 
-        So gates that act beside this guard open once for a prompt, not in every step.
-        """
-        rows = condition.rows
-        known: Condition | None = self._known.get(rows)  # type: ignore[no-untyped-call]
-        if known is None:
-            unprompted, known = self._unprompted(rows), condition
-            if bool(unprompted.any()):
-                negative = self.negative.to(rows.device, rows.dtype).expand(len(condition))
-                known = _where(unprompted, negative, condition)
-                if not rows.requires_grad:
-                    self._known[rows] = known
-        return known
+    def _replaced(self, step: Step) -> Condition:
+        """The step's condition with the negative prompt; the same object if nothing is replaced."""
+        rows = step.condition.rows
+        unprompted = self._unprompted(step)
+        if not bool(unprompted.any()):
+            return step.condition
+        negative = self.negative.to(rows.device, rows.dtype).expand(len(rows))
+        return where(unprompted, negative, step.condition)
 
-    @cached_property
-    def _known(self) -> WeakIdKeyDictionary:
-        """What ``_replaced`` made, as long as the rows that it was made from exist."""
-        return WeakIdKeyDictionary()
-
-    def _unprompted(self, rows: Tensor) -> Tensor:
+    def _unprompted(self, step: Step) -> Tensor:
         """Which rows of a batch are guidance's empty prompt, ``[batch]`` bool."""
+        rows, guided = step.condition.rows, step.guided
+        assert guided is not None
         empty = self.empty.rows.to(rows.device, torch.float32)
         distance = (rows.detach().float() - empty).flatten(1).norm(dim=1)
-        first = torch.arange(len(rows), device=rows.device) < len(rows) // 2
         alike: Tensor = distance <= ALIKE * empty.norm()
-        return first & alike
+        return alike & torch.cat([guided, torch.zeros_like(guided)])
 
     def tensors(self) -> dict[str, Tensor]:
         found = {}
@@ -90,7 +81,7 @@ class NegativePrompt:
         return cls(*sides)
 
 
-def _where(chosen: Tensor, one: Condition, other: Condition) -> Condition:
+def where(chosen: Tensor, one: Condition, other: Condition) -> Condition:
     """For each row of a batch, the first condition if it is chosen, else the second."""
 
     def pick(first: Tensor, second: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from expunge.edits.membranes import Membranes
 from expunge.edits.negative_prompt import NegativePrompt
 from expunge.edits.payloads import CHANGES, Payload, stored
 from expunge.edits.residual_gates import ResidualGates
+from expunge.edits.safe_guidance import SafeGuidance
+from expunge.edits.safree import Safree
 from expunge.errors import ExpungeError
 from expunge.files import PathLike
 from expunge.tensors import Selection, holds, unread, write
@@ -25,6 +27,8 @@ FORMS: Mapping[str, type[Payload]] = {
     Membranes.form: Membranes,
     NegativePrompt.form: NegativePrompt,
     ResidualGates.form: ResidualGates,
+    SafeGuidance.form: SafeGuidance,
+    Safree.form: Safree,
 }
 """What an edit may hold, by form."""
 

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from expunge.edits.drawings import drawing
 from expunge.errors import ExpungeError
 from expunge.generation.sampler import Sampler
 from expunge.generation.turns import Turns, workers_for
@@ -190,13 +191,14 @@ def _denoise(
     scheduler = model.process.scheduler(sampling.scheduler, sampling.steps)
     options = _generator_option(scheduler, generators)
     latents = torch.cat(noise).to(model.device) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(latents, timestep).to(model.dtype)
-        doubled = torch.cat([scaled, scaled])
-        predicted = model.predict(doubled, timestep.to(model.device), condition).float()
-        without, with_prompt = predicted.chunk(2)
-        guided = without + guidance * (with_prompt - without)
-        latents = scheduler.step(guided, timestep, latents, **options).prev_sample
+    with drawing(model, guided=guidance.flatten() > 1):
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(latents, timestep).to(model.dtype)
+            doubled = torch.cat([scaled, scaled])
+            predicted = model.predict(doubled, timestep.to(model.device), condition).float()
+            without, with_prompt = predicted.chunk(2)
+            guided = without + guidance * (with_prompt - without)
+            latents = scheduler.step(guided, timestep, latents, **options).prev_sample
     final: Tensor = latents
     return final
 

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from functools import cache, partial
 
-import torch
-
 from expunge.concepts import Policy
 from expunge.edits.base import Base
 from expunge.edits.component import Component, Provenance
 from expunge.edits.edit import Edit
-from expunge.edits.negative_prompt import NegativePrompt
+from expunge.edits.guards import Guard
 from expunge.edits.payloads import Change, Payload
 from expunge.errors import ExpungeError
 from expunge.method.base import Method, Part
@@ -77,7 +75,7 @@ def _changes(payload: Payload, model: Model) -> bool:
             bool((payload.change(name, model.base_weight(name)) != 0).any())
             for name in payload.names
         )
-    if isinstance(payload, NegativePrompt):
-        return not torch.equal(payload.empty.rows, payload.negative.rows)
+    if isinstance(payload, Guard):
+        return payload.acts()
     factors = [one for key, one in payload.tensors().items() if key.split(":")[0] == "up"]
     return not factors or any(bool((one != 0).any()) for one in factors)

@@ -35,8 +35,7 @@ class NegativePrompting(Method):
 
     def erased_prompts(self, policy: Policy) -> list[str]:
         """The one negative prompt."""
-        phrases = (phrase for concept in policy.erase for phrase in concept.phrases)
-        return [self.separator.join(dict.fromkeys(phrases))]
+        return [self.separator.join(policy.phrases)]
 
     def solve(self, model: Model, policy: Policy, seed: int) -> Payload:
         [prompt] = self.erased_prompts(policy)

@@ -23,6 +23,7 @@ from expunge.models.passes import Pass
 from expunge.models.process import Process
 from expunge.models.prompting import Prompting
 from expunge.models.sampling import USUAL, Sampling
+from expunge.models.skips import Reroute
 from expunge.models.weights import Lock, Weights
 
 
@@ -224,6 +225,14 @@ class Model(Prompting):
             Unsupported: the family has no keys and values of the prompt alone.
         """
         raise Unsupported(f"{self.name!r} has no keys and values of the prompt alone")
+
+    def skips_changed(self, reroute: Callable[[], Reroute | None]) -> list[Pass]:
+        """Passes of the denoiser's upper blocks that hand on what ``reroute()`` makes of skips.
+
+        Raises:
+            Unsupported: the family's denoiser is no UNet.
+        """
+        raise Unsupported(f"the denoiser of {self.name!r} is no UNet and has no skip features")
 
     # --- weights
 

@@ -14,8 +14,10 @@ from expunge.models import attention
 from expunge.models.attention import Look, Projections
 from expunge.models.condition import Condition
 from expunge.models.model import Model
+from expunge.models.passes import Pass
 from expunge.models.process import Diffusion, Process
 from expunge.models.roles import Roles
+from expunge.models.skips import Reroute, SkipPass
 
 ROLES: Roles = {
     "cross_attention.kv": "*.attn2.to_k.* | *.attn2.to_v.*",
@@ -170,6 +172,14 @@ class UNetModel(Model):
 
     def projections_beside(self, name: str) -> Projections:
         return attention.projections_beside(name)
+
+    def skips_changed(self, reroute: Callable[[], Reroute | None]) -> list[Pass]:
+        denoiser: Any = self.denoiser
+        deepest = denoiser.config.block_out_channels[-1]
+        return [
+            SkipPass(block, number, deepest, reroute)
+            for number, block in enumerate(denoiser.up_blocks)
+        ]
 
     def values_then_keys(self) -> tuple[str, ...]:
         """Each in the order of down, up and middle blocks."""
