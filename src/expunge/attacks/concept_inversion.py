@@ -22,6 +22,7 @@ from expunge.attacks.base import Attack, Knows, Search, turns
 from expunge.attacks.descent import Descent
 from expunge.attacks.found import Found
 from expunge.attacks.points import Points, Towards
+from expunge.attacks.rows import check_rows
 from expunge.attacks.sld_rule import Preset, rule_of, window_answer
 from expunge.attacks.target import Target
 from expunge.attacks.tokens import Tokens
@@ -73,6 +74,10 @@ class ConceptInversion(Attack):
     """Times that a step against safe latent diffusion is drawn from."""
     window_count: int = Field(13, ge=1)
     """Times of such a step."""
+
+    def check(self, target: Target) -> None:
+        Tokens.of(target)
+        check_rows(target)
 
     def groups(self, pictures: int) -> Sequence[Sequence[int]]:
         return turns(pictures, self.starts)

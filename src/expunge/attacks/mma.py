@@ -49,6 +49,9 @@ class MMA(Attack):
     starts: int = Field(3, ge=1)
     """Searches; pictures are shared among them."""
 
+    def check(self, target: Target) -> None:
+        Tokens.of(target)
+
     def groups(self, pictures: int) -> Sequence[Sequence[int]]:
         return turns(pictures, self.starts)
 

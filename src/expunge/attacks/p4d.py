@@ -24,6 +24,7 @@ from expunge.attacks.descent import Descent
 from expunge.attacks.found import Found
 from expunge.attacks.layouts import Layout, Place, alone, around, between
 from expunge.attacks.points import Points
+from expunge.attacks.rows import check_rows
 from expunge.attacks.shortlist import Shortlist
 from expunge.attacks.sld_rule import Preset, p4d_answer, rule_of
 from expunge.attacks.target import Target
@@ -66,6 +67,10 @@ class P4D(Attack):
     """What safe latent diffusion leads away from, for the released loss against it."""
     safety: Preset | Rule = "max"
     """Its preset or rule there."""
+
+    def check(self, target: Target) -> None:
+        Tokens.of(target)
+        check_rows(target)
 
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         if self.fidelity == "original":

@@ -33,6 +33,9 @@ class RandomTokens(Attack):
     tokens: int = Field(16, ge=1)
     """Tokens of a prompt."""
 
+    def check(self, target: Target) -> None:
+        Tokens.of(target)
+
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         tokens = Tokens.of(target)
         vocabulary = tokens.without(tokens.readable, target.concept.phrases)

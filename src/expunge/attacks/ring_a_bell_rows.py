@@ -22,6 +22,7 @@ from expunge.attacks.concept_vector import (
     pairs_of,
 )
 from expunge.attacks.found import Found
+from expunge.attacks.rows import check_rows
 from expunge.attacks.target import Target
 from expunge.models import Condition, Model
 
@@ -54,6 +55,9 @@ class RingABellRows(Attack):
         """``c(p) + n c^``."""
         condition = model.condition([prompt])
         return Condition(condition.rows + self.strength * vector, condition.pooled, condition.extra)
+
+    def check(self, target: Target) -> None:
+        check_rows(target)
 
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         pairs = self.pairs.pairs if self.pairs else pairs_of(target.concept)

@@ -28,6 +28,7 @@ from expunge.attacks.descent import Descent
 from expunge.attacks.found import Found
 from expunge.attacks.layouts import Place, around
 from expunge.attacks.points import Points
+from expunge.attacks.rows import check_rows
 from expunge.attacks.shortlist import Shortlist
 from expunge.attacks.simplex import bisected, drawn, projected, straight_through
 from expunge.attacks.target import Target
@@ -62,6 +63,10 @@ class UnlearnDiffAtk(Attack):
     """Steps between looks at the likeliest tokens."""
     looks: int = Field(8, ge=1)
     """Points at which prompts are compared."""
+
+    def check(self, target: Target) -> None:
+        Tokens.of(target)
+        check_rows(target)
 
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         if self.fidelity == "original":

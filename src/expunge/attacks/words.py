@@ -51,6 +51,9 @@ class Words(Attack):
     looks: int = Field(4, ge=1)
     """Points at which words are compared."""
 
+    def check(self, target: Target) -> None:
+        Tokens.of(target)
+
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         return ListSearch(self, target, pictures, seed)
 
