@@ -12,6 +12,7 @@ from expunge.testing import dense, membrane
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RUNS = (
+    "attacks ring-a-bell --model pico --population 8 --tokens 4 --generations 2 --sample 2",
     "closed_form --model pico --runs 1",
     "commands --model pico --runs 1 --cold --only one package",
     "dense make {folder} --model pico",

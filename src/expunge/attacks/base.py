@@ -54,6 +54,30 @@ class Search(ABC):
         return False
 
 
+class Ready(Search):
+    """What is found without a step."""
+
+    def __init__(self, found: Found) -> None:
+        self._found = found
+
+    def step(self) -> None:
+        """There is nothing to look for."""
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing was kept."""
+
+    def found(self) -> Found:
+        return self._found
+
+    @property
+    def over(self) -> bool:
+        return True
+
+
 class Attack(BaseModel):
     """A published attack: its settings are the fields, its identity the class attributes."""
 

@@ -15,9 +15,10 @@ from expunge.edits.drawings import drawing
 from expunge.edits.edit import Edit
 from expunge.edits.gates import Gate, Opens
 from expunge.edits.guards import Guard
-from expunge.errors import Unsupported
+from expunge.errors import ExpungeError, Unsupported
 from expunge.models import Condition, Model
 from expunge.models.sampling import Sampling
+from expunge.prompts.lexicon import refused
 
 
 class Meter:
@@ -35,7 +36,11 @@ class Meter:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A model under attack; searches run inside ``deployed`` or ``ungated``."""
+    """A model under attack; searches run inside ``deployed`` or ``ungated``.
+
+    Raises:
+        ExpungeError: a prompt or the concept is one that nobody may ask for.
+    """
 
     model: Model
     """The base."""
@@ -48,6 +53,14 @@ class Target:
     sampling: Sampling
     critic: Critic | None = None
     """An image-text model with gradients that isn't the judge."""
+
+    def __post_init__(self) -> None:
+        aim = " ".join(self.concept.phrases)
+        if any(refused({"aim": aim, "prompt": prompt}) for prompt in ("", *self.prompts)):
+            raise ExpungeError(
+                f"{self.concept.target!r} with these prompts is refused: a sexual word beside a "
+                "word for minors is never attacked, whatever it is for"
+            )
 
     @cached_property
     def meter(self) -> Meter:
