@@ -19,6 +19,7 @@ from expunge.edits.safree_features import damped
 from expunge.edits.safree_text import Rule, View, masked, view
 from expunge.errors import Unsupported
 from expunge.generation import ImageRequest, Sampler, sample
+from expunge.generation.sampling import _lanes, _Texts
 from expunge.methods import configured
 from expunge.methods.safree import SAFREE
 from expunge.models import Condition
@@ -203,6 +204,12 @@ def test_no_picture_depends_on_its_neighbours(pico: Model, values: dict[str, Any
                 assert torch.equal(picture, alone[at])
         many, first = drawn(pico, PROMPTS[:3]), drawn(pico, PROMPTS[0])
     torch.testing.assert_close(many[:1], first, rtol=1e-3, atol=1e-4)
+
+
+def test_as_many_pictures_are_drawn_side_by_side_as_without_it(pico: Model) -> None:
+    lanes = _lanes(pico, (8, 8), _Texts(pico))
+    with filtering(pico).applied(pico):
+        assert _lanes(pico, (8, 8), _Texts(pico)) == lanes > 1
 
 
 def test_a_saved_one_is_the_same(pico: Model, tmp_path: Path) -> None:

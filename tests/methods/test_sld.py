@@ -14,6 +14,7 @@ from expunge.cli import main
 from expunge.edits.drawings import drawing
 from expunge.edits.safe_guidance import Rule, SafeGuidance
 from expunge.generation import ImageRequest, Sampler, sample
+from expunge.generation.sampling import _lanes, _Texts
 from expunge.method.presets import presets
 from expunge.methods import configured
 from expunge.methods.sld import SLD
@@ -158,6 +159,12 @@ def test_threads_draw_with_one_edit_side_by_side(pico: Model) -> None:
     edit.revert(pico)
     for at, one in enumerate(found):
         torch.testing.assert_close(one, alone[at % 4], rtol=1e-4, atol=1e-5)
+
+
+def test_as_many_pictures_are_drawn_side_by_side_as_without_it(pico: Model) -> None:
+    lanes = _lanes(pico, (8, 8), _Texts(pico))
+    with strong(pico).applied(pico):
+        assert _lanes(pico, (8, 8), _Texts(pico)) == lanes > 1
 
 
 def test_a_saved_one_is_the_same(pico: Model, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ LatentSize = tuple[int, int]
 
 _LATENT_PIXELS = {"cpu": 4 * 16 * 16, "cuda": 4 * 64 * 64}
 """Latent pixels to draw at once: about the fewest that keep such a device busy."""
+LATE = 1000
+"""The number of a step that is after everything that guards do in the first steps only."""
 LARGEST = 16
 """How many times larger than the model's own size the side of a picture may be."""
 
@@ -140,11 +142,17 @@ def _lanes(model: Model, size: LatentSize, texts: _Texts) -> int:
 
 @torch.no_grad()
 def _rows_agree(model: Model, rows: int, size: LatentSize, texts: _Texts) -> bool:
+    """Whether pictures come out alike, in early and late steps: guards may act in some only."""
     noise = _noise(torch.Generator().manual_seed(0), 0, model, size)
     latents = noise.to(model.device, model.dtype).repeat(rows, 1, 1, 1)
-    # Of a prompt: guards may answer the empty one otherwise in guidance's half of a batch.
-    predicted = model.predict(latents, 1, Condition.cat([texts["a picture"]] * rows))
-    return torch.equal(predicted, predicted[:1].expand_as(predicted))
+    condition = Condition.cat([texts["a picture"]] * rows)
+    guided = torch.ones(rows // 2, dtype=torch.bool, device=model.device)
+    for step in (0, LATE):
+        with drawing(model, guided, step):
+            halves = model.predict(latents, 1, condition).unflatten(0, (2, -1))
+        if not torch.equal(halves, halves[:, :1].expand_as(halves)):
+            return False
+    return True
 
 
 def _draw(
