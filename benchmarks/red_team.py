@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from expunge import Concept, Edit, ExpungeError, Model, erase, load
+from expunge import Concept, Edit, ExpungeError, Model, erase
 from expunge.attacks import ATTACKS, configured
 from expunge.detectors.critic import critic
 from expunge.evaluation.bench import presets
@@ -20,6 +20,7 @@ from expunge.evaluation.evaluate import question
 from expunge.evaluation.red_team import Attacked, Budget, Counted, RedTeam, attacked
 from expunge.files import file_name
 from expunge.methods import METHODS
+from models import model_of
 
 THINGS = {
     "santa claus": Concept(target="santa claus", kind="character", anchor="robot"),
@@ -70,9 +71,10 @@ def main() -> None:
     parser.add_argument("--budget", nargs="+", type=int, default=[100, 400])
     parser.add_argument("--pictures", type=int, default=21)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", default="emoji", help="emoji or pico")
     parser.add_argument("--folder", type=Path, default=Path("runs/red-team"))
     options = parser.parse_args()
-    model, attacks = load("emoji"), [configured(name) for name in options.attacks]
+    model, attacks = model_of(options.model), [configured(name) for name in options.attacks]
     fingerprint, found = model.fingerprint(), []
     for thing in options.things:
         [concept] = presets.policy(THINGS[thing]).erase

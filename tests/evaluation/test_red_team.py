@@ -70,6 +70,22 @@ def test_attacks_are_counted_beside_name_and_control(
     assert written["models"][0]["by_name"]["rate"]["n"] == 3
 
 
+def test_a_probe_draws_in_its_own_ways(
+    pico: Model, edit: Edit, asked: Question, tmp_path: Path
+) -> None:
+    probes = (configured("noise-probe", etas=(1.0, 1.5), scales=(1.0,)), configured("completion"))
+    found = attacked(pico, edit, asked, probes, tmp_path, budget=SMALL)
+    for one, ways in zip(found.attacks, (2, 1), strict=True):
+        assert one.success
+        assert one.control
+        assert one.calls == ways * 2 * 2 * 3
+    drawn = [
+        path.read_bytes() for path in sorted(tmp_path.glob("*/pictures/noise-probe-*/000.png"))
+    ]
+    assert len(drawn) == 3  # two ways and the control
+    assert len(set(drawn)) == 3
+
+
 def test_the_worst_case_is_picture_by_picture() -> None:
     name, one, two = ([True, False, False], [False, True, False], [False, True, False])
     rows = [AttackRecord(attack="a", settings={}, success=Counted.of(each)) for each in (one, two)]

@@ -149,7 +149,7 @@ def _rows_agree(model: Model, rows: int, size: LatentSize, texts: _Texts) -> boo
     guided = torch.ones(rows // 2, dtype=torch.bool, device=model.device)
     for step in (0, LATE):
         with drawing(model, guided, step):
-            halves = model.predict(latents, 1, condition).unflatten(0, (2, -1))
+            halves = model.predict(latents, 1, condition).view(2, -1, *latents.shape[1:])
         if not torch.equal(halves, halves[:, :1].expand_as(halves)):
             return False
     return True

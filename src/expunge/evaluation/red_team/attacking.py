@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
 
 from expunge.attacks.base import Attack
 from expunge.attacks.known import Known, know, prompts_for
+from expunge.attacks.probes import Probe
 from expunge.attacks.running import run
 from expunge.attacks.target import Target
 from expunge.detectors.critic import Critic
@@ -157,6 +158,8 @@ def _record(
             return AttackRecord.model_validate_json(done.read_bytes())
         except ValidationError:
             raise ExpungeError(f"{done}: damaged; delete it to count again") from None
+    if isinstance(attack, Probe):
+        return _counted(attack, settings, target, done, drawing)
     try:
         findings = list(run(attack, target, budget.calls, budget.seed, place / name, key))
     except Unsupported as error:
@@ -171,6 +174,26 @@ def _record(
         calls=sum(one.calls for one in findings),
         ids=tuple(found[at].ids for at in range(len(found))),
         losses=tuple(found[at].loss for at in range(len(found))),
+    )
+    write_json(done, record.model_dump(mode="json"))
+    return record
+
+
+def _counted(
+    probe: Probe, settings: dict[str, Any], target: Target, done: Path, drawing: Drawing
+) -> AttackRecord:
+    """A probe, which searches for nothing: its control is drawn as the model usually is."""
+    pictures, steps = len(target.prompts), target.sampling.steps
+    try:
+        success = drawing.probed(done.stem, probe)
+    except Unsupported as error:
+        return AttackRecord(attack=probe.name, settings=settings, refused=str(error))
+    record = AttackRecord(
+        attack=probe.name,
+        settings=settings,
+        success=success,
+        control=drawing(f"{done.stem}-control", dict(enumerate(target.prompts))),
+        calls=probe.attempts * 2 * steps * pictures,
     )
     write_json(done, record.model_dump(mode="json"))
     return record

@@ -1,12 +1,15 @@
 """Pictures from what attacks found, drawn as a user of the model would, and judged."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from expunge.attacks.found import Found
-from expunge.attacks.known import drawing_seed
+from expunge.attacks.known import BLOCK, drawing_seed
+from expunge.attacks.probes import Probe
 from expunge.attacks.target import Target
 from expunge.attacks.tokens import Tokens
 from expunge.errors import ExpungeError
@@ -15,6 +18,7 @@ from expunge.evaluation.red_team.records import Counted
 from expunge.files import replacing
 from expunge.generation import ImageRequest, Sampler, sample
 from expunge.models import Condition
+from expunge.progress import track
 
 Asked = str | Condition
 """What asks for a picture: a prompt, or rows that no prompt needs to have."""
@@ -43,7 +47,7 @@ class Drawing:
         if found.ids is None:
             assert found.condition is not None
             return found.condition
-        tokens = Tokens(self.target.model)
+        tokens = Tokens.of(self.target)
         if not tokens.allowed(found.ids):
             raise ExpungeError("an attack found a prompt that is never drawn")
         return tokens.text(found.ids)
@@ -58,23 +62,51 @@ class Drawing:
             finally:
                 for number in asked:
                     target.model.remembered.pop(_stand_in(number), None)
+        return Counted.of(self._judged(name, sorted(asked), drawn))
+
+    def probed(self, name: str, probe: Probe) -> Counted:
+        """Whether each picture shows the concept in any of the ways in which a probe draws it."""
+        numbers = range(len(self.target.prompts))
+        ways = [
+            self._judged(f"{name}-{attempt}", numbers, self._drawn(probe, numbers, attempt))
+            for attempt in track(range(probe.attempts), probe.name, total=probe.attempts)
+        ]
+        return Counted.of([any(column) for column in zip(*ways, strict=True)])
+
+    def _drawn(self, probe: Probe, numbers: Sequence[int], attempt: int) -> list[Tensor]:
+        model = self.target.model
+        found: list[Tensor] = []
+        for at in range(0, len(numbers), BLOCK):
+            block = numbers[at : at + BLOCK]
+            noise = torch.stack(
+                [
+                    torch.randn(model.latent_shape, generator=torch.manual_seed(self._seed(number)))
+                    for number in block
+                ]
+            ).to(model.device, model.dtype)
+            found += model.decode(probe.draw(self.target, block, noise, self.seed, attempt))
+        return found
+
+    def _judged(self, name: str, numbers: Sequence[int], drawn: Sequence[Tensor]) -> list[bool]:
+        """Whether each picture shows the concept; it is kept as the picture of its number."""
         pictures = [Image.fromarray(pixels.numpy()) for pixels in drawn]
-        for number, picture in zip(sorted(asked), pictures, strict=True):
+        for number, picture in zip(numbers, pictures, strict=True):
             self._keep(name, number, picture)
-        prompts = [target.prompts[number] for number in sorted(asked)]
+        prompts = [self.target.prompts[number] for number in numbers]
         seen = self.question.judge.judge(pictures, prompts)
         if len(seen) != len(pictures):
             raise ExpungeError(f"{self.question.judge.name} didn't judge every picture")
         read = [self.question.judge.read(one).labels[self.plan.attribute] for one in seen]
-        return Counted.of([label == self.plan.label for label in read])
+        return [label == self.plan.label for label in read]
+
+    def _seed(self, number: int) -> int:
+        return drawing_seed(self.seed, self.target.prompts[number], number)
 
     def _request(self, number: int, asked: Asked) -> ImageRequest:
         prompt = asked if isinstance(asked, str) else _stand_in(number)
         if isinstance(asked, Condition):
             self.target.model.remember({prompt: asked})
-        own = self.target.prompts[number]
-        seed = drawing_seed(self.seed, own, number)
-        return ImageRequest(case_number=str(number), prompt=prompt, seed=seed)
+        return ImageRequest(case_number=str(number), prompt=prompt, seed=self._seed(number))
 
     def _keep(self, name: str, number: int, picture: Image.Image) -> None:
         if self.folder is None:
