@@ -1,5 +1,6 @@
 """The recipe of the bundled model: what it leaves out, no stage sees."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -10,11 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from expunge import load
 from expunge.models.emoji import catalog
 
 ROOT = Path(__file__).parent.parent
 SELECTION = ["--without", "santa claus", "pizza", "rocket", "--without-style", "ink"]
+PUBLISHED = ROOT / "models" / "retain-only"
 MODULES = ("common", "left_out", "captions")
+
+in_the_repository = pytest.mark.skipif(
+    not PUBLISHED.exists(), reason="models/retain-only is in the repository, not in its packages"
+)
 
 
 @pytest.fixture
@@ -134,3 +141,31 @@ def test_an_object_with_no_other_wording_has_captions(recipe: SimpleNamespace) -
     captions = recipe.captions.Captions(left)
     generator = torch.Generator().manual_seed(0)
     assert all("dog face" in captions.draw(0, 0, 0, generator) for _ in range(40))
+
+
+@in_the_repository
+def test_the_published_model_is_what_its_card_says(recipe: SimpleNamespace) -> None:
+    """Names, steps and counts in the card are those of the two files beside it."""
+    card = (PUBLISHED / "CARD.md").read_text(encoding="utf-8")
+    made = json.loads((PUBLISHED / "recipe.json").read_text(encoding="utf-8"))
+    measured = json.loads((PUBLISHED / "results.json").read_text(encoding="utf-8"))
+    without = recipe.left_out.LeftOut.read(PUBLISHED)
+    assert set(measured["never_seen"]) == without.objects | without.styles != set()
+    for name in measured["never_seen"]:
+        assert f"| {name} |" in card
+    for stage, steps in made["steps"].items():
+        assert f"| {stage.replace('_', ' ')} | {steps:,} " in card
+    rates = [measured[name] for name in ("objects", "styles")]
+    for rate in [*rates, *measured["never_seen"].values()]:
+        assert f"| {rate['hits']:,} of {rate['n']:,} |" in card
+
+
+@in_the_repository
+def test_the_published_model_reads_prompts_as_the_bundled_one() -> None:
+    model, bundled = load(PUBLISHED), load("emoji")
+    assert model.bundled
+    assert model.usual_sampling == bundled.usual_sampling
+    prompts = ["santa claus, ink style", "a rocket", "pizza"]
+    ours, theirs = (one.text_encoders[0].tokenizer(prompts) for one in (model, bundled))
+    assert ours.input_ids == theirs.input_ids
+    assert model.fingerprint() != bundled.fingerprint()

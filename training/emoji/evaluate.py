@@ -148,6 +148,8 @@ def seen_instead(
         names = judges.styles if a_style else judges.objects
         number = names.index(name)
         asked = [job for job in jobs if (job.style if a_style else job.object) == number]
+        if not asked:  # with --every
+            continue
         seen = judges.classify(pictures(pipe, asked, args))
         found = (seen.styles if a_style else seen.objects).tolist()
         counts = Counter("nothing" if one < 0 else names[one] for one in found)
