@@ -38,7 +38,8 @@ class AttackedConcepts(NamedConcepts):
 
 
 NO_CONCEPTS = AttackedConcepts()
-USUAL = ("closed-form", "rows", "end-to-end", "evade")
+USUAL = ("closed-form", "rows")
+WITH_CRITIC = ("end-to-end", "evade")
 
 
 def attack(
@@ -47,7 +48,7 @@ def attack(
     *,
     concepts: Annotated[AttackedConcepts, Parameter(name="*")] = NO_CONCEPTS,
     edit: tuple[Path, ...] = (),
-    attack: tuple[str, ...] = USUAL,
+    attack: tuple[str, ...] = (),
     budget: Annotated[tuple[int, ...], Parameter(validator=Number(gte=1))] = (100, 400),
     pictures: Annotated[int, Parameter(validator=Number(gte=1, lte=10_000))] = 21,
     critic: str = "",
@@ -69,7 +70,8 @@ def attack(
     edit:
         An edit file to attack; several are added up. Without any, the model is attacked as it is.
     attack:
-        An attack of "expunge attacks"; repeat it for more.
+        An attack of "expunge attacks"; repeat it for more. By default closed-form and rows, and if
+        there is a critic, end-to-end and evade.
     budget:
         Calls of the denoiser for each picture and attack; repeat it for more. A ranking by one
         budget is not to be trusted.
@@ -82,7 +84,7 @@ def attack(
     output:
         Folder for the results.
     """
-    chosen = [configured(name) for name in attack]
+    named = [configured(name) for name in attack]
     edits = [Edit.load(path) for path in edit]
     whole = reduce(add, edits) if edits else None
     check_output(output, folder=True)
@@ -90,6 +92,8 @@ def attack(
     wanted, arguments = _concepts(concepts, whole), asked.arguments(subject)
     called = critic or ("emoji" if subject.bundled else "")
     fitting = critic_called(called) if called else None
+    usual = (*USUAL, *(WITH_CRITIC if fitting else ()))
+    chosen = named or [configured(name) for name in usual]
     suite, options = arguments.pop("suite"), {**arguments, "sampler": sampler}
     known = subject.fingerprint()
     with resumable(f"what was found so far in {output}"), shown():
