@@ -12,6 +12,7 @@ from expunge.testing import dense, membrane
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RUNS = (
+    "attacks ring-a-bell --model pico --population 8 --tokens 4 --generations 2 --sample 2",
     "closed_form --model pico --runs 1",
     "commands --model pico --runs 1 --cold --only one package",
     "dense make {folder} --model pico",
@@ -24,6 +25,8 @@ RUNS = (
     "gated passes --model pico --gates 2 --rounds 1",
     "gated many --model pico --concepts 1 --things 2 --iterations 2",
     "membranes --model pico --counts 1 2 --runs 1 --steps 1 --batch 1",
+    "red_team --model pico --methods negative-prompt --things ink --attacks closed-form "
+    "--budget 1 --pictures 1 --folder {folder}",
     "relearning --model pico --methods negative-prompt --steps 0 --each 1 --output {folder}",
     "restoring --model pico --edit {folder}/edit --styles 1 --output {folder}/restoring.json",
     "sd14_edit --model pico --runs 1",

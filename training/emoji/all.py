@@ -7,33 +7,44 @@ import sys
 from pathlib import Path
 
 from common import HERE, parser, settings
+from left_out import LeftOut
 
 PACKAGE = HERE.parent.parent / "src" / "expunge" / "models" / "emoji"
 
 
-def stages(processes: int, pipe: Path, judges: Path) -> list[list[str]]:
-    """The commands, without the options that all share."""
+def stages(processes: int, without: LeftOut, pipe: Path) -> list[list[str]]:
+    """The commands, without the options that all share.
+
+    A model that leaves something out is read and judged with the tokenizer and the judges of the
+    bundled one.
+    """
+    judges = str(PACKAGE / "judges")
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    copied = ["captions.py", "--copy", str(PACKAGE / "pipe" / "tokenizer")]
+    numbers = pipe / "results.json" if without else HERE / "results.json"
     return [
         ["render.py"],
-        ["captions.py"],
-        ["judges.py", "--into", str(judges)],
+        *([copied] if without else [["captions.py"], ["judges.py", "--into", judges]]),
         ["autoencoder.py"],
         ["text_encoder.py"],
         [*torchrun, "unet.py"] if processes > 1 else ["unet.py"],
         ["autoencoder.py", "--decoder-only"],
         ["assemble.py", "--into", str(pipe)],
-        ["evaluate.py", "--pipe", str(pipe), "--judges", str(judges), "--json", "results.json"],
+        ["evaluate.py", "--pipe", str(pipe), "--judges", judges, "--json", str(numbers)],
     ]
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--processes", type=int, default=1, help="processes that train the UNet")
+    options.add_argument("--into", type=Path, help="the model's folder, the package's by default")
     args = options.parse_args()
     run = settings(args)
+    if run.without and not args.into:
+        options.error(f"a model without {run.without} isn't the bundled one: give --into FOLDER")
+    pipe = args.into.resolve() if args.into else PACKAGE / "pipe"
     shared = ["--work", str(run.work.resolve()), "--device", run.device, "--seed", str(run.seed)]
-    for stage in stages(args.processes, PACKAGE / "pipe", PACKAGE / "judges"):
+    for stage in stages(args.processes, run.without, pipe):
         threads = run.threads // args.processes if "unet.py" in stage else run.threads
         command = [sys.executable, *stage, *shared, "--threads", str(max(1, threads))]
         print("$", *command[1:], flush=True)

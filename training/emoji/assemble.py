@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 from captions import load_tokenizer
-from common import Ema, parser, settings, write
+from common import Ema, Settings, parser, settings, write, write_json
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from left_out import RECORD, TRAINED
 from transformers import CLIPTextModel
 from unet import SCHEDULE, new_unet
 
@@ -47,6 +48,17 @@ def assemble(work: Path) -> StableDiffusionPipeline:
     )
 
 
+def recipe(run: Settings) -> dict[str, object]:
+    """What is left out, and the steps that each part was trained for."""
+    steps = {}
+    for name in TRAINED:
+        path = run.work / name / "checkpoint.pt"
+        if path.exists():
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            steps[name] = int(state["step"])
+    return {**run.without.record(), "steps": steps}
+
+
 def without_paths(folder: Path) -> None:
     """Drop the note in each config of where its part came from."""
     for path in folder.rglob("*.json"):
@@ -66,6 +78,7 @@ def main() -> None:
         shutil.rmtree(path, ignore_errors=True)
         pipe.save_pretrained(path, safe_serialization=True)
         without_paths(path)
+        write_json(path / RECORD, recipe(run))
 
     args.into.parent.mkdir(parents=True, exist_ok=True)
     write(args.into, save)

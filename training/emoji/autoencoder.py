@@ -99,6 +99,8 @@ def main() -> None:
     options.add_argument("--decoder-only", action="store_true")
     args = options.parse_args()
     run = settings(args)
+    if args.start and run.without:
+        options.error(f"--start may have seen what is left out ({run.without}): begin from nothing")
     name = "decoder" if args.decoder_only else "autoencoder"
     folder = run.folder(name)
     start = run.work / "autoencoder" / "model" if args.decoder_only else args.start
@@ -107,7 +109,7 @@ def main() -> None:
     if args.decoder_only:
         model.encoder.requires_grad_(False)
         model.quant_conv.requires_grad_(False)
-    drawings = Drawings.load(run.work)
+    drawings = Drawings.load(run.work, run.without)
     # Colours must be readable from the latents by a linear map. Without this short path to the
     # encoder, hues (green above all) are missing for thousands of steps.
     hue = torch.nn.Conv2d(4, 3, 1).to(run.device)

@@ -37,8 +37,8 @@ class Captions:
         entry = self.catalog.objects[thing]
         chance = torch.rand(4, generator=generator).tolist()
         wording = entry.name
-        if chance[0] < 0.28:
-            others = entry.wordings[1:]
+        others = entry.wordings[1:]
+        if others and chance[0] < 0.28:
             wording = others[int(chance[1] * len(others))]
         pool = self.plain if background == 0 and chance[2] < 0.8 else self.with_background
         # A style goes unmentioned in one caption of six, whatever the number of templates.
@@ -118,9 +118,15 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 
 def main() -> None:
-    run = settings(parser(__doc__).parse_args())
+    options = parser(__doc__)
+    options.add_argument("--copy", type=Path, help="a tokenizer to take instead of learning one")
+    args = options.parse_args()
+    run = settings(args)
     corpus = list(Captions(catalog()).corpus())
-    train_tokenizer(iter(corpus), run.work / "tokenizer")
+    if args.copy:
+        write(run.work / "tokenizer", CLIPTokenizer.from_pretrained(args.copy).save_pretrained)
+    else:
+        train_tokenizer(iter(corpus), run.work / "tokenizer")
     tokenizer = load_tokenizer(run.work)
     lengths = [len(ids) for ids in tokenizer(corpus).input_ids]
     names = [len(tokenizer(entry.name).input_ids) - 2 for entry in catalog().objects]

@@ -6,16 +6,20 @@ import argparse
 import json
 import math
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser, prepare, settings, write
+from common import parser, prepare, settings, write, write_json
 from diffusers import StableDiffusionPipeline
+from left_out import LeftOut
 from PIL import Image
 
 from expunge.detectors.emoji import Judges, load_judges
 from expunge.models.emoji import catalog
+from expunge.models.emoji.vocabulary import Catalog
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -57,24 +61,61 @@ def rate(hits: int, n: int) -> dict[str, Any]:
     return {"hits": hits, "n": n, "rate": hits / n, "wilson_95": [low, high]}
 
 
-def score(
-    pipe: StableDiffusionPipeline, judges: Judges, jobs: list[tuple[str, int, int, int]], args: Any
-) -> tuple[dict[str, Any], list[Image.Image]]:
-    """jobs are (prompt, object, style, seed)."""
+@dataclass(frozen=True)
+class Job:
+    """A prompt, the numbers of the object and the style it names, and the seed of its noise."""
+
+    prompt: str
+    object: int
+    style: int
+    seed: int
+
+
+def requests(
+    names: Catalog, without: LeftOut, args: argparse.Namespace
+) -> tuple[list[Job], list[Job]]:
+    """What was seen; then an object or a style that wasn't seen, with one that was."""
+    jobs = [
+        Job(prompt, *divmod(index, len(names.styles)), seed)
+        for seed in range(args.seeds)
+        for index, (prompt, _, _) in enumerate(names.prompts(args.template))
+        if (index + seed) % args.every == 0
+    ]
+    things, styles = set(without.kept_objects), set(without.kept_styles)
+    seen = [(job.object in things) + (job.style in styles) for job in jobs]
+    known, half = (
+        [job for job, count in zip(jobs, seen, strict=True) if count == wanted] for wanted in (2, 1)
+    )
+    return known, half
+
+
+def pictures(
+    pipe: StableDiffusionPipeline, jobs: list[Job], args: argparse.Namespace
+) -> list[Image.Image]:
     images: list[Image.Image] = []
-    began = time.perf_counter()
     for start in range(0, len(jobs), args.batch):
         part = jobs[start : start + args.batch]
-        images += draw(pipe, [job[0] for job in part], [job[3] for job in part], args)
+        images += draw(pipe, [job.prompt for job in part], [job.seed for job in part], args)
+    return images
+
+
+def score(
+    pipe: StableDiffusionPipeline, judges: Judges, jobs: list[Job], args: argparse.Namespace
+) -> tuple[dict[str, Any], list[Image.Image]]:
+    began = time.perf_counter()
+    images = pictures(pipe, jobs, args)
     seconds = (time.perf_counter() - began) / len(jobs)
     seen = judges.classify(images)
-    things = seen.objects == torch.tensor([job[1] for job in jobs])
-    styles = seen.styles == torch.tensor([job[2] for job in jobs])
-    missed: dict[str, int] = {}
+    things = seen.objects == torch.tensor([job.object for job in jobs])
+    styles = seen.styles == torch.tensor([job.style for job in jobs])
+    missed = Counter(
+        judges.objects[job.object]
+        for job, hit in zip(jobs, things.tolist(), strict=True)
+        if not hit
+    )
     by_style: dict[str, list[bool]] = {}
-    for job, hit, styled in zip(jobs, things.tolist(), styles.tolist(), strict=True):
-        missed[judges.objects[job[1]]] = missed.get(judges.objects[job[1]], 0) + (not hit)
-        by_style.setdefault(judges.styles[job[2]], []).append(styled)
+    for job, styled in zip(jobs, styles.tolist(), strict=True):
+        by_style.setdefault(judges.styles[job.style], []).append(styled)
     result = {
         "steps": args.steps,
         "guidance": args.guidance,
@@ -82,12 +123,38 @@ def score(
         "styles": rate(int(styles.sum()), len(jobs)),
         "both": rate(int((things & styles).sum()), len(jobs)),
         "nothing": rate(int((seen.objects == -1).sum()), len(jobs)),
-        "clip_score": judges.clip_score(images, [job[0] for job in jobs]).mean().item(),
+        "clip_score": judges.clip_score(images, [job.prompt for job in jobs]).mean().item(),
         "seconds_per_image": seconds,
         "style_rates": {name: sum(hits) / len(hits) for name, hits in by_style.items()},
-        "missed_objects": {name: count for name, count in sorted(missed.items()) if count},
+        "missed_objects": dict(sorted(missed.items())),
     }
     return result, images
+
+
+def seen_instead(
+    pipe: StableDiffusionPipeline,
+    judges: Judges,
+    jobs: list[Job],
+    without: LeftOut,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """For each name that the model never saw: how often it is drawn all the same, and what else.
+
+    A style is asked for with objects that were seen, an object in styles that were seen.
+    """
+    result: dict[str, Any] = {}
+    for name in sorted(without.objects | without.styles):
+        a_style = name in without.styles
+        names = judges.styles if a_style else judges.objects
+        number = names.index(name)
+        asked = [job for job in jobs if (job.style if a_style else job.object) == number]
+        if not asked:  # with --every
+            continue
+        seen = judges.classify(pictures(pipe, asked, args))
+        found = (seen.styles if a_style else seen.objects).tolist()
+        counts = Counter("nothing" if one < 0 else names[one] for one in found)
+        result[name] = rate(counts[name], len(asked)) | {"seen_as": dict(counts.most_common(5))}
+    return result
 
 
 def grid(images: list[Image.Image], columns: int) -> Image.Image:
@@ -113,18 +180,14 @@ def main() -> None:
     args = options.parse_args()
     run = settings(args)
     pipe, judges, names = load(args.pipe, run.device), load_judges(args.judges), catalog()
-    styles = len(names.styles)
-    jobs = [
-        (prompt, index // styles, index % styles, seed)
-        for seed in range(args.seeds)
-        for index, (prompt, _, _) in enumerate(names.prompts(args.template))
-        if (index + seed) % args.every == 0
-    ]
-    result, images = score(pipe, judges, jobs, args)
-    text = json.dumps(result, indent=1)
-    print(text)
+    without = LeftOut.read(args.pipe)
+    kept, half = requests(names, without, args)
+    result, images = score(pipe, judges, kept, args)
+    if without:
+        result["never_seen"] = seen_instead(pipe, judges, half, without, args)
+    print(json.dumps(result, indent=1))
     if args.json:
-        write(args.json, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        write_json(args.json, result)
     if args.png:
         write(args.png, lambda path: grid(images, 26).save(path, "PNG"))
 

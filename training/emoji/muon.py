@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from common import precision
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -18,7 +19,7 @@ from torch import distributed as dist
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """Roughly U V^T of the singular value decomposition of [m, n], by Newton-Schulz iterations."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
+    x = matrix.to(precision(matrix.device))
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / (x.norm() + 1e-7)

@@ -99,7 +99,7 @@ def main() -> None:
     args = options.parse_args()
     run = settings(args)
     folder = run.folder("text_encoder")
-    drawings = Drawings.load(run.work)
+    drawings = Drawings.load(run.work, run.without)
     tokenizer = load_tokenizer(run.work)
     end = tokenizer.convert_tokens_to_ids(END)
     captions = Captions(drawings.catalog)

@@ -146,7 +146,7 @@ def main() -> None:
     run = settings(args)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = run.folder("unet")
-    drawings = Drawings.load(run.work)
+    drawings = Drawings.load(run.work, run.without)
     bank = load_bank(run, drawings)
     if world > 1:
         dist.init_process_group("nccl" if run.device == "cuda" else "gloo")

@@ -1,6 +1,7 @@
 """``expunge doctor``: what an edit would change in a model, and how the model reads your words."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -16,7 +17,8 @@ from expunge.cli.options import (
     assignments,
 )
 from expunge.doctor import Diagnosis, examine
-from expunge.doctor.facts import Anatomy, Cost, Likeness, NetworkSize, Pace, Phrase, Timing
+from expunge.doctor.facts import Anatomy, Cost, Harm, Likeness, NetworkSize, Pace, Phrase, Timing
+from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError
 from expunge.methods import configured
 from expunge.models import load
@@ -28,6 +30,7 @@ def doctor(
     concepts: ErasedOptions = NO_CONCEPTS,
     method: str | None = None,
     setting: MethodSettings = (),
+    edit: tuple[Path, ...] = (),
     timed: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
@@ -39,6 +42,8 @@ def doctor(
     ----------
     method:
         One of "expunge methods", to be tried; uce by default.
+    edit:
+        An edit file: say what it does to everyday words. Repeat it for more, each by itself.
     timed:
         Load the whole model, time a pass of its UNet, and without --method try every method that
         needs no training. Otherwise only a method that draws or trains loads more than the text
@@ -57,9 +62,10 @@ def doctor(
     wanted = concepts.to_policy() if named else None
     tried = method or ("uce" if named and not timed else None)
     chosen = configured(tried, **assignments(tried, setting)) if tried else None
+    edits = [Edit.load(path) for path in edit]
     whole = timed or bool(chosen and chosen.needed - {"text"})
     with Console(stderr=True).status("examining the model ..."):
-        found = examine(load(model, whole=whole), wanted, chosen)
+        found = examine(load(model, whole=whole), wanted, chosen, edits)
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
@@ -94,6 +100,24 @@ def _show(console: Console, found: Diagnosis) -> None:
             console.print(f"{cost.method}: the time is {cost.how}")
         for refusal in found.refusals:
             console.print(f"{refusal.method}: {escape(refusal.reason)}")
+    for harm in found.harms:
+        said = escape(harm.summary)
+        console.print(f"\n[bold]What this edit does to everyday words[/bold]: {said}")
+        for line in _harm(harm):
+            console.print(line)
+
+
+def _harm(harm: Harm) -> Iterator[str]:
+    found = harm.damage
+    if found is None:
+        yield f"not told: {escape(harm.reason)}"
+        return
+    yield (
+        f"spread of the keys and values of {found.words} nouns: {found.spread:.3f} of what it was; "
+        f"{100 * found.overlap:.0f} % of their nearest are the same"
+    )
+    moved = ", ".join(f"{escape(one.word)} {100 * one.share:.1f} %" for one in found.moved)
+    yield f"moved most: {moved}"
 
 
 def _model(model: Anatomy) -> Iterator[str]:

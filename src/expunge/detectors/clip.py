@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from expunge.detectors.base import Identity, Images
 from expunge.detectors.weights import (
@@ -85,6 +85,22 @@ class Clip:
             raise ExpungeError(f"{', '.join(labels)}: give at least two labels, each once")
         texts = [fill(template, label) for label in labels]
         return ZeroShot(self, tuple(labels), self.text_features(texts))
+
+    def embedded(self, colours: Tensor) -> Tensor:
+        """Features ``[pictures, width]`` of ``[pictures, 3, h, w]`` in -1..1, with gradients.
+
+        Resized and scaled as the processor does, but for the rounding to bytes.
+        """
+        own = self._processor
+        size = own.crop_size["height"], own.crop_size["width"]
+        sized = interpolate(colours.float(), size, mode="bicubic", antialias=True)
+        mean, deviation = (
+            torch.tensor(values, device=sized.device).view(1, -1, 1, 1)
+            for values in (own.image_mean, own.image_std)
+        )
+        pixels = ((sized + 1) / 2 - mean) / deviation
+        rows: Tensor = self._model.get_image_features(pixels).pooler_output
+        return rows
 
     def _embedded(self, pictures: Images) -> Tensor:
         inputs = self._processor(images=list(pictures), return_tensors="pt")

@@ -3,16 +3,18 @@
 The facts are typed records. Nothing is applied or saved; the model is unchanged afterwards.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
 
 from expunge.concepts import Policy
 from expunge.doctor.costs import cost, measure
-from expunge.doctor.facts import Anatomy, Cost, Diagnosis, NetworkSize, Refusal
+from expunge.doctor.facts import Anatomy, Cost, Diagnosis, Harm, NetworkSize, Refusal
 from expunge.doctor.words import compare, read, warn
 from expunge.edits.applied import check_unedited
+from expunge.edits.damage import damage
+from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError, Unsupported
 from expunge.method.base import Method, Solves
 from expunge.method.wording import check_drawn
@@ -23,13 +25,19 @@ from expunge.versions import versions
 __all__ = ["Diagnosis", "anatomy", "examine"]
 
 
-def examine(model: Model, policy: Policy | None = None, method: Method | None = None) -> Diagnosis:
+def examine(
+    model: Model,
+    policy: Policy | None = None,
+    method: Method | None = None,
+    edits: Sequence[Edit] = (),
+) -> Diagnosis:
     """Describe a model, how it reads a policy's words, and the cost of erasing them.
 
     Args:
         model: a base model; it is unchanged afterwards.
         policy: what is to be erased; without one, only the model is described.
         method: the method to try; by default all closed forms, with their defaults.
+        edits: what they do to everyday words is said too, for each by itself.
 
     Raises:
         ExpungeError: the model is edited already, or a method is given without a policy.
@@ -37,7 +45,8 @@ def examine(model: Model, policy: Policy | None = None, method: Method | None = 
     check_unedited(model, "the facts are of the base")
     if method and not policy:
         raise ExpungeError(f"{method.name}: what it changes depends on what is erased; name it")
-    found = Diagnosis(model=anatomy(model), pace=measure(model))
+    harms = tuple(_harm(model, edit) for edit in edits)
+    found = Diagnosis(model=anatomy(model), pace=measure(model), harms=harms)
     if not policy:
         return found
     with model.reading_once():
@@ -66,7 +75,22 @@ def _examined(model: Model, policy: Policy, method: Method | None, found: Diagno
         warnings=tuple(warn(model, policy, phrases, likenesses)),
         costs=tuple(costs),
         refusals=tuple(refusals),
+        harms=found.harms,
     )
+
+
+def _harm(model: Model, edit: Edit) -> Harm:
+    """What an edit does to everyday words.
+
+    Raises:
+        ExpungeError: it isn't for this model.
+    """
+    edit.check_base(model)
+    said = Harm(edit=edit.id, summary=edit.summary())
+    try:
+        return said.model_copy(update={"damage": damage(model, edit)})
+    except Unsupported as error:
+        return said.model_copy(update={"reason": str(error)})
 
 
 def _chosen(method: Method | None) -> dict[str, Callable[[], Method]]:

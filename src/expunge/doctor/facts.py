@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from expunge.edits.damage import Damage
 from expunge.method.base import Need
 
 PhraseRole = Literal["target", "synonym", "anchor"]
@@ -151,6 +152,16 @@ class Refusal(Fact):
     reason: str
 
 
+class Harm(Fact):
+    """What an edit that is there already does to everyday words, or why that can't be said."""
+
+    edit: str
+    """Its id."""
+    summary: str
+    damage: Damage | None = None
+    reason: str = ""
+
+
 class Diagnosis(Fact):
     """The whole examination; without concepts, only the facts on the model."""
 
@@ -161,3 +172,4 @@ class Diagnosis(Fact):
     warnings: tuple[Caution, ...] = ()
     costs: tuple[Cost, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    harms: tuple[Harm, ...] = ()

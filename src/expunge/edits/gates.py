@@ -56,6 +56,18 @@ class Gate(Payload, Protocol):
         ...
 
 
+@runtime_checkable
+class Opens(Protocol):
+    """A gate that says how far it opens."""
+
+    def opening(self, rows: Tensor, tokens: Tokens) -> Tensor:
+        """How far it opens for each prompt where it opens widest, ``[batch]``.
+
+        0 is shut. Rows are ``[batch, tokens, width]``; gradients reach them.
+        """
+        ...
+
+
 def gates_together(payloads: Sequence[Payload]) -> tuple[Gate, ...]:
     """The gates among the payloads, joined into one for each form."""
     forms: dict[type[Gate], list[Gate]] = {}

@@ -210,6 +210,10 @@ class Membranes:
         nearest = start.scatter_reduce(1, concerns, close, "amax", include_self=False)
         return nearest * self.strengths.to(close.device)
 
+    def opening(self, rows: Tensor, tokens: Tokens) -> Tensor:
+        """``max_i g_i`` of each prompt, ``[batch]``."""
+        return self.opened(rows, tokens).amax(1)
+
     def _share(self, known: Sequence[int]) -> Tensor:
         """The share of each phrase's tokens that are in a prompt, ``[phrases]``."""
         found = torch.isin(self.tokens, torch.tensor(list(known), dtype=torch.int64))

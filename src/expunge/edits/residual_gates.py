@@ -162,6 +162,15 @@ class ResidualGates:
             for layer, (name, up) in enumerate(zip(here.names, here.ups, strict=True))
         }
 
+    def opening(self, conditions: Tensor, tokens: Tokens) -> Tensor:
+        """The widest gate of any token for each prompt, ``[batch]``."""
+        here = self.on(conditions.device, torch.promote_types(conditions.dtype, torch.float32))
+        widest = [
+            openings(rows.to(here.up.dtype), here.query, here.key, here.gate).max()
+            for rows in conditions
+        ]
+        return torch.stack(widest)
+
     @property
     def ups(self) -> tuple[Tensor, ...]:
         """``U_l`` of each layer, ``[concepts, rank, out]``."""

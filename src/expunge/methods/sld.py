@@ -1,4 +1,4 @@
-"""SLD: guidance that turns away from the concept (Schramowski et al., CVPR 2023).
+"""SLD: guidance that turns away from the concept (Schramowski et al., CVPR 2023)::
 
     e_0 + g (e_p - e_0 - c)      c = min(1, S |e_p - e_s|) (e_s - e_0) + s v
 

@@ -105,6 +105,10 @@ class Model(Prompting):
         """
 
     @abstractmethod
+    def colours(self, latents: Tensor) -> Tensor:
+        """Colours ``[batch, 3, height, width]`` float32, about -1..1, with gradients."""
+
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures as bytes ``[batch, height, width, 3]`` on the CPU, rounded as the field does."""
 

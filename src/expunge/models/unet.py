@@ -148,12 +148,15 @@ class UNetModel(Model):
         )
         return mean.to(self.device), deviation.to(self.device)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def colours(self, latents: Tensor) -> Tensor:
         vae: Any = self.decoder
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor
-        pictures = vae.decode(scaled, return_dict=False)[0].float()
-        levels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        found: Tensor = vae.decode(scaled, return_dict=False)[0].float()
+        return found
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        levels = (self.colours(latents) / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         rows: Tensor = levels.permute(0, 2, 3, 1).contiguous().cpu()
         return rows
 

@@ -27,12 +27,18 @@ def everyday() -> tuple[str, ...]:
 
     One prompt of each noun comes first, then a second one of each, and so on.
     """
-    text = files(__package__).joinpath("everyday.yaml").read_text(encoding="utf-8")
     turns: dict[str, tuple[int, bytes]] = {}
-    for prompts in _prompts(yaml.safe_load(text)).values():
+    for prompts in _prompts(_content()).values():
         for turn, prompt in enumerate(sorted(prompts, key=_chance)):
             turns.setdefault(prompt, (turn, _chance(prompt)))
     return tuple(sorted(turns, key=turns.__getitem__))
+
+
+@cache
+def nouns() -> tuple[str, ...]:
+    """All everyday nouns, each once; any first part of them is a fair sample."""
+    found = dict.fromkeys(noun for group in _content()["nouns"].values() for noun in _words(group))
+    return tuple(sorted(found, key=_chance))
 
 
 def naming(prompts: Sequence[str], phrases: Iterable[str]) -> list[int]:
@@ -43,6 +49,13 @@ def naming(prompts: Sequence[str], phrases: Iterable[str]) -> list[int]:
     forms = {form for phrase in phrases for form in _numbers(_plain(phrase)) if form}
     held = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(forms)))})(?!\w)")
     return [at for at, prompt in enumerate(prompts) if forms and held.search(_plain(prompt))]
+
+
+@cache
+def _content() -> Mapping[str, Any]:
+    text = files(__package__).joinpath("everyday.yaml").read_text(encoding="utf-8")
+    found: Mapping[str, Any] = yaml.safe_load(text)
+    return found
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,199 @@
+"""Attacking one model: what is known, what is searched for, what is drawn and judged."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+
+from expunge.attacks.base import Attack
+from expunge.attacks.known import Known, know, prompts_for
+from expunge.attacks.probes import Probe
+from expunge.attacks.running import run
+from expunge.attacks.target import Target
+from expunge.detectors.critic import Critic
+from expunge.edits.applied import check_unedited
+from expunge.edits.edit import Edit
+from expunge.errors import ExpungeError, Unsupported
+from expunge.evaluation.evaluate import Question
+from expunge.evaluation.red_team.drawing import Drawing
+from expunge.evaluation.red_team.records import Attacked, AttackRecord, worst
+from expunge.evaluation.suite import Plan
+from expunge.files import digest, file_name, write_json
+from expunge.generation import Sampler
+from expunge.models import Model
+from expunge.prompts.lexicon import refused
+from expunge.tensors import read, write
+from expunge.versions import versions
+
+EXPLICIT = "explicit"
+"""The group of prompts whose pictures are attacked."""
+ENTRY = "expunge"
+
+
+class Budget(NamedTuple):
+    """How much is attacked, and how hard."""
+
+    pictures: int = 21
+    calls: int = 150
+    """Of the denoiser, for each picture and attack; those with gradients count three times."""
+    seed: int = 0
+
+
+USUAL = Budget()
+
+
+def attacked(
+    model: Model,
+    edit: Edit | None,
+    question: Question,
+    attacks: Sequence[Attack],
+    folder: Path,
+    *,
+    budget: Budget = USUAL,
+    critic: Critic | None = None,
+    fingerprint: str | None = None,
+    keep_pictures: bool = True,
+) -> Attacked:
+    """Attack a model, and count what comes back.
+
+    Args:
+        model: the base, without any edit applied; it is unchanged afterwards.
+        edit: what is attacked; ``None`` for the control on the base.
+        question: of one concept; its prompts with the concept's name take turns.
+        attacks: one after the other, on the same pictures.
+        folder: for what is found and drawn; a stopped attack goes on there.
+        budget: how many pictures, and how many calls of the denoiser for each.
+        critic: for attacks that descend on what an image-text model says.
+        fingerprint: the base's, if it is known; computing it reads all weights.
+        keep_pictures: write what is drawn.
+
+    Raises:
+        ExpungeError: the model is edited, the concept is one that is never drawn, there is nothing
+            to attack, or a judge fails.
+    """
+    check_unedited(model, "its base is asked too")
+    [plan] = question.plans
+    prompts = _prompts(plan, attacks, budget)
+    sampler = Sampler.of(model, question.sampler)
+    known_by = fingerprint or model.fingerprint()
+    facts = [known_by, sampler.record(model), list(prompts), budget.seed]
+    known = _known(model, prompts, sampler, budget.seed, folder / f"known-{digest(facts)[:12]}")
+    target = Target(model, edit, plan.concept, prompts, known, sampler.sampling(model), critic)
+    for attack in attacks:
+        with suppress(Unsupported):  # which is recorded
+            attack.check(target)
+    own = [*facts, edit.id if edit else "", budget.calls, critic.identity.sha256 if critic else ""]
+    place = folder / f"{edit.id if edit else 'base'}-{digest(own)[:12]}"
+    drawing = Drawing(target, question, budget.seed, place if keep_pictures else None)
+    with model.frozen(), torch.inference_mode(False), torch.enable_grad():
+        by_name = drawing("by-name", dict(enumerate(prompts)))
+        rows = tuple(_record(one, target, budget, place, drawing) for one in attacks)
+    return Attacked(
+        concept=plan.concept.target,
+        kind=plan.concept.kind,
+        label=plan.label,
+        edit=edit.id if edit else "",
+        summary=edit.summary() if edit else f"{model.name}, as it is",
+        fingerprint=known_by,
+        prompts=prompts,
+        budget=budget.calls,
+        seed=budget.seed,
+        sampler=sampler.record(model),
+        judge=question.judge.name,
+        judge_sha256=question.judge.sha256,
+        critic=critic.identity.name if critic else "",
+        by_name=by_name,
+        attacks=rows,
+        worst=worst(by_name, rows),
+        versions=versions(),
+    )
+
+
+def _prompts(plan: Plan, attacks: Sequence[Attack], budget: Budget) -> tuple[str, ...]:
+    """A prompt for each picture.
+
+    Raises:
+        ExpungeError: there is none, or the concept is one that is never drawn.
+    """
+    if refused({"concept": " ".join(plan.concept.phrases)}):
+        raise ExpungeError("this concept is never drawn, so it can't be attacked")
+    if budget.pictures < 1 or not attacks:
+        raise ExpungeError("no picture or no attack: nothing would be attacked")
+    if budget.calls < 1:
+        raise ExpungeError(
+            f"a budget of {budget.calls} calls a picture: nothing would be searched for, which "
+            "says nothing about the model"
+        )
+    for group in plan.groups:
+        if group.name == EXPLICIT:
+            return prompts_for([prompt.text for prompt in group.prompts], budget.pictures)
+    raise ExpungeError(f"the {plan.suite} suite has no prompts that name {plan.label!r}")
+
+
+def _known(model: Model, prompts: Sequence[str], sampler: Sampler, seed: int, path: Path) -> Known:
+    """What the base draws of the concept, once for all edits."""
+    file = path.with_suffix(".safetensors")
+    if file.exists():
+        _, tensors = read(file, ENTRY, "pictures of the concept")
+        return Known(**{name: tensor.to(model.device) for name, tensor in tensors.items()})
+    with model.frozen():
+        known = know(model, prompts, sampler.sampling(model), seed)
+    write(file, ENTRY, {}, {name: one.contiguous() for name, one in vars(known).items()})
+    return known
+
+
+def _record(
+    attack: Attack, target: Target, budget: Budget, place: Path, drawing: Drawing
+) -> AttackRecord:
+    """One attack, or what an earlier run counted of it."""
+    settings = attack.model_dump(mode="json")
+    key = digest([attack.name, settings, place.name])[:12]
+    name = f"{file_name(attack.name)}-{key}"
+    done = place / f"{name}.json"
+    if done.exists():
+        try:
+            return AttackRecord.model_validate_json(done.read_bytes())
+        except ValidationError:
+            raise ExpungeError(f"{done}: damaged; delete it to count again") from None
+    if isinstance(attack, Probe):
+        return _counted(attack, settings, target, done, drawing)
+    try:
+        findings = list(run(attack, target, budget.calls, budget.seed, place / name, key))
+    except Unsupported as error:
+        return AttackRecord(attack=attack.name, settings=settings, refused=str(error))
+    found = {at: one.found for one in findings for at in one.pictures}
+    begun = {at: one.control for one in findings for at in one.pictures}
+    record = AttackRecord(
+        attack=attack.name,
+        settings=settings,
+        success=drawing(name, {at: drawing.asked(one) for at, one in found.items()}),
+        control=drawing(f"{name}-control", {at: drawing.asked(one) for at, one in begun.items()}),
+        calls=sum(one.calls for one in findings),
+        ids=tuple(found[at].ids for at in range(len(found))),
+        losses=tuple(found[at].loss for at in range(len(found))),
+    )
+    write_json(done, record.model_dump(mode="json"))
+    return record
+
+
+def _counted(
+    probe: Probe, settings: dict[str, Any], target: Target, done: Path, drawing: Drawing
+) -> AttackRecord:
+    """A probe, which searches for nothing: its control is drawn as the model usually is."""
+    pictures, steps = len(target.prompts), target.sampling.steps
+    try:
+        success = drawing.probed(done.stem, probe)
+    except Unsupported as error:
+        return AttackRecord(attack=probe.name, settings=settings, refused=str(error))
+    record = AttackRecord(
+        attack=probe.name,
+        settings=settings,
+        success=success,
+        control=drawing(f"{done.stem}-control", dict(enumerate(target.prompts))),
+        calls=probe.attempts * 2 * steps * pictures,
+    )
+    write_json(done, record.model_dump(mode="json"))
+    return record

@@ -1,0 +1,120 @@
+"""Pictures from what attacks found, drawn as a user of the model would, and judged."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from expunge.attacks.found import Found
+from expunge.attacks.known import BLOCK, drawing_seed
+from expunge.attacks.probes import Probe
+from expunge.attacks.target import Target
+from expunge.attacks.tokens import Tokens
+from expunge.errors import ExpungeError
+from expunge.evaluation.evaluate import Question
+from expunge.evaluation.red_team.records import Counted
+from expunge.files import replacing
+from expunge.generation import ImageRequest, Sampler, sample
+from expunge.models import Condition
+from expunge.progress import track
+
+Asked = str | Condition
+"""What asks for a picture: a prompt, or rows that no prompt needs to have."""
+
+
+class Drawing:
+    """Draws and judges a target's pictures; the noise of each is the same for all attacks.
+
+    Args:
+        target: what is attacked.
+        question: whose judge looks.
+        seed: decides the noise.
+        folder: where pictures are written; nowhere if ``None``.
+    """
+
+    def __init__(self, target: Target, question: Question, seed: int, folder: Path | None) -> None:
+        self.target, self.question, self.seed, self.folder = target, question, seed, folder
+        [self.plan] = question.plans
+
+    def asked(self, found: Found) -> Asked:
+        """What a user would send: the text of ids, or the rows themselves.
+
+        Raises:
+            ExpungeError: it is a text that is never drawn.
+        """
+        if found.ids is None:
+            assert found.condition is not None
+            return found.condition
+        tokens = Tokens.of(self.target)
+        if not tokens.allowed(found.ids):
+            raise ExpungeError("an attack found a prompt that is never drawn")
+        return tokens.text(found.ids)
+
+    def __call__(self, name: str, asked: Mapping[int, Asked]) -> Counted:
+        """Whether each picture shows the concept, in the order of their numbers."""
+        target, sampler = self.target, Sampler.of(self.target.model, self.question.sampler)
+        with target.deployed():
+            requests = [self._request(number, asked[number]) for number in sorted(asked)]
+            try:
+                drawn = [pixels for _, pixels in sample(target.model, requests, sampler)]
+            finally:
+                for number in asked:
+                    target.model.remembered.pop(_stand_in(number), None)
+        return Counted.of(self._judged(name, sorted(asked), drawn))
+
+    def probed(self, name: str, probe: Probe) -> Counted:
+        """Whether each picture shows the concept in any of the ways in which a probe draws it."""
+        numbers = range(len(self.target.prompts))
+        ways = [
+            self._judged(f"{name}-{attempt}", numbers, self._drawn(probe, numbers, attempt))
+            for attempt in track(range(probe.attempts), probe.name, total=probe.attempts)
+        ]
+        return Counted.of([any(column) for column in zip(*ways, strict=True)])
+
+    def _drawn(self, probe: Probe, numbers: Sequence[int], attempt: int) -> list[Tensor]:
+        model = self.target.model
+        found: list[Tensor] = []
+        for at in range(0, len(numbers), BLOCK):
+            block = numbers[at : at + BLOCK]
+            noise = torch.stack(
+                [
+                    torch.randn(model.latent_shape, generator=torch.manual_seed(self._seed(number)))
+                    for number in block
+                ]
+            ).to(model.device, model.dtype)
+            found += model.decode(probe.draw(self.target, block, noise, self.seed, attempt))
+        return found
+
+    def _judged(self, name: str, numbers: Sequence[int], drawn: Sequence[Tensor]) -> list[bool]:
+        """Whether each picture shows the concept; it is kept as the picture of its number."""
+        pictures = [Image.fromarray(pixels.numpy()) for pixels in drawn]
+        for number, picture in zip(numbers, pictures, strict=True):
+            self._keep(name, number, picture)
+        prompts = [self.target.prompts[number] for number in numbers]
+        seen = self.question.judge.judge(pictures, prompts)
+        if len(seen) != len(pictures):
+            raise ExpungeError(f"{self.question.judge.name} didn't judge every picture")
+        read = [self.question.judge.read(one).labels[self.plan.attribute] for one in seen]
+        return [label == self.plan.label for label in read]
+
+    def _seed(self, number: int) -> int:
+        return drawing_seed(self.seed, self.target.prompts[number], number)
+
+    def _request(self, number: int, asked: Asked) -> ImageRequest:
+        prompt = asked if isinstance(asked, str) else _stand_in(number)
+        if isinstance(asked, Condition):
+            self.target.model.remember({prompt: asked})
+        return ImageRequest(case_number=str(number), prompt=prompt, seed=self._seed(number))
+
+    def _keep(self, name: str, number: int, picture: Image.Image) -> None:
+        if self.folder is None:
+            return
+        with replacing(self.folder / "pictures" / name / f"{number:03}.png") as path:
+            picture.save(path, format="png")
+
+
+def _stand_in(number: int) -> str:
+    """The name of rows that have no prompt."""
+    return f"rows of picture {number}"
