@@ -80,7 +80,10 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["erace"], "no such command; there are erase, generate, evaluate, audit, diff, bench"),
+        (
+            ["erace"],
+            "no such command; there are erase, generate, evaluate, audit, attack, diff, bench",
+        ),
         (["generate", "--prompt", "a dog"], "--output requires an argument"),
         (["generate", "--output", "x"], "give the prompts either with --prompts FILE or"),
         (["generate", "--output", "x", "--prompt", " "], "prompt 1"),
