@@ -1,16 +1,17 @@
 """A target to attack: the pico model, an edit of it, and a critic that likes dark pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from expunge import Concept, Edit, Model
-from expunge.attacks.base import Search
+from expunge.attacks import points
 from expunge.attacks.known import know
 from expunge.attacks.target import Target
 from expunge.detectors.base import Identity
 from expunge.generation import Sampler
+from expunge.models import Condition
 
 CONCEPT = Concept(target="santa claus", keep=("ghost", "dog"))
 PROMPTS = ("a picture of santa claus", "a photo of santa claus", "santa claus")
@@ -32,10 +33,6 @@ def target(model: Model, edit: Edit | None) -> Target:
     return Target(model, edit, CONCEPT, PROMPTS, known, FAST.sampling(model), Dark())
 
 
-def taken(search: Search, steps: int) -> Iterator[float]:
-    """The losses of some steps."""
-    for _ in range(steps):
-        search.step()
-        found = search.found().loss
-        assert found is not None
-        yield found
+def distance(one: Target, numbers: Tensor, condition: Condition) -> Tensor:
+    """How far answers for a condition are from the base's at some points."""
+    return points.known(one, numbers, "base").loss(one, condition)

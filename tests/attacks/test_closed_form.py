@@ -7,7 +7,7 @@ from torch import Tensor
 from expunge import Model, erase
 from expunge.attacks import configured
 from expunge.attacks.closed_form import NormalEquations
-from toy_attack import CONCEPT, PROMPTS, target
+from toy_attack import CONCEPT, PROMPTS, distance, target
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -51,12 +51,12 @@ def test_it_lets_the_edited_model_answer_as_the_base(pico: Model) -> None:
     own = torch.arange(4)  # of the first picture
     with pico.frozen(), one.deployed(), torch.no_grad():
         search = configured("closed-form", longest=1000.0).begin(one, [0], seed=0)
-        named = one.loss(own, pico.condition([PROMPTS[0]])).item()
+        named = distance(one, own, pico.condition([PROMPTS[0]])).item()
         search.step()
         found = search.found().condition
         assert found is not None
         assert search.over
-        assert one.loss(own, found).item() < 1e-4 * named
+        assert distance(one, own, found).item() < 1e-4 * named
     assert one.meter.calls == 8
 
 

@@ -12,7 +12,7 @@ from expunge.attacks.known import know
 from expunge.attacks.running import run
 from expunge.errors import ExpungeError, Unsupported
 from expunge.models.condition import Condition
-from toy_attack import CONCEPT, FAST, PROMPTS, target
+from toy_attack import CONCEPT, FAST, PROMPTS, distance, target
 
 DESCENDING = ("rows", "end-to-end")
 
@@ -56,10 +56,10 @@ def test_descent_comes_closer_to_the_base(pico: Model, edit: Edit) -> None:
         search = configured("rows", starts=1).begin(one, [0], seed=0)
         control = search.found().condition
         assert control is not None
-        before = one.loss(every, control).item()
+        before = distance(one, every, control).item()
         for _ in range(40):
             search.step()
-        after = one.loss(every, search.found().condition or control).item()
+        after = distance(one, every, search.found().condition or control).item()
     assert after < before / 2
 
 
@@ -90,7 +90,7 @@ def test_calls_are_counted_by_pictures_and_gradients(pico: Model) -> None:
         search.step()
         assert one.meter.calls == 3 * 5
         with torch.no_grad():
-            one.loss(torch.arange(4), pico.condition(["ghost"]))
+            distance(one, torch.arange(4), pico.condition(["ghost"]))
     assert one.meter.calls == 3 * 5 + 4
 
 

@@ -86,6 +86,17 @@ def test_a_probe_draws_in_its_own_ways(
     assert len(set(drawn)) == 3
 
 
+def test_another_budget_repeats_only_what_depends_on_it(
+    pico: Model, edit: Edit, asked: Question, tmp_path: Path
+) -> None:
+    for calls in (8, 16):
+        attacked(pico, edit, asked, ATTACKS, tmp_path, budget=Budget(3, calls))
+    drawn = [path.name for path in tmp_path.glob("*/pictures/*")]
+    assert drawn.count("by-name") == 1
+    assert sum(name.startswith("closed-form-") for name in drawn) == 2  # with its control
+    assert sum(name.startswith("rows-") for name in drawn) == 4
+
+
 def test_the_worst_case_is_picture_by_picture() -> None:
     name, one, two = ([True, False, False], [False, True, False], [False, True, False])
     rows = [AttackRecord(attack="a", settings={}, success=Counted.of(each)) for each in (one, two)]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from expunge import Concept, Edit, ExpungeError, Model, erase, load
+from expunge.attacks.sld_rule import RULES
 from expunge.cli import main
 from expunge.edits.drawings import drawing
 from expunge.edits.safe_guidance import Rule, SafeGuidance
@@ -89,6 +90,9 @@ def test_there_are_four_presets_and_the_weak_one_of_diffusers() -> None:
     found = {name: preset.settings for name, preset in presets(SLD).items()}
     assert list(found) == ["weak", "weak-diffusers", "medium", "strong", "max"]
     assert (found["weak"]["scale"], found["weak-diffusers"]["scale"]) == (200, 20)
+    for name, rule in RULES.items():
+        numbers = ("warmup", "scale", "threshold", "momentum_scale", "momentum_beta")
+        assert tuple(rule)[:5] == tuple(found[name][number] for number in numbers)
     assert configured("sld") == configured("sld", preset="medium").model_copy(
         update={"preset": None}
     )

@@ -88,8 +88,8 @@ class Attack(BaseModel):
     year: ClassVar[int]
     url: ClassVar[str]
     knows: ClassVar[frozenset[Knows]]
-    searches: ClassVar[bool] = True
-    """Whether it takes steps, so that a larger budget can help."""
+    spends: ClassVar[bool] = True
+    """Whether it calls the denoiser as it searches, so that it depends on the budget."""
 
     def view(self, target: Target) -> AbstractContextManager[None]:
         """Where it searches; what it finds is drawn with the model as it is deployed."""

@@ -37,7 +37,7 @@ class ClosedForm(Attack):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2407.12383"
     knows: ClassVar[frozenset[Knows]] = frozenset({"weights", "base"})
-    searches: ClassVar[bool] = False
+    spends: ClassVar[bool] = False
 
     longest: float = Field(1.5, gt=0)
     """R: length that a row may have, in units of the concept's longest row."""
@@ -59,7 +59,8 @@ class _Solved(Search):
 
     def step(self) -> None:
         rows = self.condition.rows[0]
-        system = NormalEquations.of(self.target)
+        target = self.target
+        system = target.once("normal equations", lambda: NormalEquations.of(target))
         found = system.nearest(rows.double(), self.attack.longest * longest_row(self.target))
         self.condition = replace(self.condition, rows=found.to(rows)[None])
         self.solved = True

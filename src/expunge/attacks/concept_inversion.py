@@ -116,7 +116,6 @@ class Inversion(Search):
             {"vectors": begun},
             partial(torch.optim.AdamW, lr=attack.effective_lr, weight_decay=attack.weight_decay),
         )
-        self.last: float | None = None
 
     def _begun(self) -> Tensor:
         """Ids that the vectors begin as, ``[vectors]``."""
@@ -171,8 +170,8 @@ class Inversion(Search):
     def advance(self, looks: Sequence[Look]) -> None:
         """One step along the mean of some gradients."""
         gradient = torch.stack([look.gradient for look in looks]).mean(0)
-        self.descent.step_along({"vectors": gradient})
-        self.last = sum(look.loss for look in looks) / len(looks)
+        loss = sum(look.loss for look in looks) / len(looks)
+        self.descent.step_along({"vectors": gradient}, loss)
 
     def step(self) -> None:
         known = self.target.known
@@ -185,15 +184,13 @@ class Inversion(Search):
         text = self.text([self.sentence(self.pictures[0])])
         with torch.no_grad():
             condition = self.condition(text, self.descent["vectors"].detach())
-        return Found(condition=condition, loss=self.last)
+        return Found(condition=condition, loss=self.descent.last)
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        last = [] if self.last is None else [self.last]
-        return {**self.descent.state, "last": torch.tensor(last, dtype=torch.float64)}
+        return self.descent.state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.last = next(iter(state["last"].tolist()), None)
         self.descent.restore(state)
 
 
@@ -227,10 +224,10 @@ class Released(Inversion):
         return self._seen(loss, vectors)
 
     def step(self) -> None:
-        known, attack = self.target.known, self.attack
-        draws = self.draws("noise")
         if self.target.guarded:
-            return super().step()
+            super().step()
+            return
+        known, attack, draws = self.target.known, self.attack, self.draws("noise")
         count = 1 if attack.safety_concept else attack.batch_size
         chosen = [self.pictures[integer(draws, 0, len(self.pictures))] for _ in range(count)]
         sentences = [self.sentences[integer(draws, 0, len(self.sentences))] for _ in chosen]
@@ -244,7 +241,6 @@ class Released(Inversion):
             time = torch.randint(self.target.model.process.times, (count,), generator=draws)
             where = points.noisy(self.target, clean, noise, time)
             self.advance([self.look(self.text(sentences), where)])
-        return None
 
     def _window(self, draws: torch.Generator) -> Tensor:
         """Some times of a window, the largest first."""
@@ -258,4 +254,4 @@ class Released(Inversion):
             condition = self.condition(
                 self.text([self.sentences[0]]), self.descent["vectors"].detach()
             )
-        return Found(condition=condition, loss=self.last)
+        return Found(condition=condition, loss=self.descent.last)

@@ -14,7 +14,7 @@ from expunge.concepts import Concept
 from expunge.errors import ExpungeError
 from expunge.files import PathLike
 from expunge.models import Model
-from expunge.prompts.everyday import everyday, naming
+from expunge.prompts.everyday import everyday, unnamed
 from expunge.prompts.lexicon import refused
 from expunge.texts import read_text, read_yaml
 
@@ -73,14 +73,12 @@ def _is_pair(row: object) -> bool:
 
 def pairs_of(concept: Concept, count: int = COUNT) -> tuple[tuple[str, str], ...]:
     """Everyday prompts behind a concept's words, and behind what replaces them."""
-    prompts = everyday()
-    named = set(naming(prompts, concept.phrases))
-    others = [prompt for at, prompt in enumerate(prompts[: 4 * count]) if at not in named]
+    others = unnamed(everyday(), concept.phrases)[:count]
     plain = concept.replacement or USUAL
     words = concept.phrases
     return tuple(
         (f"{words[at % len(words)]}, {prompt}", f"{plain}, {prompt}")
-        for at, prompt in enumerate(others[:count])
+        for at, prompt in enumerate(others)
     )
 
 

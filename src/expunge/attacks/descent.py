@@ -25,6 +25,8 @@ class Descent:
         self.optimizer = optimizer(list(self.free.values()))
         self.project = project
         self.steps = 0
+        self.last: float | None = None
+        """The loss before the last step."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.free[name]
@@ -32,27 +34,32 @@ class Descent:
     def step(self, loss: Tensor) -> None:
         """Go down the loss by one step."""
         found = torch.autograd.grad(loss, list(self.free.values()))
-        self.step_along(dict(zip(self.free, found, strict=True)))
+        self.step_along(dict(zip(self.free, found, strict=True)), loss.item())
 
-    def step_along(self, gradients: Mapping[str, Tensor]) -> None:
-        """Go one step with gradients that are known."""
+    def step_along(self, gradients: Mapping[str, Tensor], loss: float) -> None:
+        """Go one step with gradients of the loss that are known."""
         for name, one in self.free.items():
             one.grad = gradients[name]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.steps += 1
+        self.steps, self.last = self.steps + 1, loss
         if self.project:
             with torch.no_grad():
                 self.project()
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The tensors, the optimiser's moments, and the number of steps."""
+        """The tensors, the optimiser's moments, the number of steps and the last loss."""
         found = {f"free:{name}": one.detach() for name, one in self.free.items()}
         states = self.optimizer.state_dict()["state"]
         for index, name in enumerate(self.free):
             found |= {f"{key}:{name}": value for key, value in states.get(index, {}).items()}
-        return {**found, "steps": torch.tensor(self.steps)}
+        last = [] if self.last is None else [self.last]
+        counts = {
+            "steps": torch.tensor(self.steps),
+            "last": torch.tensor(last, dtype=torch.float64),
+        }
+        return {**found, **counts}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state."""
@@ -64,6 +71,6 @@ class Descent:
         with torch.no_grad():
             for name, one in self.free.items():
                 one.copy_(own[name].pop("free"))
-        self.steps = int(state["steps"])
+        self.steps, self.last = int(state["steps"]), next(iter(state["last"].tolist()), None)
         states = dict(enumerate(own.values())) if self.steps else {}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})

@@ -19,7 +19,7 @@ from expunge.concepts import Concept
 from expunge.detectors.critic import Critic
 from expunge.errors import ExpungeError
 from expunge.models import Condition
-from expunge.prompts.everyday import everyday, naming
+from expunge.prompts.everyday import everyday, unnamed
 from expunge.seeding import generator
 
 
@@ -75,9 +75,7 @@ class Drawn(FreeRows):
             super().step()
             return
         draws = generator(self.seed, "end to end", self.start, self.descent.steps)
-        loss = self.picture_loss(self.now, draws)
-        self.descent.step(loss)
-        self.last = loss.item()
+        self.descent.step(self.picture_loss(self.now, draws))
 
     def picture_loss(self, condition: Condition, draws: torch.Generator) -> Tensor:
         """Cross-entropy of the concept's words beside everyday ones, in new pictures."""
@@ -97,9 +95,7 @@ def _others(concept: Concept, most: int) -> tuple[str, ...]:
     """What pictures could show instead: what is kept beside the concept, or everyday things."""
     if concept.keep:
         return concept.keep[:most]
-    prompts = everyday()
-    named = {*naming(prompts, concept.phrases)}
-    return tuple(prompt for at, prompt in enumerate(prompts) if at not in named)[:most]
+    return unnamed(everyday(), concept.phrases)[:most]
 
 
 def _seen_again(colours: Tensor, draws: torch.Generator) -> Tensor:

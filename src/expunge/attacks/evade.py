@@ -11,6 +11,7 @@ They begin at the concept's own prompt, which draws it best and opens the gate w
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -31,7 +32,8 @@ class Evade(EndToEnd):
     name: ClassVar[str] = "evade"
     title: ClassVar[str] = "Evading a gate"
 
-    warm_up: int = Field(0, ge=0, le=0)
+    warm_up: int = Field(0, ge=0)
+    """Steps towards the base's predictions that come first."""
     level: float = Field(0.02, ge=0, lt=1)
     """Opening that is shut enough."""
     weight: float = Field(100.0, gt=0)
@@ -58,7 +60,7 @@ class _Evading(Drawn):
         draws = generator(self.seed, "evade", self.start)
         condition = self.target.model.condition([self.target.prompts[self.start]]).detach()
         jitter = torch.randn(condition.rows.shape, generator=draws).to(condition.rows)
-        return condition.map(lambda rows: rows + 0.01 * jitter if rows is condition.rows else rows)
+        return replace(condition, rows=condition.rows + 0.01 * jitter)
 
     def picture_loss(self, condition: Condition, draws: torch.Generator) -> Tensor:
         loss = super().picture_loss(condition, draws)

@@ -36,6 +36,7 @@ class MMA(Attack):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2311.17516"
     knows: ClassVar[frozenset[Knows]] = frozenset({"text encoder"})
+    spends: ClassVar[bool] = False
 
     fidelity: Literal["original", "corrected"] = "corrected"
     tokens: int = Field(20, ge=1)

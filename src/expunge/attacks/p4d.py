@@ -117,7 +117,6 @@ class HardPrompt(Search):
         self.vocabulary = self._vocabulary()
         self.table = self.tokens.table[self.vocabulary.to(self.tokens.table.device)]
         self.begin_with(self._drawn())
-        self.last: float | None = None
 
     def begin_with(self, ids: Sequence[int]) -> None:
         """Begin with these ids in the free places."""
@@ -174,16 +173,13 @@ class HardPrompt(Search):
 
     def advance(self, look: Look) -> None:
         """Move the embeddings."""
-        self.descent.step_along({"rows": look.gradient})
-        self.last = look.loss
+        self.descent.step_along({"rows": look.gradient}, look.loss)
 
     @property
     def state(self) -> Mapping[str, Tensor]:
-        last = [] if self.last is None else [self.last]
-        return {**self.descent.state, "last": torch.tensor(last, dtype=torch.float64)}
+        return self.descent.state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.last = next(iter(state["last"].tolist()), None)
         self.descent.restore(state)
 
 
@@ -276,7 +272,7 @@ class Released(HardPrompt):
         return own[known.time[own].argsort(stable=True)][steps // STEPS % len(own)][None]
 
     def found(self) -> Found:
-        return Found(ids=self.tokens.sendable(self.prompt(self.entries)), loss=self.last)
+        return Found(ids=self.tokens.sendable(self.prompt(self.entries)), loss=self.descent.last)
 
     @property
     def state(self) -> Mapping[str, Tensor]:

@@ -34,7 +34,7 @@ Start = tuple[Tensor, Condition, Condition]
 class Probe(Attack):
     """An attack that draws in another way, instead of asking for something else."""
 
-    searches: ClassVar[bool] = False
+    spends: ClassVar[bool] = False
 
     @property
     def attempts(self) -> int:

@@ -28,7 +28,7 @@ class RandomTokens(Attack):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2309.06135"
     knows: ClassVar[frozenset[Knows]] = frozenset({"text encoder"})
-    searches: ClassVar[bool] = False
+    spends: ClassVar[bool] = False
 
     tokens: int = Field(16, ge=1)
     """Tokens of a prompt."""

@@ -41,6 +41,7 @@ class RingABell(Attack):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2310.10012"
     knows: ClassVar[frozenset[Knows]] = frozenset({"text encoder"})
+    spends: ClassVar[bool] = False
 
     fidelity: Literal["original", "corrected"] = "corrected"
     tokens: int = Field(16, ge=1)

@@ -35,7 +35,7 @@ class RingABellRows(Attack):
     year: ClassVar[int] = 2024
     url: ClassVar[str] = "https://arxiv.org/abs/2407.12383"
     knows: ClassVar[frozenset[Knows]] = frozenset({"text encoder"})
-    searches: ClassVar[bool] = False
+    spends: ClassVar[bool] = False
 
     fidelity: Literal["original", "corrected"] = "corrected"
     strength: float = Field(3.0, ge=0)
@@ -61,5 +61,5 @@ class RingABellRows(Attack):
 
     def begin(self, target: Target, pictures: Sequence[int], seed: int) -> Search:
         pairs = self.pairs.pairs if self.pairs else pairs_of(target.concept)
-        vector = self.vector(target.model, pairs)
+        vector = target.once(repr(self), lambda: self.vector(target.model, pairs))
         return Ready(Found(condition=self.rows(target.model, target.prompts[pictures[0]], vector)))

@@ -19,13 +19,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from expunge.attacks import points
 from expunge.attacks.base import Attack, Knows, Search, turns
 from expunge.attacks.descent import Descent
 from expunge.attacks.found import Found
 from expunge.attacks.target import Target
 from expunge.errors import Unsupported
 from expunge.models import Condition
-from expunge.prompts.everyday import everyday, naming
+from expunge.prompts.everyday import everyday, unnamed
 from expunge.seeding import generator, integer
 
 
@@ -63,14 +64,14 @@ class FreeRows(Search):
     def __init__(self, attack: Rows, target: Target, pictures: Sequence[int], seed: int) -> None:
         self.attack, self.target, self.pictures = attack, target, pictures
         self.seed, self.start = seed, pictures[0]
-        self.limit = attack.longest * longest_row(target)
+        unit = longest_row(target)
+        self.limit = attack.longest * unit
         self.condition = self._begun()
         self.descent = Descent(
             {"rows": self.condition.rows[:, 1:]},
-            partial(torch.optim.Adam, lr=attack.lr * longest_row(target)),
+            partial(torch.optim.Adam, lr=attack.lr * unit),
             self._shorten,
         )
-        self.last: float | None = None
 
     def _begun(self) -> Condition:
         draws = generator(self.seed, "start", self.start)
@@ -88,10 +89,8 @@ class FreeRows(Search):
 
     def step(self) -> None:
         draws = generator(self.seed, "rows", self.start, self.descent.steps)
-        points = self.target.known.draw(self.attack.batch_size, draws)
-        loss = self.target.loss(points, self.now)
-        self.descent.step(loss)
-        self.last = loss.item()
+        numbers = self.target.known.draw(self.attack.batch_size, draws)
+        self.descent.step(points.known(self.target, numbers, "base").loss(self.target, self.now))
 
     @property
     def state(self) -> Mapping[str, Tensor]:
@@ -101,7 +100,7 @@ class FreeRows(Search):
         self.descent.restore(state)
 
     def found(self) -> Found:
-        return Found(condition=self.now.detach(), loss=self.last)
+        return Found(condition=self.now.detach(), loss=self.descent.last)
 
 
 def check_rows(target: Target) -> None:
@@ -127,8 +126,5 @@ def shorten(rows: Tensor, limit: float) -> None:
 
 def unrelated(target: Target, draws: torch.Generator) -> str:
     """An everyday prompt that doesn't name the concept."""
-    prompts = everyday()
-    named = set(naming(prompts, target.concept.phrases))
-    while (number := integer(draws, 0, len(prompts))) in named:
-        pass
-    return prompts[number]
+    prompts = unnamed(everyday(), target.concept.phrases)
+    return prompts[integer(draws, 0, len(prompts))]

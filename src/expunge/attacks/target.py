@@ -1,9 +1,10 @@
 """What is attacked: a model with an edit, and what the attacker knows of the concept."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from expunge.errors import ExpungeError, Unsupported
 from expunge.models import Condition, Model
 from expunge.models.sampling import Sampling
 from expunge.prompts.lexicon import refused
+
+T = TypeVar("T")
 
 
 class Meter:
@@ -65,6 +68,17 @@ class Target:
     @cached_property
     def meter(self) -> Meter:
         return Meter()
+
+    @cached_property
+    def _made(self) -> dict[str, Any]:
+        return {}
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made once for all searches of this target."""
+        if name not in self._made:
+            self._made[name] = make()
+        found: T = self._made[name]
+        return found
 
     @property
     def guarded(self) -> bool:
@@ -141,12 +155,6 @@ class Target:
         self.meter.count(len(latents))
         return self.model.predict(latents, time, condition)
 
-    def loss(self, points: Tensor, condition: Condition) -> Tensor:
-        """How far answers for one condition are from the base's at these points, a scalar."""
-        known, count = self.known, len(points)
-        answer = self.answer(known.latents[points], known.time[points], condition.expand(count))
-        return torch.nn.functional.mse_loss(answer.float(), self.wanted(points).float())
-
     def rollout(self, noise: Tensor, condition: Condition, steps: int) -> Tensor:
         """Colours of pictures drawn from noise by DDIM in few steps, with gradients.
 
@@ -158,7 +166,7 @@ class Target:
         Returns:
             ``[pictures, 3, height, width]`` in -1..1.
         """
-        scheduler = self.model.process.scheduler(*_deterministic(self.model, steps))
+        scheduler = self.model.process.scheduler("ddim", steps)
         latents = noise * scheduler.init_noise_sigma
         asked = condition.expand(len(noise))
         with drawing(self.model, _all(noise)):
@@ -173,7 +181,3 @@ class Target:
 def _all(latents: Tensor) -> Tensor:
     """That guidance draws each of these pictures, ``[pictures]``."""
     return torch.ones(len(latents), dtype=torch.bool, device=latents.device)
-
-
-def _deterministic(model: Model, steps: int) -> tuple[str, int]:
-    return ("euler" if model.process.prediction == "velocity" else "ddim"), steps

@@ -126,7 +126,7 @@ class SimplexSearch(Search):
 
     def advance(self, look: Look) -> None:
         """Move and project the rows."""
-        self.descent.step_along({"rows": look.rows})
+        self.descent.step_along({"rows": look.rows}, look.loss)
 
     @property
     def likeliest(self) -> list[int]:
@@ -176,12 +176,6 @@ class Corrected(SimplexSearch):
 class Released(SimplexSearch):
     """As the released program: one time after the other, fresh noise, about the simplex."""
 
-    def __init__(
-        self, attack: UnlearnDiffAtk, target: Target, pictures: Sequence[int], seed: int
-    ) -> None:
-        super().__init__(attack, target, pictures, seed)
-        self.last: float | None = None
-
     def _vocabulary(self) -> Tensor:
         return torch.arange(len(self.tokens.table))
 
@@ -199,16 +193,13 @@ class Released(SimplexSearch):
         entries = drawn(self.descent["rows"].detach(), self.draws("tokens"))
         clean = self.target.known.clean[self.pictures[0]][None]
         noise = torch.randn(clean.shape, generator=self.draws("noise")).to(clean)
-        look = self.look(
-            entries, points.noisy(self.target, clean, noise, torch.tensor([self.time]))
-        )
-        self.advance(look)
-        self.last = look.loss
+        where = points.noisy(self.target, clean, noise, torch.tensor([self.time]))
+        self.advance(self.look(entries, where))
 
     def found(self) -> Found:
         if not self.descent.steps:
             return Found(ids=tuple(self.prompt))
-        return Found(ids=self.tokens.sendable(self.likeliest), loss=self.last)
+        return Found(ids=self.tokens.sendable(self.likeliest), loss=self.descent.last)
 
     @property
     def over(self) -> bool:

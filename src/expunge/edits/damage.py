@@ -17,7 +17,7 @@ from expunge.edits.applied import edited_weights
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError, Unsupported
 from expunge.models import Model
-from expunge.prompts.everyday import naming, nouns
+from expunge.prompts.everyday import nouns, unnamed
 
 WORDS = 300
 """Everyday nouns that are looked at."""
@@ -82,7 +82,7 @@ def damage(model: Model, edit: Edit, words: Sequence[str] = ()) -> Damage:
     listed = tuple(words) or _everyday(edit)
     if len(listed) <= NEIGHBOURS:
         raise ExpungeError(f"{len(listed)} words; give more than {NEIGHBOURS}")
-    rows = model.encode_rows(listed, [model.last_token(word) for word in listed])
+    rows = model.encode_rows(listed, [len(ids) for ids in model.tokenized(listed)])
     found = _answers(model, edit, names, rows.double())
     own = found.before.diagonal()
     shares = (found.moved / own).sqrt()
@@ -96,9 +96,7 @@ def damage(model: Model, edit: Edit, words: Sequence[str] = ()) -> Damage:
 
 
 def _everyday(edit: Edit) -> tuple[str, ...]:
-    known = nouns()
-    named = {*naming(known, [phrase for one in edit.concepts for phrase in one.phrases])}
-    return tuple(word for at, word in enumerate(known) if at not in named)[:WORDS]
+    return unnamed(nouns(), [words for one in edit.concepts for words in one.phrases])[:WORDS]
 
 
 @torch.no_grad()
@@ -122,9 +120,8 @@ def _spread(products: Tensor) -> Tensor:
 
 def _overlap(before: Tensor, after: Tensor) -> float:
     """Mean Jaccard index of each word's nearest ones."""
-    shared = (_nearest(before) & _nearest(after)).sum(1)
-    either = (_nearest(before) | _nearest(after)).sum(1)
-    return (shared / either).mean().item()
+    old, new = _nearest(before), _nearest(after)
+    return ((old & new).sum(1) / (old | new).sum(1)).mean().item()
 
 
 def _nearest(products: Tensor) -> Tensor:

@@ -51,6 +51,12 @@ def naming(prompts: Sequence[str], phrases: Iterable[str]) -> list[int]:
     return [at for at, prompt in enumerate(prompts) if forms and held.search(_plain(prompt))]
 
 
+def unnamed(prompts: Sequence[str], phrases: Iterable[str]) -> tuple[str, ...]:
+    """The prompts that hold none of the phrases."""
+    named = {*naming(prompts, phrases)}
+    return tuple(prompt for at, prompt in enumerate(prompts) if at not in named)
+
+
 @cache
 def _content() -> Mapping[str, Any]:
     text = files(__package__).joinpath("everyday.yaml").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -19,8 +19,8 @@ from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError, Unsupported
 from expunge.evaluation.evaluate import Question
 from expunge.evaluation.red_team.drawing import Drawing
-from expunge.evaluation.red_team.records import Attacked, AttackRecord, worst
-from expunge.evaluation.suite import Plan
+from expunge.evaluation.red_team.records import Attacked, AttackRecord, Counted, worst
+from expunge.evaluation.suite import Plan, Record
 from expunge.files import digest, file_name, write_json
 from expunge.generation import Sampler
 from expunge.models import Model
@@ -31,6 +31,8 @@ from expunge.versions import versions
 EXPLICIT = "explicit"
 """The group of prompts whose pictures are attacked."""
 ENTRY = "expunge"
+
+R = TypeVar("R", bound=Record)
 
 
 class Budget(NamedTuple):
@@ -85,11 +87,11 @@ def attacked(
     for attack in attacks:
         with suppress(Unsupported):  # which is recorded
             attack.check(target)
-    own = [*facts, edit.id if edit else "", budget.calls, critic.identity.sha256 if critic else ""]
+    own = [*facts, edit.id if edit else "", critic.identity.sha256 if critic else ""]
     place = folder / f"{edit.id if edit else 'base'}-{digest(own)[:12]}"
     drawing = Drawing(target, question, budget.seed, place if keep_pictures else None)
     with model.frozen(), torch.inference_mode(False), torch.enable_grad():
-        by_name = drawing("by-name", dict(enumerate(prompts)))
+        by_name = _by_name(drawing, place / "by-name.json", prompts)
         rows = tuple(_record(one, target, budget, place, drawing) for one in attacks)
     return Attacked(
         concept=plan.concept.target,
@@ -145,19 +147,33 @@ def _known(model: Model, prompts: Sequence[str], sampler: Sampler, seed: int, pa
     return known
 
 
+def _by_name(drawing: Drawing, done: Path, prompts: Sequence[str]) -> Counted:
+    """What asking by name gives, or what an earlier run counted."""
+    if done.exists():
+        return _read(Counted, done)
+    found = drawing("by-name", dict(enumerate(prompts)))
+    write_json(done, found.model_dump(mode="json"))
+    return found
+
+
+def _read(kind: type[R], done: Path) -> R:
+    try:
+        return kind.model_validate_json(done.read_bytes())
+    except ValidationError:
+        raise ExpungeError(f"{done}: damaged; delete it to count again") from None
+
+
 def _record(
     attack: Attack, target: Target, budget: Budget, place: Path, drawing: Drawing
 ) -> AttackRecord:
     """One attack, or what an earlier run counted of it."""
     settings = attack.model_dump(mode="json")
-    key = digest([attack.name, settings, place.name])[:12]
+    spent = [budget.calls] if attack.spends else []
+    key = digest([attack.name, settings, place.name, *spent])[:12]
     name = f"{file_name(attack.name)}-{key}"
     done = place / f"{name}.json"
     if done.exists():
-        try:
-            return AttackRecord.model_validate_json(done.read_bytes())
-        except ValidationError:
-            raise ExpungeError(f"{done}: damaged; delete it to count again") from None
+        return _read(AttackRecord, done)
     if isinstance(attack, Probe):
         return _counted(attack, settings, target, done, drawing)
     try:

@@ -78,12 +78,9 @@ class Drawing:
         found: list[Tensor] = []
         for at in range(0, len(numbers), BLOCK):
             block = numbers[at : at + BLOCK]
-            noise = torch.stack(
-                [
-                    torch.randn(model.latent_shape, generator=torch.manual_seed(self._seed(number)))
-                    for number in block
-                ]
-            ).to(model.device, model.dtype)
+            seeds = [torch.Generator().manual_seed(self._seed(number)) for number in block]
+            noise = torch.stack([torch.randn(model.latent_shape, generator=one) for one in seeds])
+            noise = noise.to(model.device, model.dtype)
             found += model.decode(probe.draw(self.target, block, noise, self.seed, attempt))
         return found
 
