@@ -21,7 +21,7 @@ PLAN = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    def work(bench, folder, model, fingerprint, cell):
+    def work(bench, folder, fingerprint, model, cell):
         if cell.method == "esd":
             return Row(**cell._asdict(), concepts=1, refused="no time", versions={"a": "1"})
         return Row(

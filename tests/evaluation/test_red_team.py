@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from expunge import Concept, Edit, Model, erase
+from expunge import Concept, Edit, Model, erase, load
 from expunge.attacks import configured
 from expunge.attacks.found import Found
 from expunge.edits.applied import Applied
@@ -95,6 +95,25 @@ def test_another_budget_repeats_only_what_depends_on_it(
     assert drawn.count("by-name") == 1
     assert sum(name.startswith("closed-form-") for name in drawn) == 2  # with its control
     assert sum(name.startswith("rows-") for name in drawn) == 4
+
+
+def test_a_model_that_is_not_the_base_is_attacked_with_the_bases_pictures(
+    pico: Model, pico_folder: Path, asked: Question, tmp_path: Path
+) -> None:
+    """Where their latents differ, the pictures are all that carries over."""
+    other = load(pico_folder, device="cpu")
+    same = attacked(other, None, asked, ATTACKS, tmp_path / "same", base=pico, budget=SMALL)
+    alone = attacked(pico, None, asked, ATTACKS, tmp_path / "alone", budget=SMALL)
+    assert same.attacks == alone.attacks
+    with torch.no_grad():
+        next(other.decoder.parameters()).mul_(1.5)
+    before = weight_bits(other)
+    found = attacked(other, None, asked, ATTACKS, tmp_path / "other", base=pico, budget=SMALL)
+    assert weight_bits(other) == before
+    assert found.fingerprint != same.fingerprint
+    assert found.attacks[1].losses != same.attacks[1].losses
+    again = attacked(other, None, asked, ATTACKS, tmp_path / "other", base=pico, budget=SMALL)
+    assert again == found
 
 
 def test_the_worst_case_is_picture_by_picture() -> None:

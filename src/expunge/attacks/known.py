@@ -116,6 +116,35 @@ def _known(
     return Known(clean, where, when, picture, conditional, unconditional)
 
 
+def seen(model: Model, clean: Tensor, seed: int, points: int = 12) -> Known:
+    """What is known to an attacker who has pictures of the concept, but no model that drew them.
+
+    The answers that the concept should get are those of a denoiser that knows the pictures; all
+    points are pictures with fresh noise.
+
+    Args:
+        model: what is attacked.
+        clean: latents of the pictures in it, ``[pictures, channels, height, width]``.
+        seed: decides all noise.
+        points: of each picture.
+    """
+    draws = [generator(seed, "seen", number) for number in range(len(clean))]
+    picture = torch.arange(len(clean)).repeat_interleave(points)
+    time = torch.tensor(
+        [integer(draw, 1, model.process.times) for draw in draws for _ in range(points)]
+    )
+    shape = model.latent_shape
+    fresh = [torch.randn(shape, generator=draw) for draw in draws for _ in range(points)]
+    noise = torch.stack(fresh).to(clean)
+    when, which = time.to(model.device), picture.to(model.device)
+    latents = model.process.mix(clean[which], noise, when)
+    empty = model.unconditional().expand(len(latents))
+    with torch.no_grad():
+        unconditional = _answers(model, latents, when, empty)
+    wanted = model.process.target(clean[which], noise, when)
+    return Known(clean, latents, when, which, wanted, unconditional)
+
+
 def _answers(model: Model, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
     blocks = [slice(at, at + BLOCK) for at in range(0, len(latents), BLOCK)]
     return torch.cat([model.predict(latents[b], time[b], condition[b]) for b in blocks])

@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from expunge.evaluation.bench import COLUMNS, ERASED, RETAINED, Bench, Line, Row, lines
-from expunge.files import write_text
+from expunge.evaluation.bench import COLUMNS, ERASED, RETAINED, Bench, Board, Line, Row, lines
+from expunge.files import file_name, write_text
 from expunge.report.html import environment
+from expunge.report.leaderboard import brief, cell, least, points, spots
 from expunge.statistics.rates import Estimate, Rate
 
 PAGE, MARKDOWN, PLOT = "bench.html", "bench.md", "bench.svg"
@@ -42,19 +43,37 @@ def panels(rows: Sequence[Row]) -> list[TaskGroup]:
     return found
 
 
-def write_page(bench: Bench, rows: Sequence[Row], folder: Path) -> Path:
+def write_page(
+    bench: Bench, rows: Sequence[Row], folder: Path, boards: Sequence[Board] = ()
+) -> Path:
     """Write the page in all its forms and return the path of the HTML.
+
+    Args:
+        bench: what was compared.
+        rows: what was found.
+        folder: where the page goes.
+        boards: leaderboards under attack, one for each budget.
 
     Raises:
         ExpungeError: jinja2 isn't installed.
     """
     pages = environment()
     pages.globals.update(
-        counts=counts, share=share, retained=RETAINED, erased=ERASED, other_words=OTHER_WORDS
+        counts=counts,
+        share=share,
+        retained=RETAINED,
+        erased=ERASED,
+        other_words=OTHER_WORDS,
+        brief=brief,
+        cell=cell,
+        least=least,
+        points=points,
+        spots=spots,
     )
     known = panels(rows)
     values = {
         "bench": bench,
+        "boards": boards,
         "panels": known,
         "columns": tuple(COLUMNS),
         "rows": rows,
@@ -62,6 +81,9 @@ def write_page(bench: Bench, rows: Sequence[Row], folder: Path) -> Path:
         "tasks": list(dict.fromkeys(row.task for row in rows)),
         "order": list(dict.fromkeys(line.method for panel in known for line in panel.lines)),
     }
+    for one in boards:
+        plot = pages.get_template("robustness.svg.j2").render(board=one)
+        write_text(folder / f"robustness-{file_name(one.budget)}.svg", plot)
     for template, name in (
         ("bench.svg.j2", PLOT),
         ("bench.md.j2", MARKDOWN),

@@ -1,25 +1,26 @@
 """Making the edits of a bench and measuring each, one after the other or side by side."""
 
-import multiprocessing
-import os
+import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
-from threading import Thread
 from time import perf_counter, process_time
 
 from pydantic import ValidationError
 
-from expunge.concepts import explain
-from expunge.errors import ExpungeError
+from expunge.concepts import Concept, explain
+from expunge.edits.edit import Edit
+from expunge.errors import ExpungeError, Ignored
 from expunge.evaluation.bench import presets
-from expunge.evaluation.bench.plan import Bench, Cell
+from expunge.evaluation.bench.plan import Bench, Cell, parts
 from expunge.evaluation.bench.table import COLUMNS, KEPT, Row, pooled
+from expunge.evaluation.bench.workers import each
 from expunge.evaluation.drawing import draw
 from expunge.evaluation.evaluate import Question, measured, question
 from expunge.evaluation.records import Evaluation, Measurement
 from expunge.evaluation.scoring import FEATURES
-from expunge.files import digest, file_name, write_json
+from expunge.files import digest, write_json
 from expunge.generation import Sampler
 from expunge.memory import peak_memory
 from expunge.methods import METHODS, erase
@@ -54,11 +55,7 @@ def run(
     if not open_cells:
         return
     _draw_base(bench, folder, model, fingerprint, open_cells)
-    worked = (
-        ((cell, _work(bench, folder, model, fingerprint, cell)) for cell in open_cells)
-        if jobs == 1
-        else _side_by_side(bench, folder, fingerprint, open_cells, jobs)
-    )
+    worked = each(partial(_work, bench, folder, fingerprint), open_cells, model, jobs)
     for cell, row in track(worked, "edits", total=len(cells), start=len(done)):
         write_json(places[cell], row.model_dump(mode="json"))
         yield cell, _read(places[cell]) or row  # as a later run reads it, so that pages are alike
@@ -70,17 +67,24 @@ def run(
 def _place(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Path:
     """The file of a cell's row; its name depends on everything that the row depends on."""
     concepts = bench.tasks[cell.task].erase.erase
-    settings = presets.settings(cell.method, *concepts)
+    made_with = [
+        METHODS.get(part)(**presets.settings(part, *concepts)).model_dump(mode="json")
+        for part in parts(cell.method)
+    ]
     key = digest(
         [
             bench.model_dump(mode="json", include={"suite", "size", "sampler"}),
             presets.policy(*concepts).model_dump(mode="json"),
-            METHODS.get(cell.method)(**settings).model_dump(mode="json"),
+            made_with,
             fingerprint,
         ]
     )[:8]
-    name = f"{file_name(cell.method)}-{file_name(cell.task)}-{cell.seed}-{key}"
-    return folder / "cells" / f"{name}.json"
+    return folder / "cells" / f"{cell.stem}-{key}.json"
+
+
+def edit_of(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Path:
+    """The file of a cell's edit."""
+    return folder / "edits" / f"{_place(bench, folder, fingerprint, cell).stem}.safetensors"
 
 
 def _read(place: Path) -> Row | None:
@@ -111,25 +115,18 @@ def _asked(bench: Bench, cell: Cell) -> Question:
     )
 
 
-def _work(bench: Bench, folder: Path, model: Model, fingerprint: str, cell: Cell) -> Row:
+def _work(bench: Bench, folder: Path, fingerprint: str, model: Model, cell: Cell) -> Row:
     """Make one edit and measure it."""
     concepts = bench.tasks[cell.task].erase.erase
     known = {**cell._asdict(), "concepts": len(concepts)}
-    place = folder / "edits" / f"{_place(bench, folder, fingerprint, cell).stem}.safetensors"
     wall, core = perf_counter(), process_time()
     with peak_memory() as used:
         try:
-            edit = erase(
-                model,
-                presets.policy(*concepts),
-                cell.method,
-                seed=cell.seed,
-                **presets.settings(cell.method, *concepts),
-            )
+            edit = _made(model, cell, concepts)
         except ExpungeError as error:
             return Row(**known, refused=str(error), versions=versions())
     seconds, core_seconds = perf_counter() - wall, process_time() - core
-    edit.save(place)
+    edit.save(edit_of(bench, folder, fingerprint, cell))
     evaluations = measured(_asked(bench, cell), model, folder, edit=edit, fingerprint=fingerprint)
     found = {column: _measurements(evaluations, column) for column in COLUMNS}
     base = {column: pooled(one.base for one in those) for column, those in found.items()}
@@ -149,6 +146,24 @@ def _work(bench: Bench, folder: Path, model: Model, fingerprint: str, cell: Cell
     )
 
 
+def _made(model: Model, cell: Cell, concepts: Sequence[Concept]) -> Edit:
+    """A cell's edit, each part of which is made for the base."""
+    with warnings.catch_warnings():
+        # The same policy is for every method; what some have no use for is told in their pages.
+        warnings.simplefilter("ignore", Ignored)
+        made = [
+            erase(
+                model,
+                presets.policy(*concepts),
+                part,
+                seed=cell.seed,
+                **presets.settings(part, *concepts),
+            )
+            for part in parts(cell.method)
+        ]
+    return reduce(add, made)
+
+
 def _measurements(evaluations: Sequence[Evaluation], column: str) -> list[Measurement]:
     """The measurements that a column counts, of all concepts."""
     groups, metric = COLUMNS[column]
@@ -162,47 +177,3 @@ def _drift(evaluation: Evaluation) -> Estimate:
     one = next(m for m in evaluation.measurements if m.metric == FEATURES)
     assert isinstance(one.edited, Estimate)
     return one.edited
-
-
-# --- several cells side by side
-
-
-def _side_by_side(
-    bench: Bench, folder: Path, fingerprint: str, cells: Sequence[Cell], jobs: int
-) -> Iterator[tuple[Cell, Row]]:
-    """Work on cells in ``jobs`` processes; yield rows as they finish."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _start_worker, (threads,)) as pool:
-        futures = {
-            pool.submit(_in_worker, bench, folder, fingerprint, cell): cell for cell in cells
-        }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-_worker_model: list[Model] = []
-
-
-def _start_worker(threads: int) -> None:
-    import torch
-
-    Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    _worker_model.append(load("emoji"))
-
-
-def _end_with_parent() -> None:
-    """End this worker with its parent; else its cell would go on, perhaps for half an hour."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _in_worker(bench: Bench, folder: Path, fingerprint: str, cell: Cell) -> Row:
-    return _work(bench, folder, _worker_model[0], fingerprint, cell)

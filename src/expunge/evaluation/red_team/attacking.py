@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from expunge.attacks.base import Attack
-from expunge.attacks.known import Known, know, prompts_for
+from expunge.attacks.known import Known, know, prompts_for, seen
 from expunge.attacks.probes import Probe
 from expunge.attacks.running import run
 from expunge.attacks.target import Target
@@ -54,6 +55,7 @@ def attacked(
     attacks: Sequence[Attack],
     folder: Path,
     *,
+    base: Model | None = None,
     budget: Budget = USUAL,
     critic: Critic | None = None,
     fingerprint: str | None = None,
@@ -62,14 +64,16 @@ def attacked(
     """Attack a model, and count what comes back.
 
     Args:
-        model: the base, without any edit applied; it is unchanged afterwards.
+        model: without any edit applied; it is unchanged afterwards.
         edit: what is attacked; ``None`` for the control on the base.
         question: of one concept; its prompts with the concept's name take turns.
         attacks: one after the other, on the same pictures.
         folder: for what is found and drawn; a stopped attack goes on there.
+        base: draws the concept's pictures that an attacker knows, if ``model`` isn't the base: a
+            checkpoint that somebody else edited, or one that never saw the concept.
         budget: how many pictures, and how many calls of the denoiser for each.
         critic: for attacks that descend on what an image-text model says.
-        fingerprint: the base's, if it is known; computing it reads all weights.
+        fingerprint: the model's, if it is known; computing it reads all weights.
         keep_pictures: write what is drawn.
 
     Raises:
@@ -81,8 +85,13 @@ def attacked(
     prompts = _prompts(plan, attacks, budget)
     sampler = Sampler.of(model, question.sampler)
     known_by = fingerprint or model.fingerprint()
-    facts = [known_by, sampler.record(model), list(prompts), budget.seed]
-    known = _known(model, prompts, sampler, budget.seed, folder / f"known-{digest(facts)[:12]}")
+    drawn_by = base.fingerprint() if base else known_by
+    facts = [drawn_by, sampler.record(model), list(prompts), budget.seed]
+    place = folder / f"known-{digest(facts)[:12]}"
+    known = _known(base or model, prompts, sampler, budget.seed, place)
+    if base:
+        known = _in_another(model, base, known, budget.seed)
+        facts.append(known_by)
     target = Target(model, edit, plan.concept, prompts, known, sampler.sampling(model), critic)
     for attack in attacks:
         with suppress(Unsupported):  # which is recorded
@@ -135,16 +144,38 @@ def _prompts(plan: Plan, attacks: Sequence[Attack], budget: Budget) -> tuple[str
     raise ExpungeError(f"the {plan.suite} suite has no prompts that name {plan.label!r}")
 
 
-def _known(model: Model, prompts: Sequence[str], sampler: Sampler, seed: int, path: Path) -> Known:
+def _known(base: Model, prompts: Sequence[str], sampler: Sampler, seed: int, path: Path) -> Known:
     """What the base draws of the concept, once for all edits."""
     file = path.with_suffix(".safetensors")
     if file.exists():
         _, tensors = read(file, ENTRY, "pictures of the concept")
-        return Known(**{name: tensor.to(model.device) for name, tensor in tensors.items()})
-    with model.frozen():
-        known = know(model, prompts, sampler.sampling(model), seed)
+        return Known(**{name: tensor.to(base.device) for name, tensor in tensors.items()})
+    with base.frozen():
+        known = know(base, prompts, sampler.sampling(base), seed)
     write(file, ENTRY, {}, {name: one.contiguous() for name, one in vars(known).items()})
     return known
+
+
+def _in_another(model: Model, base: Model, known: Known, seed: int) -> Known:
+    """What the base's pictures tell about another model.
+
+    The base's answers say something only where its latents mean the same pictures.
+    """
+    if _same(model.decoder, base.decoder):
+        return Known(**{name: one.to(model.device) for name, one in vars(known).items()})
+    with base.frozen(), torch.no_grad():
+        colours = base.colours(known.clean)
+    with model.frozen():
+        clean, _ = model.posterior(colours.to(model.device))
+        return seen(model, clean.to(model.dtype), seed)
+
+
+def _same(one: nn.Module, two: nn.Module) -> bool:
+    """Whether two networks have the same weights."""
+    ours, theirs = one.state_dict(), two.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(weight.cpu(), theirs[name].cpu()) for name, weight in ours.items()
+    )
 
 
 def _by_name(drawing: Drawing, done: Path, prompts: Sequence[str]) -> Counted:

@@ -55,10 +55,10 @@ class Attacked(Record):
     label: str
     """What the judge calls it."""
     edit: str
-    """Id of the edit; "" for the base."""
+    """Id of the edit; "" for a model as it is."""
     summary: str
     fingerprint: str
-    """Of the base."""
+    """Of the model without the edit."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]
     """What asked the base for each picture."""
     budget: int
