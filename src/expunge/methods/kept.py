@@ -15,7 +15,7 @@ from expunge.errors import ExpungeError
 from expunge.method.base import Method
 from expunge.models import Model
 from expunge.prior import PriorSetting, everyday_prior, is_everyday, left_out, mean_moment
-from expunge.prompts.everyday import everyday, naming
+from expunge.prompts.everyday import everyday, unnamed
 from expunge.seeding import generator
 
 PROMPTS = 64
@@ -70,10 +70,10 @@ class KeepsEveryday(Method):
         if policy.kept or not self.everyday:
             return ()
         prompts = everyday()
-        named = naming(prompts, [words for concept in policy.erase for words in concept.phrases])
+        free = {*unnamed(prompts, policy.phrases)}
         order = torch.randperm(len(prompts), generator=generator(seed, "everyday")).tolist()
-        left = (at for at in order if at not in set(named))
-        return tuple(prompts[at] for at in islice(left, self.everyday))
+        left = (prompts[at] for at in order if prompts[at] in free)
+        return tuple(islice(left, self.everyday))
 
 
 class KeepsPrior(Method):
