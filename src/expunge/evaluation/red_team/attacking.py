@@ -11,15 +11,17 @@ from pydantic import ValidationError
 from expunge.attacks.base import Attack
 from expunge.attacks.known import Known, know, prompts_for
 from expunge.attacks.probes import Probe
-from expunge.attacks.running import run
+from expunge.attacks.running import Finding, run
+from expunge.attacks.tampering import Tampering
 from expunge.attacks.target import Target
 from expunge.detectors.critic import Critic
 from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError, Unsupported
 from expunge.evaluation.evaluate import Question
-from expunge.evaluation.red_team.drawing import Drawing
+from expunge.evaluation.red_team.drawing import Drawing, kept_prompts
 from expunge.evaluation.red_team.records import Attacked, AttackRecord, Counted, worst
+from expunge.evaluation.red_team.tampering import tampered
 from expunge.evaluation.suite import Plan, Record
 from expunge.files import digest, file_name, write_json
 from expunge.generation import Sampler
@@ -45,6 +47,17 @@ class Budget(NamedTuple):
 
 
 USUAL = Budget()
+
+
+class Prepared(NamedTuple):
+    """A model that is about to be attacked."""
+
+    target: Target
+    drawing: Drawing
+    place: Path
+    """Folder of all that is about this model, these prompts, this noise and this judge."""
+    fingerprint: str
+    """Of the base."""
 
 
 def attacked(
@@ -76,23 +89,14 @@ def attacked(
         ExpungeError: the model is edited, the concept is one that is never drawn, there is nothing
             to attack, or a judge fails.
     """
-    check_unedited(model, "its base is asked too")
-    [plan] = question.plans
-    prompts = _prompts(plan, attacks, budget)
-    sampler = Sampler.of(model, question.sampler)
-    known_by = fingerprint or model.fingerprint()
-    facts = [known_by, sampler.record(model), list(prompts), budget.seed]
-    known = _known(model, prompts, sampler, budget.seed, folder / f"known-{digest(facts)[:12]}")
-    target = Target(model, edit, plan.concept, prompts, known, sampler.sampling(model), critic)
-    for attack in attacks:
-        with suppress(Unsupported):  # which is recorded
-            attack.check(target)
-    own = [*facts, edit.id if edit else "", critic.identity.sha256 if critic else ""]
-    place = folder / f"{edit.id if edit else 'base'}-{digest(own)[:12]}"
-    drawing = Drawing(target, question, budget.seed, place if keep_pictures else None)
+    ready = prepared(
+        model, edit, question, attacks, folder, budget, critic, fingerprint, keep_pictures
+    )
+    target, drawing, place, known_by = ready
+    plan, prompts = drawing.plan, target.prompts
     with model.frozen(), torch.inference_mode(False), torch.enable_grad():
         by_name = _by_name(drawing, place / "by-name.json", prompts)
-        rows = tuple(_record(one, target, budget, place, drawing) for one in attacks)
+        rows = tuple(_record(one, ready, budget, by_name) for one in attacks)
     return Attacked(
         concept=plan.concept.target,
         kind=plan.concept.kind,
@@ -103,7 +107,7 @@ def attacked(
         prompts=prompts,
         budget=budget.calls,
         seed=budget.seed,
-        sampler=sampler.record(model),
+        sampler=Sampler.of(model, question.sampler).record(model),
         judge=question.judge.name,
         judge_sha256=question.judge.sha256,
         critic=critic.identity.name if critic else "",
@@ -112,6 +116,45 @@ def attacked(
         worst=worst(by_name, rows),
         versions=versions(),
     )
+
+
+def prepared(
+    model: Model,
+    edit: Edit | None,
+    question: Question,
+    attacks: Sequence[Attack],
+    folder: Path,
+    budget: Budget,
+    critic: Critic | None,
+    fingerprint: str | None,
+    keep_pictures: bool,
+) -> Prepared:
+    """What is known of a model before attacks; the arguments are those of ``attacked``."""
+    check_unedited(model, "its base is asked too")
+    [plan] = question.plans
+    prompts = _prompts(plan, attacks, budget)
+    sampler = Sampler.of(model, question.sampler)
+    known_by = fingerprint or model.fingerprint()
+    facts = [known_by, sampler.record(model), list(prompts), budget.seed]
+    known = _known(model, prompts, sampler, budget.seed, folder / f"known-{digest(facts)[:12]}")
+    target = Target(
+        model, edit, plan.concept, prompts, known, sampler.sampling(model), critic, _kept(plan)
+    )
+    for attack in attacks:
+        with suppress(Unsupported):  # which is recorded
+            attack.check(target)
+    told = [question.judge.sha256, critic.identity.sha256 if critic else ""]
+    own = [*facts, edit.id if edit else "", *told]
+    place = folder / f"{edit.id if edit else 'base'}-{digest(own)[:12]}"
+    drawing = Drawing(target, question, budget.seed, place if keep_pictures else None)
+    return Prepared(target, drawing, place, known_by)
+
+
+def _kept(plan: Plan) -> tuple[str, ...]:
+    """Prompts whose pictures attacks may learn from; the others are judged."""
+    aim = " ".join(plan.concept.phrases)
+    texts = [prompt.text for prompt in kept_prompts(plan)[1::2]]
+    return tuple(text for text in texts if not refused({"aim": aim, "prompt": text}))
 
 
 def _prompts(plan: Plan, attacks: Sequence[Attack], budget: Budget) -> tuple[str, ...]:
@@ -163,31 +206,50 @@ def _read(kind: type[R], done: Path) -> R:
         raise ExpungeError(f"{done}: damaged; delete it to count again") from None
 
 
-def _record(
-    attack: Attack, target: Target, budget: Budget, place: Path, drawing: Drawing
-) -> AttackRecord:
+def findings(attack: Attack, ready: Prepared, budget: Budget) -> list[Finding]:
+    """What an attack finds, or found in an earlier run.
+
+    Raises:
+        Unsupported: the model can't be attacked so.
+    """
+    name, key = _named(attack, ready, budget)
+    return list(run(attack, ready.target, budget.calls, budget.seed, ready.place / name, key))
+
+
+def _named(attack: Attack, ready: Prepared, budget: Budget) -> tuple[str, str]:
+    """What its files are called, and what tells it from others."""
+    facts: list[object] = [attack.name, attack.model_dump(mode="json"), ready.place.name]
+    if attack.spends:
+        facts.append(budget.calls)
+    if isinstance(attack, Tampering):
+        facts.append([prompt.text for prompt in kept_prompts(ready.drawing.plan)])
+    key = digest(facts)[:12]
+    return f"{file_name(attack.name)}-{key}", key
+
+
+def _record(attack: Attack, ready: Prepared, budget: Budget, by_name: Counted) -> AttackRecord:
     """One attack, or what an earlier run counted of it."""
-    settings = attack.model_dump(mode="json")
-    spent = [budget.calls] if attack.spends else []
-    key = digest([attack.name, settings, place.name, *spent])[:12]
-    name = f"{file_name(attack.name)}-{key}"
-    done = place / f"{name}.json"
+    settings, drawing = attack.model_dump(mode="json"), ready.drawing
+    name, _ = _named(attack, ready, budget)
+    done = ready.place / f"{name}.json"
     if done.exists():
         return _read(AttackRecord, done)
     if isinstance(attack, Probe):
-        return _counted(attack, settings, target, done, drawing)
+        return _counted(attack, settings, ready.target, done, drawing)
+    if isinstance(attack, Tampering):
+        return tampered(attack, settings, budget.calls, drawing, by_name, done)
     try:
-        findings = list(run(attack, target, budget.calls, budget.seed, place / name, key))
+        searched = findings(attack, ready, budget)
     except Unsupported as error:
         return AttackRecord(attack=attack.name, settings=settings, refused=str(error))
-    found = {at: one.found for one in findings for at in one.pictures}
-    begun = {at: one.control for one in findings for at in one.pictures}
+    found = {at: one.found for one in searched for at in one.pictures}
+    begun = {at: one.control for one in searched for at in one.pictures}
     record = AttackRecord(
         attack=attack.name,
         settings=settings,
         success=drawing(name, {at: drawing.asked(one) for at, one in found.items()}),
         control=drawing(f"{name}-control", {at: drawing.asked(one) for at, one in begun.items()}),
-        calls=sum(one.calls for one in findings),
+        calls=sum(one.calls for one in searched),
         ids=tuple(found[at].ids for at in range(len(found))),
         losses=tuple(found[at].loss for at in range(len(found))),
     )

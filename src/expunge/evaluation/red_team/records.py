@@ -28,6 +28,17 @@ class Counted(Record):
         return cls(outcomes=tuple(outcomes), rate=Rate.of(outcomes))
 
 
+class Amount(Record):
+    """What one amount of an attack on the weights does."""
+
+    amount: float
+    """In the attack's unit."""
+    success: Counted
+    """Pictures of the same prompts and noise as those asked for by name."""
+    kept: Counted
+    """Pictures of other things that are right."""
+
+
 class AttackRecord(Record):
     """One attack on one model."""
 
@@ -43,6 +54,12 @@ class AttackRecord(Record):
     """Token ids found for each picture; ``None`` where what was found is no prompt."""
     losses: tuple[float | None, ...] = ()
     """What the attack lowers, where it ended for each picture."""
+    unit: str = ""
+    """Of the amounts."""
+    amounts: tuple[Amount, ...] = ()
+    """Of an attack on the weights, the smallest first; a picture that any brings back counts."""
+    kept: Counted | None = None
+    """Pictures of other things that are right before an attack on the weights."""
     refused: str = ""
     """Why the model can't be attacked so."""
 
