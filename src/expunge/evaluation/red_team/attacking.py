@@ -92,19 +92,18 @@ def attacked(
     ready = prepared(
         model, edit, question, attacks, folder, budget, critic, fingerprint, keep_pictures
     )
-    target, drawing, place, known_by = ready
-    plan, prompts = drawing.plan, target.prompts
+    plan = ready.drawing.plan
     with model.frozen(), torch.inference_mode(False), torch.enable_grad():
-        by_name = _by_name(drawing, place / "by-name.json", prompts)
-        rows = tuple(_record(one, ready, budget, by_name) for one in attacks)
+        by_name = _by_name(ready)
+        rows = tuple(recorded(one, ready, budget) for one in attacks)
     return Attacked(
         concept=plan.concept.target,
         kind=plan.concept.kind,
         label=plan.label,
         edit=edit.id if edit else "",
         summary=edit.summary() if edit else f"{model.name}, as it is",
-        fingerprint=known_by,
-        prompts=prompts,
+        fingerprint=ready.fingerprint,
+        prompts=ready.target.prompts,
         budget=budget.calls,
         seed=budget.seed,
         sampler=Sampler.of(model, question.sampler).record(model),
@@ -190,16 +189,18 @@ def _known(model: Model, prompts: Sequence[str], sampler: Sampler, seed: int, pa
     return known
 
 
-def _by_name(drawing: Drawing, done: Path, prompts: Sequence[str]) -> Counted:
+def _by_name(ready: Prepared) -> Counted:
     """What asking by name gives, or what an earlier run counted."""
+    done = ready.place / "by-name.json"
     if done.exists():
-        return _read(Counted, done)
-    found = drawing("by-name", dict(enumerate(prompts)))
+        return read_record(Counted, done)
+    found = ready.drawing("by-name", dict(enumerate(ready.target.prompts)))
     write_json(done, found.model_dump(mode="json"))
     return found
 
 
-def _read(kind: type[R], done: Path) -> R:
+def read_record(kind: type[R], done: Path) -> R:
+    """What an earlier run counted."""
     try:
         return kind.model_validate_json(done.read_bytes())
     except ValidationError:
@@ -212,11 +213,11 @@ def findings(attack: Attack, ready: Prepared, budget: Budget) -> list[Finding]:
     Raises:
         Unsupported: the model can't be attacked so.
     """
-    name, key = _named(attack, ready, budget)
+    name, key = named(attack, ready, budget)
     return list(run(attack, ready.target, budget.calls, budget.seed, ready.place / name, key))
 
 
-def _named(attack: Attack, ready: Prepared, budget: Budget) -> tuple[str, str]:
+def named(attack: Attack, ready: Prepared, budget: Budget) -> tuple[str, str]:
     """What its files are called, and what tells it from others."""
     facts: list[object] = [attack.name, attack.model_dump(mode="json"), ready.place.name]
     if attack.spends:
@@ -227,17 +228,17 @@ def _named(attack: Attack, ready: Prepared, budget: Budget) -> tuple[str, str]:
     return f"{file_name(attack.name)}-{key}", key
 
 
-def _record(attack: Attack, ready: Prepared, budget: Budget, by_name: Counted) -> AttackRecord:
+def recorded(attack: Attack, ready: Prepared, budget: Budget) -> AttackRecord:
     """One attack, or what an earlier run counted of it."""
     settings, drawing = attack.model_dump(mode="json"), ready.drawing
-    name, _ = _named(attack, ready, budget)
+    name, _ = named(attack, ready, budget)
     done = ready.place / f"{name}.json"
     if done.exists():
-        return _read(AttackRecord, done)
+        return read_record(AttackRecord, done)
     if isinstance(attack, Probe):
         return _counted(attack, settings, ready.target, done, drawing)
     if isinstance(attack, Tampering):
-        return tampered(attack, settings, budget.calls, drawing, by_name, done)
+        return tampered(attack, settings, budget.calls, drawing, _by_name(ready), done)
     try:
         searched = findings(attack, ready, budget)
     except Unsupported as error:

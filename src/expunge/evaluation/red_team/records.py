@@ -99,11 +99,39 @@ def worst(by_name: Counted, attacks: Iterable[AttackRecord]) -> Counted:
     return Counted.of([any(column) for column in zip(*(r.outcomes for r in rows), strict=True)])
 
 
+class Crossing(Record):
+    """What one attack found on one model, tried on another."""
+
+    attack: str
+    found_on: str
+    """Name of the model that was attacked."""
+    tried_on: str
+    success: Counted | None = None
+    """Pictures of the other model that show the concept; ``None`` if it is refused."""
+    control: Counted | None = None
+    """Those drawn from where the search began."""
+    refused: str = ""
+    """Why it can't be found there, or tried here."""
+
+
+class Transfer(Record):
+    """What attacks find on each of some models, tried on all of them."""
+
+    concept: str
+    budget: int
+    """Calls of the denoiser for each picture and attack."""
+    seed: int
+    models: dict[str, str]
+    """The edit's id by the model's name; "" for the base."""
+    crossings: tuple[Crossing, ...]
+
+
 class RedTeam(Record):
     """What attacks found on some models; ``attacks.json`` is this."""
 
     format: Literal[1] = 1
     models: Annotated[tuple[Attacked, ...], Field(min_length=1)]
+    transfers: tuple[Transfer, ...] = ()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``attacks.json`` into ``folder`` and return its path."""
