@@ -122,7 +122,7 @@ def test_relearning_comes_closer_to_the_concepts_pictures(attacked: Target) -> N
     search = begun(attacked, lr=5e-3, batch_size=4, examples=1)
     losses = []
     with attacked.model.frozen():
-        for _ in range(25):
+        for _ in range(15):
             search.step()
             losses.append(search.found().loss)
     assert sum(losses[-5:]) < sum(losses[:5])

@@ -16,7 +16,7 @@ from expunge.generation import Sampler
 from toy_attack import CONCEPT
 from toy_suite import SUITE
 
-SMALL = Budget(pictures=3, calls=4)
+SMALL = Budget(pictures=2, calls=6)
 CHANGES = (
     configured("prune", shares=(0.1, 0.9)),
     configured("relearning", examples=1, batch_size=2),
@@ -42,7 +42,7 @@ def test_weights_are_attacked_in_amounts_beside_what_is_kept(
     run = partial(attacked, pico, question=asked, attacks=CHANGES, folder=tmp_path, budget=SMALL)
     found = run(edits["closed"])
     assert weight_bits(pico) == before
-    assert [[at.amount for at in one.amounts] for one in found.attacks] == [[0.1, 0.9], [4], [0.5]]
+    assert [[at.amount for at in one.amounts] for one in found.attacks] == [[0.1, 0.9], [6], [0.5]]
     assert [one.unit for one in found.attacks] == [
         "of the weights", "calls a picture", "of the base",
     ]  # fmt: skip
@@ -62,15 +62,14 @@ def test_weights_are_attacked_in_amounts_beside_what_is_kept(
     assert Attacked.model_validate_json(found.model_dump_json()) == found
     refused = run(edits["masked"]).attacks
     assert all("takes off first" in one.refused and one.success is None for one in refused)
-    base = run(None).attacks
-    assert base[0].success
-    assert "averaged with itself" in base[2].refused
+    [base] = run(None, attacks=CHANGES[2:]).attacks
+    assert "averaged with itself" in base.refused
 
 
 def test_what_is_found_on_one_model_is_tried_on_all(
     pico: Model, edits: Mapping[str, Edit | None], asked: Question, tmp_path: Path
 ) -> None:
-    attacks = (configured("closed-form"), configured("random-tokens"), *CHANGES)
+    attacks = (configured("closed-form"), configured("random-tokens", tokens=4), *CHANGES)
     run = partial(transferred, pico, edits, asked, attacks, tmp_path, budget=SMALL)
     found = run()
     assert found.models == {name: edit.id if edit else "" for name, edit in edits.items()}
@@ -85,7 +84,7 @@ def test_what_is_found_on_one_model_is_tried_on_all(
         if not one.refused:
             assert one.success
             assert one.control
-            assert one.success.rate.n == one.control.rate.n == 3
+            assert one.success.rate.n == one.control.rate.n == 2
     tokens = [one for one in found.crossings if one.attack == "random-tokens"]
     assert not any(one.refused for one in tokens)
     folders = sorted(path.parent.parent.name for path in tmp_path.glob("*/pictures/*-from-base-*"))
