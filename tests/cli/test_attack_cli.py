@@ -41,7 +41,7 @@ def test_what_was_found_is_tried_on_another_model(
     for words in ("tried on other models", "found on", "8 bits", "still right", "can't be tried"):
         assert words in said
     [found] = RedTeam.load(out).transfers
-    assert list(found.models) == ["base", str(place)]
+    assert found.models == ("base", str(place))
     assert len(found.crossings) == 4
 
 

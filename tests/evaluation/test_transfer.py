@@ -72,7 +72,8 @@ def test_what_is_found_on_one_model_is_tried_on_all(
     attacks = (configured("closed-form"), configured("random-tokens", tokens=4), *CHANGES)
     run = partial(transferred, pico, edits, asked, attacks, tmp_path, budget=SMALL)
     found = run()
-    assert found.models == {name: edit.id if edit else "" for name, edit in edits.items()}
+    assert found.models == ("base", "closed", "masked")
+    assert found.edits == tuple(edit.id if edit else "" for edit in edits.values())
     assert [one.attack for one in found.crossings] == ["closed-form"] * 9 + ["random-tokens"] * 9
     cells = {(one.attack, one.found_on, one.tried_on): one for one in found.crossings}
     alone = attacked(pico, edits["closed"], asked, attacks[:2], tmp_path, budget=SMALL)

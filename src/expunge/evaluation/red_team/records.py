@@ -121,8 +121,10 @@ class Transfer(Record):
     budget: int
     """Calls of the denoiser for each picture and attack."""
     seed: int
-    models: dict[str, str]
-    """The edit's id by the model's name; "" for the base."""
+    models: tuple[str, ...]
+    """Their names."""
+    edits: tuple[str, ...]
+    """The ids of their edits, in the same order; "" for the base."""
     crossings: tuple[Crossing, ...]
 
 

@@ -56,8 +56,8 @@ def transferred(
         ExpungeError: there are less than two different models, or no attack is left; and whatever
             ``attacked`` raises.
     """
-    ids = {name: edit.id if edit else "" for name, edit in edits.items()}
-    if len(set(ids.values())) < max(2, len(ids)):
+    ids = tuple(edit.id if edit else "" for edit in edits.values())
+    if len(set(ids)) < max(2, len(ids)):
         raise ExpungeError("give two or more different models, to try on one what another gave")
     searching = [one for one in attacks if not isinstance(one, Probe | Tampering)]
     if not searching:
@@ -76,7 +76,8 @@ def transferred(
         concept=question.plans[0].concept.target,
         budget=budget.calls,
         seed=budget.seed,
-        models=ids,
+        models=tuple(edits),
+        edits=ids,
         crossings=crossings,
     )
 
@@ -86,21 +87,20 @@ def _crossed(
 ) -> Crossing:
     """What was found on the model called ``here``, tried on ``there``; read if it was counted."""
     source, other = ready[here], ready[there]
-    named_so = {"attack": attack.name, "found_on": here, "tried_on": there}
+    crossing = partial(Crossing, attack=attack.name, found_on=here, tried_on=there)
     own = recorded(attack, source, budget)
     if here == there or own.refused:
-        kept = own.success, own.control, own.refused
-        return Crossing(**named_so, success=kept[0], control=kept[1], refused=kept[2])
+        return crossing(success=own.success, control=own.control, refused=own.refused)
     name, _ = named(attack, source, budget)
     done = other.place / f"{name}-from-{source.place.name}.json"
     if not done.exists():
         try:
             success, control = _tried(findings(attack, source, budget), other, done.stem)
         except Unsupported as error:
-            return Crossing(**named_so, refused=str(error))
-        drawn = Crossing(**named_so, success=success, control=control)
-        write_json(done, drawn.model_dump(mode="json"))
-    return read_record(Crossing, done).model_copy(update=named_so)
+            return crossing(refused=str(error))
+        write_json(done, crossing(success=success, control=control).model_dump(mode="json"))
+    drawn = read_record(Crossing, done)
+    return crossing(success=drawn.success, control=drawn.control)
 
 
 def _tried(found: Sequence[Finding], other: Prepared, name: str) -> tuple[Counted, Counted]:
