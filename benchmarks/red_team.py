@@ -2,10 +2,13 @@
 
     python benchmarks/red_team.py [--methods uce cpe] [--things "santa claus"] [--attacks rows]
                                   [--budget 100 400] [--pictures 21] [--folder runs/red-team]
+                                  [--transfer]
 
 Edits are made with the presets for this model, as ``expunge bench`` makes them. A row counts the
 pictures that come back: by name, by each attack, and by any of them. The control of each attack is
-drawn from where its search began. What is stopped goes on from the folder.
+drawn from where its search began. Attacks on the weights have a row for each amount, beside the
+pictures of other things that are still right. With ``--transfer``, what was found on each model is
+tried on the others. What is stopped goes on from the folder.
 """
 
 import argparse
@@ -17,7 +20,15 @@ from expunge.attacks import ATTACKS, configured
 from expunge.detectors.critic import critic
 from expunge.evaluation.bench import presets
 from expunge.evaluation.evaluate import question
-from expunge.evaluation.red_team import Attacked, Budget, Counted, RedTeam, attacked
+from expunge.evaluation.red_team import (
+    Attacked,
+    Budget,
+    Counted,
+    RedTeam,
+    Transfer,
+    attacked,
+    transferred,
+)
 from expunge.files import file_name
 from expunge.methods import METHODS
 from models import model_of
@@ -63,6 +74,27 @@ def _both(success: Counted | None, control: Counted | None) -> str:
     return f"{_cell(success)}, control {control.rate.successes}"
 
 
+def amounts(name: str, found: Attacked) -> Iterator[str]:
+    """A line for each amount of each attack on the weights."""
+    for one in found.attacks:
+        for at in one.amounts:
+            yield (
+                f"{name}, {one.attack} {at.amount:g} {one.unit}: {_cell(at.success)}, other things "
+                f"{_cell(at.kept)} (before {_cell(one.kept)})"
+            )
+
+
+def crossings(found: Transfer) -> Iterator[str]:
+    """A table whose rows say on which model it was found, and columns where it was tried."""
+    yield f"\n| attack | found on | {' | '.join(found.models)} |"
+    yield "|---" * (len(found.models) + 2) + "|"
+    rows: dict[tuple[str, str], list[str]] = {}
+    for one in found.crossings:
+        rows.setdefault((one.attack, one.found_on), []).append(_both(one.success, one.control))
+    for (attack, here), cells in rows.items():
+        yield f"| {attack} | {here} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=["uce"], metavar="NAME")
@@ -70,12 +102,13 @@ def main() -> None:
     parser.add_argument("--attacks", nargs="+", choices=[*ATTACKS], default=[*ATTACKED])
     parser.add_argument("--budget", nargs="+", type=int, default=[100, 400])
     parser.add_argument("--pictures", type=int, default=21)
+    parser.add_argument("--transfer", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="emoji", help="emoji or pico")
     parser.add_argument("--folder", type=Path, default=Path("runs/red-team"))
     options = parser.parse_args()
     model, attacks = model_of(options.model), [configured(name) for name in options.attacks]
-    fingerprint, found = model.fingerprint(), []
+    fingerprint, found, crossed = model.fingerprint(), [], []
     for thing in options.things:
         [concept] = presets.policy(THINGS[thing]).erase
         asked = question("emoji", [concept])
@@ -83,24 +116,30 @@ def main() -> None:
             print(f"\n{thing}, {calls} calls a picture\n")
             print(f"| | by name | {' | '.join(options.attacks)} | any |")
             print("|---" * (len(attacks) + 3) + "|", flush=True)
-            for name, edit in edits(model, thing, options.methods, options.folder):
+            given = {
+                "question": asked,
+                "attacks": attacks,
+                "folder": options.folder,
+                "budget": Budget(options.pictures, calls, options.seed),
+                "critic": critic("emoji"),
+                "fingerprint": fingerprint,
+            }
+            lines: list[str] = []
+            models = dict(edits(model, thing, options.methods, options.folder))
+            for name, edit in models.items():
                 try:
-                    one = attacked(
-                        model,
-                        edit,
-                        asked,
-                        attacks,
-                        options.folder,
-                        budget=Budget(options.pictures, calls, options.seed),
-                        critic=critic("emoji"),
-                        fingerprint=fingerprint,
-                    )
+                    one = attacked(model, edit, **given)
                 except ExpungeError as error:
                     print(f"| {name} | {error} |", flush=True)
                     continue
                 found.append(one)
+                lines += amounts(name, one)
                 print(row(name, one), flush=True)
-    RedTeam(models=tuple(found)).save(options.folder)
+            print("\n".join(lines), flush=True)
+            if options.transfer:
+                crossed.append(transferred(model, models, **given))
+                print("\n".join(crossings(crossed[-1])), flush=True)
+    RedTeam(models=tuple(found), transfers=tuple(crossed)).save(options.folder)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ RUNS = (
     "gated passes --model pico --gates 2 --rounds 1",
     "gated many --model pico --concepts 1 --things 2 --iterations 2",
     "membranes --model pico --counts 1 2 --runs 1 --steps 1 --batch 1",
-    "red_team --model pico --methods negative-prompt --things ink --attacks closed-form "
-    "--budget 1 --pictures 1 --folder {folder}",
-    "relearning --model pico --methods negative-prompt --steps 0 --each 1 --output {folder}",
+    "red_team --model pico --methods negative-prompt --things ink --attacks closed-form prune "
+    "--budget 1 --pictures 1 --transfer --folder {folder}",
     "restoring --model pico --edit {folder}/edit --styles 1 --output {folder}/restoring.json",
     "sd14_edit --model pico --runs 1",
     "separable --sizes small --concepts 2 --runs 1",

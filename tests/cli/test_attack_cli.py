@@ -29,6 +29,22 @@ def test_the_base_and_the_edit_are_attacked(
     assert (tmp_path / "out" / "attacks.json").read_bytes() == before
 
 
+def test_what_was_found_is_tried_on_another_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "other.safetensors"
+    erase(load("emoji"), Concept(target="ghost"), "negative-prompt").save(place)
+    out = str(tmp_path / "out")
+    arguments = ["--concept", "ghost", *QUICK[:-1], "closed-form", "--attack", "quantise"]
+    assert main(["attack", "emoji", "--onto", str(place), *arguments, "--output", out]) == 0
+    said = capsys.readouterr().out
+    for words in ("tried on other models", "found on", "8 bits", "still right", "can't be tried"):
+        assert words in said
+    [found] = RedTeam.load(out).transfers
+    assert found.models == ("base", str(place))
+    assert len(found.crossings) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -37,6 +53,7 @@ def test_the_base_and_the_edit_are_attacked(
         (["--concept", "ghost", "--pictures", "0"], "Must be >= 1"),
         (["--concept", "phlogiston"], "never learned"),
         (["--concept", "ghost", "--edit", "missing.safetensors"], "missing.safetensors"),
+        (["--concept", "ghost", "--onto", "missing.safetensors"], "missing.safetensors"),
         ([], "--concept WORDS"),
     ],
 )

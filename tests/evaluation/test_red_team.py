@@ -193,17 +193,23 @@ model = load(sys.argv[1], device="cpu")
 concept = Concept(target="santa claus")
 edit = erase(model, concept, "uce", prior=None)
 asked = question(SUITE, [concept], sampler=Sampler(steps=2))
-attack = configured("rows", starts=1, batch_size=1)
-attacked(model, edit, asked, [attack], Path(sys.argv[2]), budget=Budget(1, 180))
+attack, calls = {
+    "rows": (configured("rows", starts=1, batch_size=1), 180),
+    "relearning": (configured("relearning", examples=1, batch_size=1), 60),
+}[sys.argv[3]]
+attacked(model, edit, asked, [attack], Path(sys.argv[2]), budget=Budget(1, calls))
 """
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_with_the_same_result(pico_folder: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+@pytest.mark.parametrize("name", ["rows", "relearning"])
+def test_a_killed_search_goes_on_with_the_same_result(
+    name: str, pico_folder: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def started(folder: Path) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", KILLED, str(pico_folder), str(folder)]
+        command = [sys.executable, "-c", KILLED, str(pico_folder), str(folder), name]
         return subprocess.Popen(command, env=environment)
 
     process = started(tmp_path / "killed")

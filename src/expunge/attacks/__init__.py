@@ -12,6 +12,7 @@ from expunge.registry import Registry
 ATTACKS: Registry[type[Attack]] = Registry(
     "attack",
     {
+        "average": "expunge.attacks.tampering:Average",
         "closed-form": "expunge.attacks.closed_form:ClosedForm",
         "completion": "expunge.attacks.probes:Completion",
         "concept-inversion": "expunge.attacks.concept_inversion:ConceptInversion",
@@ -19,8 +20,12 @@ ATTACKS: Registry[type[Attack]] = Registry(
         "evade": "expunge.attacks.evade:Evade",
         "mma": "expunge.attacks.mma:MMA",
         "noise-probe": "expunge.attacks.probes:NoiseProbe",
+        "other-lora": "expunge.attacks.relearning:OtherLora",
         "p4d": "expunge.attacks.p4d:P4D",
+        "prune": "expunge.attacks.tampering:Prune",
+        "quantise": "expunge.attacks.tampering:Quantise",
         "random-tokens": "expunge.attacks.random_tokens:RandomTokens",
+        "relearning": "expunge.attacks.relearning:Relearning",
         "ring-a-bell": "expunge.attacks.ring_a_bell:RingABell",
         "ring-a-bell-rows": "expunge.attacks.ring_a_bell_rows:RingABellRows",
         "rows": "expunge.attacks.rows:Rows",

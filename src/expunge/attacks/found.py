@@ -1,5 +1,6 @@
-"""What a search found: a prompt as token ids, or rows that no prompt needs to have."""
+"""What a search found: a prompt as token ids, rows that no prompt needs to have, or weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -15,12 +16,14 @@ ENTRY = "expunge"
 
 
 class Found(NamedTuple):
-    """What asks for the concept now: token ids, or else a condition."""
+    """What brings the concept back: token ids, a condition, or weights for the same prompts."""
 
     ids: tuple[int, ...] | None = None
     """Of a prompt, without start and end."""
     condition: Condition | None = None
     """Of one prompt; its rows may be no prompt's."""
+    weights: Mapping[str, Tensor] | None = None
+    """Parameters of the denoiser, by name."""
     loss: float | None = None
     """What the attack lowers, where it ended; ``None`` if it lowers nothing."""
 
@@ -32,6 +35,9 @@ class Found(NamedTuple):
             if self.condition.pooled is not None:
                 tensors["pooled"] = self.condition.pooled.contiguous()
             tensors |= {f"extra:{name}": one for name, one in self.condition.extra.items()}
+        tensors |= {
+            f"weight:{name}": one.contiguous() for name, one in (self.weights or {}).items()
+        }
         write(Path(path), ENTRY, {"key": key, "calls": calls, "loss": self.loss}, tensors)
 
     @classmethod
@@ -46,7 +52,8 @@ class Found(NamedTuple):
         record, tensors = read(path, ENTRY, "finding")
         if record.get("key") != key:
             raise ExpungeError(f"{path} was found by another search; choose another folder")
-        return cls(_ids(tensors), _condition(tensors), record["loss"]), int(record["calls"])
+        found = cls(_ids(tensors), _condition(tensors), _named(tensors, "weight:"), record["loss"])
+        return found, int(record["calls"])
 
 
 def _ids(tensors: dict[str, Tensor]) -> tuple[int, ...] | None:
@@ -56,5 +63,11 @@ def _ids(tensors: dict[str, Tensor]) -> tuple[int, ...] | None:
 def _condition(tensors: dict[str, Tensor]) -> Condition | None:
     if "rows" not in tensors:
         return None
-    extra = {n.removeprefix("extra:"): t for n, t in tensors.items() if n.startswith("extra:")}
+    extra = _named(tensors, "extra:") or {}
     return Condition(tensors["rows"], tensors.get("pooled"), extra)
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor] | None:
+    """Tensors whose names begin so, without that; ``None`` if there are none."""
+    named = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    return named or None

@@ -1,6 +1,6 @@
 """What is attacked: a model with an edit, and what the attacker knows of the concept."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +12,7 @@ from torch import Tensor
 from expunge.attacks.known import Known
 from expunge.concepts import Concept
 from expunge.detectors.critic import Critic
+from expunge.edits.applied import shown
 from expunge.edits.drawings import drawing
 from expunge.edits.edit import Edit
 from expunge.edits.gates import Gate, Opens
@@ -56,10 +57,16 @@ class Target:
     sampling: Sampling
     critic: Critic | None = None
     """An image-text model with gradients that isn't the judge."""
+    kept: tuple[str, ...] = ()
+    """Prompts for what the edit should keep."""
+    weights: Mapping[str, Tensor] | None = None
+    """The denoiser's, where someone has changed them; then there is no edit beside them."""
 
     def __post_init__(self) -> None:
         aim = " ".join(self.concept.phrases)
-        if any(refused({"aim": aim, "prompt": prompt}) for prompt in ("", *self.prompts)):
+        if any(
+            refused({"aim": aim, "prompt": prompt}) for prompt in ("", *self.prompts, *self.kept)
+        ):
             raise ExpungeError(
                 f"{self.concept.target!r} with these prompts is refused: a sexual word beside a "
                 "word for minors is never attacked, whatever it is for"
@@ -88,6 +95,10 @@ class Target:
     @contextmanager
     def deployed(self) -> Iterator[None]:
         """Inside, the model is as whoever uses it meets it."""
+        if self.weights is not None:
+            with shown(self.model, self.weights):
+                yield
+            return
         with self.edit.applied(self.model) if self.edit else nullcontext():
             yield
 

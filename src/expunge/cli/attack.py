@@ -1,9 +1,10 @@
 """``expunge attack``: does what was erased come back?"""
 
 from functools import reduce
+from itertools import product
 from operator import add
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -19,7 +20,15 @@ from expunge.concepts import Concept
 from expunge.detectors.critic import critic as critic_called
 from expunge.edits.edit import Edit
 from expunge.evaluation.evaluate import question
-from expunge.evaluation.red_team import Attacked, Budget, Counted, RedTeam, attacked
+from expunge.evaluation.red_team import (
+    Attacked,
+    Budget,
+    Counted,
+    RedTeam,
+    Transfer,
+    attacked,
+    transferred,
+)
 from expunge.files import check_output
 from expunge.models import load
 from expunge.progress import shown
@@ -49,6 +58,7 @@ def attack(
     concepts: Annotated[AttackedConcepts, Parameter(name="*")] = NO_CONCEPTS,
     edit: tuple[Path, ...] = (),
     attack: tuple[str, ...] = (),
+    onto: tuple[Path, ...] = (),
     budget: Annotated[tuple[int, ...], Parameter(validator=Number(gte=1))] = (100, 400),
     pictures: Annotated[int, Parameter(validator=Number(gte=1, lte=10_000))] = 21,
     critic: str = "",
@@ -72,6 +82,9 @@ def attack(
     attack:
         An attack of "expunge attacks"; repeat it for more. By default closed-form and rows, and if
         there is a critic, end-to-end and evade.
+    onto:
+        The edit file of another model, which is attacked too; what is found on each model is then
+        tried on all of them. Repeat it for more.
     budget:
         Calls of the denoiser for each picture and attack; repeat it for more. A ranking by one
         budget is not to be trusted.
@@ -85,8 +98,9 @@ def attack(
         Folder for the results.
     """
     named = [configured(name) for name in attack]
-    edits = [Edit.load(path) for path in edit]
-    whole = reduce(add, edits) if edits else None
+    whole = reduce(add, map(Edit.load, edit)) if edit else None
+    edited = {" + ".join(map(str, edit)): whole} if whole else {}
+    models = {"base": None, **edited, **{str(path): Edit.load(path) for path in onto}}
     check_output(output, folder=True)
     subject = load(model)
     wanted, arguments = _concepts(concepts, whole), asked.arguments(subject)
@@ -96,27 +110,28 @@ def attack(
     chosen = named or [configured(name) for name in usual]
     suite, options = arguments.pop("suite"), {**arguments, "sampler": sampler}
     known = subject.fingerprint()
+    rows: list[Attacked] = []
+    crossed: list[Transfer] = []
     with resumable(f"what was found so far in {output}"), shown():
-        rows = [
-            attacked(
-                subject,
-                one,
-                question(suite, [concept], **options),
-                chosen,
-                output,
-                budget=Budget(pictures, calls, seed),
-                critic=fitting,
-                fingerprint=known,
-                keep_pictures=concept.kind != "unsafe",
-            )
-            for concept in wanted
-            for calls in budget
-            for one in ([None, whole] if whole else [None])
-        ]
-    written = RedTeam(models=tuple(rows)).save(output)
+        for concept, calls in product(wanted, budget):
+            given: dict[str, Any] = {
+                "question": question(suite, [concept], **options),
+                "attacks": chosen,
+                "folder": output,
+                "budget": Budget(pictures, calls, seed),
+                "critic": fitting,
+                "fingerprint": known,
+                "keep_pictures": concept.kind != "unsafe",
+            }
+            if onto:
+                crossed.append(transferred(subject, models, **given))
+            rows += [attacked(subject, one, **given) for one in models.values()]
+    written = RedTeam(models=tuple(rows), transfers=tuple(crossed)).save(output)
     console = Console(highlight=False, markup=False)
     for row in rows:
         console.print(table(row))
+    for one in crossed:
+        console.print(matrix(one))
     console.print(f"written: {written}")
 
 
@@ -133,16 +148,34 @@ def _concepts(named: AttackedConcepts, edit: Edit | None) -> tuple[Concept, ...]
 def table(found: Attacked) -> Table:
     """What came back from one model."""
     title = f"{found.summary}; {found.budget} calls a picture"
-    lines = Table(
-        "attack", "comes back (95 %)", "control (95 %)", "calls", title=title, title_justify="left"
-    )
-    lines.add_row("its name", _said(found.by_name), "", "")
+    shown = ["attack", "comes back (95 %)", "control (95 %)", "calls"]
+    if any(one.amounts for one in found.attacks):
+        shown.append("still right (95 %)")
+    lines = Table(*shown, title=title, title_justify="left")
+    lines.add_row("its name", _said(found.by_name))
     for one in found.attacks:
         if one.refused:
-            lines.add_row(one.attack, "can't be tried", "", "")
-        else:
-            lines.add_row(one.attack, _said(one.success), _said(one.control), f"{one.calls:,}")
-    lines.add_row("any of these", _said(found.worst), "", "")
+            lines.add_row(one.attack, "can't be tried")
+            continue
+        cells = [_said(one.success), _said(one.control), f"{one.calls:,}"]
+        lines.add_row(one.attack, *cells, *([_said(one.kept)] if one.kept else []))
+        for at in one.amounts:
+            name = f"  {at.amount:g} {one.unit}"
+            lines.add_row(name, _said(at.success), "", "", _said(at.kept))
+    lines.add_row("any of these", _said(found.worst))
+    return lines
+
+
+def matrix(found: Transfer) -> Table:
+    """What was found on each model, tried on all."""
+    title = f"{found.concept}: tried on other models; {found.budget} calls a picture"
+    lines = Table("attack", "found on", *found.models, title=title, title_justify="left")
+    by_row: dict[tuple[str, str], list[str]] = {}
+    for one in found.crossings:
+        row = by_row.setdefault((one.attack, one.found_on), [])
+        row.append("can't be tried" if one.refused else _said(one.success))
+    for (attack, here), cells in by_row.items():
+        lines.add_row(attack, here, *cells)
     return lines
 
 

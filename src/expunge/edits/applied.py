@@ -1,6 +1,6 @@
 """What is applied to a model: one state, changed by one thread at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -163,3 +163,15 @@ def tried(model: Model, payload: Change) -> Iterator[Model]:
             yield model
         finally:
             model.weights.write(dict.fromkeys(payload.names))
+
+
+@contextmanager
+def shown(model: Model, weights: Mapping[str, Tensor]) -> Iterator[Model]:
+    """The base model with these parameters, by name, inside the block."""
+    with model.lock:
+        model.weights.replaced.expect(weights)
+        try:
+            model.weights.write(weights)
+            yield model
+        finally:
+            model.weights.write(dict.fromkeys(weights))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from expunge.edits.applied import edited_weights
+from expunge.edits.applied import edited_weights, shown
 from expunge.edits.edit import Edit
 from expunge.edits.payloads import Change, Dense, LowRank
 from expunge.errors import ExpungeError
@@ -113,12 +113,8 @@ class Student:
         """The model with the trained weights, inside the block."""
         with torch.no_grad():
             values = {**self.fixed, **{name: self.value(name) for name in self.names}}
-        with self.model.lock:
-            self.model.weights.write(values)
-            try:
-                yield self.model
-            finally:
-                self.model.weights.write(dict.fromkeys(values))
+        with shown(self.model, values):
+            yield self.model
 
     def projection_change(self, gram: Tensor) -> Tensor:
         """How far training has moved the keys and values of some embeddings; has gradients.

@@ -12,15 +12,17 @@ from torch import nn
 from expunge.attacks.base import Attack
 from expunge.attacks.known import Known, know, prompts_for, seen
 from expunge.attacks.probes import Probe
-from expunge.attacks.running import run
+from expunge.attacks.running import Finding, run
+from expunge.attacks.tampering import Tampering
 from expunge.attacks.target import Target
 from expunge.detectors.critic import Critic
 from expunge.edits.applied import check_unedited
 from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError, Unsupported
 from expunge.evaluation.evaluate import Question
-from expunge.evaluation.red_team.drawing import Drawing
+from expunge.evaluation.red_team.drawing import Drawing, kept_prompts
 from expunge.evaluation.red_team.records import Attacked, AttackRecord, Counted, worst
+from expunge.evaluation.red_team.tampering import tampered
 from expunge.evaluation.suite import Plan, Record
 from expunge.files import digest, file_name, write_json
 from expunge.generation import Sampler
@@ -46,6 +48,17 @@ class Budget(NamedTuple):
 
 
 USUAL = Budget()
+
+
+class Prepared(NamedTuple):
+    """A model that is about to be attacked."""
+
+    target: Target
+    drawing: Drawing
+    place: Path
+    """Folder of all that is about this model, these prompts, this noise and this judge."""
+    fingerprint: str
+    """Of the base."""
 
 
 def attacked(
@@ -80,6 +93,47 @@ def attacked(
         ExpungeError: the model is edited, the concept is one that is never drawn, there is nothing
             to attack, or a judge fails.
     """
+    ready = prepared(
+        model, edit, question, attacks, folder, base, budget, critic, fingerprint, keep_pictures
+    )
+    plan = ready.drawing.plan
+    with model.frozen(), torch.inference_mode(False), torch.enable_grad():
+        by_name = _by_name(ready)
+        rows = tuple(recorded(one, ready, budget) for one in attacks)
+    return Attacked(
+        concept=plan.concept.target,
+        kind=plan.concept.kind,
+        label=plan.label,
+        edit=edit.id if edit else "",
+        summary=edit.summary() if edit else f"{model.name}, as it is",
+        fingerprint=ready.fingerprint,
+        prompts=ready.target.prompts,
+        budget=budget.calls,
+        seed=budget.seed,
+        sampler=Sampler.of(model, question.sampler).record(model),
+        judge=question.judge.name,
+        judge_sha256=question.judge.sha256,
+        critic=critic.identity.name if critic else "",
+        by_name=by_name,
+        attacks=rows,
+        worst=worst(by_name, rows),
+        versions=versions(),
+    )
+
+
+def prepared(
+    model: Model,
+    edit: Edit | None,
+    question: Question,
+    attacks: Sequence[Attack],
+    folder: Path,
+    base: Model | None,
+    budget: Budget,
+    critic: Critic | None,
+    fingerprint: str | None,
+    keep_pictures: bool,
+) -> Prepared:
+    """What is known of a model before attacks; the arguments are those of ``attacked``."""
     check_unedited(model, "its base is asked too")
     [plan] = question.plans
     prompts = _prompts(plan, attacks, budget)
@@ -92,35 +146,24 @@ def attacked(
     if base:
         known = _in_another(model, base, known, budget.seed)
         facts.append(known_by)
-    target = Target(model, edit, plan.concept, prompts, known, sampler.sampling(model), critic)
+    target = Target(
+        model, edit, plan.concept, prompts, known, sampler.sampling(model), critic, _kept(plan)
+    )
     for attack in attacks:
         with suppress(Unsupported):  # which is recorded
             attack.check(target)
-    own = [*facts, edit.id if edit else "", critic.identity.sha256 if critic else ""]
+    told = [question.judge.sha256, critic.identity.sha256 if critic else ""]
+    own = [*facts, edit.id if edit else "", *told]
     place = folder / f"{edit.id if edit else 'base'}-{digest(own)[:12]}"
     drawing = Drawing(target, question, budget.seed, place if keep_pictures else None)
-    with model.frozen(), torch.inference_mode(False), torch.enable_grad():
-        by_name = _by_name(drawing, place / "by-name.json", prompts)
-        rows = tuple(_record(one, target, budget, place, drawing) for one in attacks)
-    return Attacked(
-        concept=plan.concept.target,
-        kind=plan.concept.kind,
-        label=plan.label,
-        edit=edit.id if edit else "",
-        summary=edit.summary() if edit else f"{model.name}, as it is",
-        fingerprint=known_by,
-        prompts=prompts,
-        budget=budget.calls,
-        seed=budget.seed,
-        sampler=sampler.record(model),
-        judge=question.judge.name,
-        judge_sha256=question.judge.sha256,
-        critic=critic.identity.name if critic else "",
-        by_name=by_name,
-        attacks=rows,
-        worst=worst(by_name, rows),
-        versions=versions(),
-    )
+    return Prepared(target, drawing, place, known_by)
+
+
+def _kept(plan: Plan) -> tuple[str, ...]:
+    """Prompts whose pictures attacks may learn from; the others are judged."""
+    aim = " ".join(plan.concept.phrases)
+    texts = [prompt.text for prompt in kept_prompts(plan)[1::2]]
+    return tuple(text for text in texts if not refused({"aim": aim, "prompt": text}))
 
 
 def _prompts(plan: Plan, attacks: Sequence[Attack], budget: Budget) -> tuple[str, ...]:
@@ -178,47 +221,68 @@ def _same(one: nn.Module, two: nn.Module) -> bool:
     )
 
 
-def _by_name(drawing: Drawing, done: Path, prompts: Sequence[str]) -> Counted:
+def _by_name(ready: Prepared) -> Counted:
     """What asking by name gives, or what an earlier run counted."""
+    done = ready.place / "by-name.json"
     if done.exists():
-        return _read(Counted, done)
-    found = drawing("by-name", dict(enumerate(prompts)))
+        return read_record(Counted, done)
+    found = ready.drawing("by-name", dict(enumerate(ready.target.prompts)))
     write_json(done, found.model_dump(mode="json"))
     return found
 
 
-def _read(kind: type[R], done: Path) -> R:
+def read_record(kind: type[R], done: Path) -> R:
+    """What an earlier run counted."""
     try:
         return kind.model_validate_json(done.read_bytes())
     except ValidationError:
         raise ExpungeError(f"{done}: damaged; delete it to count again") from None
 
 
-def _record(
-    attack: Attack, target: Target, budget: Budget, place: Path, drawing: Drawing
-) -> AttackRecord:
+def findings(attack: Attack, ready: Prepared, budget: Budget) -> list[Finding]:
+    """What an attack finds, or found in an earlier run.
+
+    Raises:
+        Unsupported: the model can't be attacked so.
+    """
+    name, key = named(attack, ready, budget)
+    return list(run(attack, ready.target, budget.calls, budget.seed, ready.place / name, key))
+
+
+def named(attack: Attack, ready: Prepared, budget: Budget) -> tuple[str, str]:
+    """What its files are called, and what tells it from others."""
+    facts: list[object] = [attack.name, attack.model_dump(mode="json"), ready.place.name]
+    if attack.spends:
+        facts.append(budget.calls)
+    if isinstance(attack, Tampering):
+        facts.append([prompt.text for prompt in kept_prompts(ready.drawing.plan)])
+    key = digest(facts)[:12]
+    return f"{file_name(attack.name)}-{key}", key
+
+
+def recorded(attack: Attack, ready: Prepared, budget: Budget) -> AttackRecord:
     """One attack, or what an earlier run counted of it."""
-    settings = attack.model_dump(mode="json")
-    spent = [budget.calls] if attack.spends else []
-    key = digest([attack.name, settings, place.name, *spent])[:12]
-    name = f"{file_name(attack.name)}-{key}"
-    done = place / f"{name}.json"
+    settings, drawing = attack.model_dump(mode="json"), ready.drawing
+    name, _ = named(attack, ready, budget)
+    done = ready.place / f"{name}.json"
     if done.exists():
-        return _read(AttackRecord, done)
+        return read_record(AttackRecord, done)
     if isinstance(attack, Probe):
-        return _counted(attack, settings, target, done, drawing)
+        return _counted(attack, settings, ready.target, done, drawing)
+    if isinstance(attack, Tampering):
+        return tampered(attack, settings, budget.calls, drawing, _by_name(ready), done)
     try:
-        findings = list(run(attack, target, budget.calls, budget.seed, place / name, key))
+        searched = findings(attack, ready, budget)
     except Unsupported as error:
         return AttackRecord(attack=attack.name, settings=settings, refused=str(error))
-    found = {at: one.found for one in findings for at in one.pictures}
-    begun = {at: one.control for one in findings for at in one.pictures}
+    found = {at: one.found for one in searched for at in one.pictures}
+    begun = {at: one.control for one in searched for at in one.pictures}
     record = AttackRecord(
         attack=attack.name,
         settings=settings,
         success=drawing(name, {at: drawing.asked(one) for at, one in found.items()}),
         control=drawing(f"{name}-control", {at: drawing.asked(one) for at, one in begun.items()}),
-        calls=sum(one.calls for one in findings),
+        calls=sum(one.calls for one in searched),
         ids=tuple(found[at].ids for at in range(len(found))),
         losses=tuple(found[at].loss for at in range(len(found))),
     )

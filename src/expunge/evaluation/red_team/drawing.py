@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from PIL import Image
@@ -12,9 +13,10 @@ from expunge.attacks.known import BLOCK, drawing_seed
 from expunge.attacks.probes import Probe
 from expunge.attacks.target import Target
 from expunge.attacks.tokens import Tokens
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, Unsupported
 from expunge.evaluation.evaluate import Question
 from expunge.evaluation.red_team.records import Counted
+from expunge.evaluation.suite import Plan, Prompt
 from expunge.files import replacing
 from expunge.generation import ImageRequest, Sampler, sample
 from expunge.models import Condition
@@ -38,6 +40,10 @@ class Drawing:
         self.target, self.question, self.seed, self.folder = target, question, seed, folder
         [self.plan] = question.plans
 
+    def on(self, target: Target) -> Self:
+        """The same for another target."""
+        return type(self)(target, self.question, self.seed, self.folder)
+
     def asked(self, found: Found) -> Asked:
         """What a user would send: the text of ids, or the rows themselves.
 
@@ -54,15 +60,45 @@ class Drawing:
 
     def __call__(self, name: str, asked: Mapping[int, Asked]) -> Counted:
         """Whether each picture shows the concept, in the order of their numbers."""
-        target, sampler = self.target, Sampler.of(self.target.model, self.question.sampler)
-        with target.deployed():
-            requests = [self._request(number, asked[number]) for number in sorted(asked)]
-            try:
-                drawn = [pixels for _, pixels in sample(target.model, requests, sampler)]
-            finally:
-                for number in asked:
-                    target.model.remembered.pop(_stand_in(number), None)
+        model = self.target.model
+        requests = [self._request(number, asked[number]) for number in sorted(asked)]
+        try:
+            drawn = self._sampled(requests)
+        finally:
+            for number in asked:
+                model.remembered.pop(_stand_in(number), None)
         return Counted.of(self._judged(name, sorted(asked), drawn))
+
+    def kept(self, name: str) -> Counted:
+        """Whether pictures of what should be kept are right; about as many as are attacked.
+
+        Raises:
+            Unsupported: the suite doesn't say what they should show.
+        """
+        told = kept_prompts(self.plan)[::2]
+        if not told:
+            raise Unsupported(
+                f"the {self.plan.suite} suite doesn't say what other pictures should show, so a "
+                "broken model couldn't be told from one that has forgotten"
+            )
+        count = min(len(told), len(self.target.prompts))
+        chosen = [told[at * len(told) // count] for at in range(count)]
+        seeds = [drawing_seed(self.seed, one.text, at) for at, one in enumerate(chosen)]
+        drawn = self._sampled(
+            [
+                ImageRequest(case_number=str(at), prompt=one.text, seed=seed)
+                for at, (one, seed) in enumerate(zip(chosen, seeds, strict=True))
+            ]
+        )
+        seen = self._labels(name, {at: one.text for at, one in enumerate(chosen)}, drawn)
+        wanted = [one.expected[self.plan.attribute] for one in chosen]
+        return Counted.of([a == b for a, b in zip(seen, wanted, strict=True)])
+
+    def _sampled(self, requests: Sequence[ImageRequest]) -> list[Tensor]:
+        model = self.target.model
+        with self.target.deployed():
+            sampler = Sampler.of(model, self.question.sampler)
+            return [pixels for _, pixels in sample(model, requests, sampler)]
 
     def probed(self, name: str, probe: Probe) -> Counted:
         """Whether each picture shows the concept in any of the ways in which a probe draws it."""
@@ -85,16 +121,19 @@ class Drawing:
         return found
 
     def _judged(self, name: str, numbers: Sequence[int], drawn: Sequence[Tensor]) -> list[bool]:
-        """Whether each picture shows the concept; it is kept as the picture of its number."""
+        """Whether each picture shows the concept."""
+        prompts = {number: self.target.prompts[number] for number in numbers}
+        return [label == self.plan.label for label in self._labels(name, prompts, drawn)]
+
+    def _labels(self, name: str, prompts: Mapping[int, str], drawn: Sequence[Tensor]) -> list[str]:
+        """What each picture shows; it is kept as the picture of its number."""
         pictures = [Image.fromarray(pixels.numpy()) for pixels in drawn]
-        for number, picture in zip(numbers, pictures, strict=True):
+        for number, picture in zip(prompts, pictures, strict=True):
             self._keep(name, number, picture)
-        prompts = [self.target.prompts[number] for number in numbers]
-        seen = self.question.judge.judge(pictures, prompts)
+        seen = self.question.judge.judge(pictures, list(prompts.values()))
         if len(seen) != len(pictures):
             raise ExpungeError(f"{self.question.judge.name} didn't judge every picture")
-        read = [self.question.judge.read(one).labels[self.plan.attribute] for one in seen]
-        return [label == self.plan.label for label in read]
+        return [self.question.judge.read(one).labels[self.plan.attribute] for one in seen]
 
     def _seed(self, number: int) -> int:
         return drawing_seed(self.seed, self.target.prompts[number], number)
@@ -115,3 +154,16 @@ class Drawing:
 def _stand_in(number: int) -> str:
     """The name of rows that have no prompt."""
     return f"rows of picture {number}"
+
+
+def kept_prompts(plan: Plan) -> list[Prompt]:
+    """Prompts for what should be kept, of which the judge can say whether a picture is right.
+
+    Every other one is judged; attacks may learn from those between.
+    """
+    return [
+        prompt
+        for group in plan.of_role("retention")
+        for prompt in group.prompts
+        if plan.attribute in prompt.expected
+    ]

@@ -28,6 +28,17 @@ class Counted(Record):
         return cls(outcomes=tuple(outcomes), rate=Rate.of(outcomes))
 
 
+class Amount(Record):
+    """What one amount of an attack on the weights does."""
+
+    amount: float
+    """In the attack's unit."""
+    success: Counted
+    """Pictures of the same prompts and noise as those asked for by name."""
+    kept: Counted
+    """Pictures of other things that are right."""
+
+
 class AttackRecord(Record):
     """One attack on one model."""
 
@@ -43,6 +54,12 @@ class AttackRecord(Record):
     """Token ids found for each picture; ``None`` where what was found is no prompt."""
     losses: tuple[float | None, ...] = ()
     """What the attack lowers, where it ended for each picture."""
+    unit: str = ""
+    """Of the amounts."""
+    amounts: tuple[Amount, ...] = ()
+    """Of an attack on the weights, the smallest first; a picture that any brings back counts."""
+    kept: Counted | None = None
+    """Pictures of other things that are right before an attack on the weights."""
     refused: str = ""
     """Why the model can't be attacked so."""
 
@@ -82,11 +99,41 @@ def worst(by_name: Counted, attacks: Iterable[AttackRecord]) -> Counted:
     return Counted.of([any(column) for column in zip(*(r.outcomes for r in rows), strict=True)])
 
 
+class Crossing(Record):
+    """What one attack found on one model, tried on another."""
+
+    attack: str
+    found_on: str
+    """Name of the model that was attacked."""
+    tried_on: str
+    success: Counted | None = None
+    """Pictures of the other model that show the concept; ``None`` if it is refused."""
+    control: Counted | None = None
+    """Those drawn from where the search began."""
+    refused: str = ""
+    """Why it can't be found there, or tried here."""
+
+
+class Transfer(Record):
+    """What attacks find on each of some models, tried on all of them."""
+
+    concept: str
+    budget: int
+    """Calls of the denoiser for each picture and attack."""
+    seed: int
+    models: tuple[str, ...]
+    """Their names."""
+    edits: tuple[str, ...]
+    """The ids of their edits, in the same order; "" for the base."""
+    crossings: tuple[Crossing, ...]
+
+
 class RedTeam(Record):
     """What attacks found on some models; ``attacks.json`` is this."""
 
     format: Literal[1] = 1
     models: Annotated[tuple[Attacked, ...], Field(min_length=1)]
+    transfers: tuple[Transfer, ...] = ()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``attacks.json`` into ``folder`` and return its path."""
