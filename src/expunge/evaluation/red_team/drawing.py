@@ -15,6 +15,7 @@ from expunge.attacks.tokens import Tokens
 from expunge.errors import ExpungeError
 from expunge.evaluation.evaluate import Question
 from expunge.evaluation.red_team.records import Counted
+from expunge.evaluation.suite import Prompt
 from expunge.files import replacing
 from expunge.generation import ImageRequest, Sampler, sample
 from expunge.models import Condition
@@ -93,8 +94,12 @@ class Drawing:
         seen = self.question.judge.judge(pictures, prompts)
         if len(seen) != len(pictures):
             raise ExpungeError(f"{self.question.judge.name} didn't judge every picture")
-        read = [self.question.judge.read(one).labels[self.plan.attribute] for one in seen]
-        return [label == self.plan.label for label in read]
+        wanted = {self.plan.attribute: self.plan.label}
+        read = [
+            self.question.judge.read(one, Prompt(text=prompt, expected=wanted))
+            for one, prompt in zip(seen, prompts, strict=True)
+        ]
+        return [one.labels[self.plan.attribute] == self.plan.label for one in read]
 
     def _seed(self, number: int) -> int:
         return drawing_seed(self.seed, self.target.prompts[number], number)
