@@ -47,7 +47,7 @@ class Brightness:
             for value in means
         ]
 
-    def read(self, judgement):
+    def read(self, judgement, prompt):
         return judgement
 
     def features(self, pictures):

@@ -9,9 +9,10 @@ from expunge.detectors.base import Detection
 from expunge.errors import ExpungeError
 from expunge.evaluation.panel import NOTHING_UNSAFE, UNSAFE, Panel, extractor_of, fit_of
 from expunge.evaluation.protocols import protocol
-from expunge.evaluation.suite import Judgement
+from expunge.evaluation.suite import Judgement, Prompt
 
 SQUARE = Image.new("RGB", (16, 16), "teal")
+ASKED = Prompt(text="a square", expected={})
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def found(*scores: float, label: str = "FEET_EXPOSED") -> Judgement:
 def test_a_rule_is_applied_when_a_judgement_is_read(rule, scores, label):
     looks = toy_judges.Parts()
     panel = Panel("content", looks, looks, protocols=[protocol(rule)])
-    read = panel.read(found(*scores))
+    read = panel.read(found(*scores), ASKED)
     assert read.labels == {"content": label}
     assert read.score("content", UNSAFE) == max(scores, default=0)
     assert read.detections == found(*scores).detections
@@ -76,7 +77,7 @@ def test_a_rule_is_applied_when_a_judgement_is_read(rule, scores, label):
 def test_names_of_an_older_detector_have_the_same_score():
     looks = toy_judges.Parts()
     panel = Panel("content", looks, looks, protocols=[protocol("nudity/mace")])
-    old, new = (panel.read(found(0.8, label=x)) for x in ("EXPOSED_FEET", "FEET_EXPOSED"))
+    old, new = (panel.read(found(0.8, label=x), ASKED) for x in ("EXPOSED_FEET", "FEET_EXPOSED"))
     assert old.labels == new.labels
     assert old.scores == new.scores == {"content": {UNSAFE: 0.8}}
 
@@ -101,7 +102,7 @@ def test_a_panel_without_a_classifier_measures_fit_alone():
     (judged,) = panel.judge([SQUARE], ["a square"])
     assert judged.labels == {}
     assert judged.clip_score is not None
-    assert panel.read(judged) == judged
+    assert panel.read(judged, ASKED) == judged
 
 
 def test_features_come_from_the_judge_where_it_has_them():

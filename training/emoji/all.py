@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import HERE, parser, settings
+from common import HERE, PACKAGE, parser, settings
 from left_out import LeftOut
 
-PACKAGE = HERE.parent.parent / "src" / "expunge" / "models" / "emoji"
 
-
-def stages(processes: int, without: LeftOut, pipe: Path) -> list[list[str]]:
+def stages(processes: int, without: LeftOut, work: Path, pipe: Path) -> list[list[str]]:
     """The commands, without the options that all share.
 
     A model that leaves something out is read and judged with the tokenizer and the judges of the
@@ -20,17 +18,22 @@ def stages(processes: int, without: LeftOut, pipe: Path) -> list[list[str]]:
     """
     judges = str(PACKAGE / "judges")
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    side_by_side = torchrun if processes > 1 else []
+    single = str(work / "pipe")
     copied = ["captions.py", "--copy", str(PACKAGE / "pipe" / "tokenizer")]
     numbers = pipe / "results.json" if without else HERE / "results.json"
+    both = ["--pairs", "1000"]
     return [
         ["render.py"],
         *([copied] if without else [["captions.py"], ["judges.py", "--into", judges]]),
         ["autoencoder.py"],
         ["text_encoder.py"],
-        [*torchrun, "unet.py"] if processes > 1 else ["unet.py"],
+        [*side_by_side, "unet.py"],
         ["autoencoder.py", "--decoder-only"],
-        ["assemble.py", "--into", str(pipe)],
-        ["evaluate.py", "--pipe", str(pipe), "--judges", judges, "--json", str(numbers)],
+        ["assemble.py", "--into", single],
+        [*side_by_side, "pairs.py", "--pipe", single],
+        ["assemble.py", "--base", single, "--into", str(pipe)],
+        ["evaluate.py", "--pipe", str(pipe), "--judges", judges, "--json", str(numbers), *both],
     ]
 
 
@@ -44,9 +47,9 @@ def main() -> None:
         options.error(f"a model without {run.without} isn't the bundled one: give --into FOLDER")
     pipe = args.into.resolve() if args.into else PACKAGE / "pipe"
     shared = ["--work", str(run.work.resolve()), "--device", run.device, "--seed", str(run.seed)]
-    for stage in stages(args.processes, run.without, pipe):
-        threads = run.threads // args.processes if "unet.py" in stage else run.threads
-        command = [sys.executable, *stage, *shared, "--threads", str(max(1, threads))]
+    for stage in stages(args.processes, run.without, run.work.resolve(), pipe):
+        shares = args.processes if {"unet.py", "pairs.py"} & set(stage) else 1
+        command = [sys.executable, *stage, *shared, "--threads", str(max(1, run.threads // shares))]
         print("$", *command[1:], flush=True)
         subprocess.run(command, cwd=HERE, check=True)
 

@@ -20,10 +20,10 @@ from transformers import CLIPTextModel
 from unet import SCHEDULE, new_unet
 
 
-def averaged_unet(work: Path) -> UNet2DConditionModel:
-    """The UNet with its averaged weights, from the latest checkpoint."""
+def averaged_unet(work: Path, stage: str) -> UNet2DConditionModel:
+    """The UNet with its averaged weights, from the latest checkpoint of a stage."""
     model = new_unet()
-    state = torch.load(work / "unet" / "checkpoint.pt", map_location="cpu", weights_only=True)
+    state = torch.load(work / stage / "checkpoint.pt", map_location="cpu", weights_only=True)
     ema = Ema(model, 0)
     ema.load_state_dict(state["parts"]["ema"])
     ema.copy_to(model)
@@ -40,7 +40,7 @@ def assemble(work: Path) -> StableDiffusionPipeline:
             work / "text_encoder" / "model", dtype=torch.float32
         ),
         tokenizer=load_tokenizer(work),
-        unet=averaged_unet(work),
+        unet=averaged_unet(work, "unet"),
         scheduler=DDIMScheduler(**SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
@@ -48,10 +48,21 @@ def assemble(work: Path) -> StableDiffusionPipeline:
     )
 
 
-def recipe(run: Settings) -> dict[str, object]:
+def with_pairs(work: Path, base: Path) -> StableDiffusionPipeline:
+    """The model that ``pairs.py`` began with, with the UNet that it made."""
+    pipe = StableDiffusionPipeline.from_pretrained(
+        base, torch_dtype=torch.float32, safety_checker=None
+    )
+    pipe.register_modules(unet=averaged_unet(work, "pairs"))
+    return pipe
+
+
+def recipe(run: Settings, base: Path | None) -> dict[str, object]:
     """What is left out, and the steps that each part was trained for."""
-    steps = {}
-    for name in TRAINED:
+    steps: dict[str, int] = {}
+    if base and (base / RECORD).exists():
+        steps |= json.loads((base / RECORD).read_text(encoding="utf-8"))["steps"]
+    for name in ("pairs",) if base else TRAINED[:-1]:
         path = run.work / name / "checkpoint.pt"
         if path.exists():
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -70,15 +81,17 @@ def without_paths(folder: Path) -> None:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--into", type=Path, required=True)
+    options.add_argument("--base", type=Path, help="the model that pairs.py has taught pairs")
     args = options.parse_args()
     run = settings(args)
-    pipe = assemble(run.work).to(torch.float16)
+    pipe = with_pairs(run.work, args.base) if args.base else assemble(run.work)
+    pipe = pipe.to(torch.float16)
 
     def save(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         pipe.save_pretrained(path, safe_serialization=True)
         without_paths(path)
-        write_json(path / RECORD, recipe(run))
+        write_json(path / RECORD, recipe(run, args.base))
 
     args.into.parent.mkdir(parents=True, exist_ok=True)
     write(args.into, save)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from tokenizers import (
 )
 from transformers import CLIPTokenizer
 
-from expunge.models.emoji.vocabulary import Catalog, catalog
+from expunge.models.emoji.vocabulary import Catalog, EmojiObject, catalog, paired
 
 LENGTH = 32  # tokens per prompt; the longest caption has 27
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -36,20 +36,40 @@ class Captions:
         """One caption; background 0 is white and may go unmentioned."""
         entry = self.catalog.objects[thing]
         chance = torch.rand(4, generator=generator).tolist()
-        wording = entry.name
-        others = entry.wordings[1:]
-        if others and chance[0] < 0.28:
-            wording = others[int(chance[1] * len(others))]
-        pool = self.plain if background == 0 and chance[2] < 0.8 else self.with_background
+        wording = _worded(entry, entry.wordings[1:], chance[0], chance[1])
+        template = self._template(background, chance[2], chance[3], generator)
+        return self._filled(template, style, background, object=wording)
+
+    def draw_pair(
+        self, first: int, second: int, style: int, background: int, generator: torch.Generator
+    ) -> str:
+        """One caption for two things, by their names or synonyms; the first is on the left."""
+        chance = torch.rand(6, generator=generator).tolist()
+        names = [
+            _worded(entry, entry.synonyms, *dice)
+            for entry, dice in (
+                (self.catalog.objects[first], chance[2:4]),
+                (self.catalog.objects[second], chance[4:6]),
+            )
+        ]
+        template = paired(self._template(background, chance[0], chance[1], generator))
+        return self._filled(template, style, background, first=names[0], second=names[1])
+
+    def _template(
+        self, background: int, plainly: float, barely: float, generator: torch.Generator
+    ) -> str:
+        pool = self.plain if background == 0 and plainly < 0.8 else self.with_background
         # A style goes unmentioned in one caption of six, whatever the number of templates.
         styled = [t for t in pool if "{style}" in t]
         bare = [t for t in pool if "{style}" not in t]
-        pool = bare if chance[3] < 1 / 6 else styled
-        template = pool[int(torch.randint(len(pool), (), generator=generator))]
+        pool = bare if barely < 1 / 6 else styled
+        return pool[int(torch.randint(len(pool), (), generator=generator))]
+
+    def _filled(self, template: str, style: int, background: int, **names: str) -> str:
         return template.format(
-            object=wording,
             style=self.catalog.styles[style].name,
             background=self.catalog.backgrounds[background].name,
+            **names,
         )
 
     def corpus(self) -> Iterator[str]:
@@ -66,6 +86,11 @@ class Captions:
                             turn % len(self.catalog.backgrounds)
                         ].name,
                     )
+
+
+def _worded(entry: EmojiObject, others: Sequence[str], chance: float, which: float) -> str:
+    """Its name, or in 28 % one of the other words."""
+    return others[int(which * len(others))] if others and chance < 0.28 else entry.name
 
 
 def train_tokenizer(corpus: Iterator[str], folder: Path, size: int = 1600) -> None:

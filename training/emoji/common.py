@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from expunge.models.emoji.vocabulary import Catalog
 
 HERE = Path(__file__).parent
+PACKAGE = HERE.parent.parent / "src" / "expunge" / "models" / "emoji"
 SIZE = 64
 
 

@@ -7,17 +7,19 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser, prepare, settings, write, write_json
+from common import SIZE, parser, prepare, settings, write, write_json
 from diffusers import StableDiffusionPipeline
 from left_out import LeftOut
 from PIL import Image
 
 from expunge.detectors.emoji import Judges, load_judges
+from expunge.evaluation.suites.pairs import halves, text
 from expunge.models.emoji import catalog
 from expunge.models.emoji.vocabulary import Catalog
 
@@ -41,15 +43,22 @@ def load(folder: Path, device: str) -> StableDiffusionPipeline:
 
 
 def draw(
-    pipe: StableDiffusionPipeline, prompts: list[str], seeds: list[int], args: argparse.Namespace
+    pipe: StableDiffusionPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    args: argparse.Namespace,
+    width: int = SIZE,
 ) -> list[Image.Image]:
     """One image per prompt and seed; the noise depends on the seed alone."""
     noise = [
-        torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds
+        torch.randn(4, 16, width // 4, generator=torch.Generator().manual_seed(seed))
+        for seed in seeds
     ]
     images: list[Image.Image] = pipe(
         prompts,
         latents=torch.stack(noise).to(args.device),
+        height=SIZE,
+        width=width,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
     ).images
@@ -71,6 +80,53 @@ class Job:
     seed: int
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A prompt for two things, the numbers of both and of the style, and the seed of its noise."""
+
+    prompt: str
+    first: int
+    second: int
+    style: int
+    seed: int
+
+
+def random_pairs(names: Catalog, without: LeftOut, count: int) -> list[Pair]:
+    """Pairs of different things that were seen, in styles that were seen."""
+    generator = torch.Generator().manual_seed(0)
+    things, styles = without.kept_objects, without.kept_styles
+    found = []
+    for seed in range(count):
+        first, second = (
+            things[i] for i in torch.randperm(len(things), generator=generator)[:2].tolist()
+        )
+        style = styles[int(torch.randint(len(styles), (), generator=generator))]
+        one, other = (names.objects[number].name for number in (first, second))
+        prompt = text(one, other, names.styles[style].name)
+        found.append(Pair(prompt, first, second, style, seed))
+    return found
+
+
+def score_pairs(
+    pipe: StableDiffusionPipeline, judges: Judges, pairs: list[Pair], args: argparse.Namespace
+) -> tuple[dict[str, Any], list[Image.Image]]:
+    """How often each half shows what it should, both do, and they are the other way round."""
+    images = pictures(pipe, pairs, args, 2 * SIZE)
+    seen = judges.classify(halves(images))
+    left, right = seen.objects.chunk(2)
+    first = torch.tensor([pair.first for pair in pairs])
+    second = torch.tensor([pair.second for pair in pairs])
+    styled = seen.styles.view(2, -1) == torch.tensor([pair.style for pair in pairs])
+    hits = {
+        "left": left == first,
+        "right": right == second,
+        "both": (left == first) & (right == second),
+        "swapped": (left == second) & (right == first),
+        "styles": styled.all(0),
+    }
+    return {name: rate(int(hit.sum()), len(pairs)) for name, hit in hits.items()}, images
+
+
 def requests(
     names: Catalog, without: LeftOut, args: argparse.Namespace
 ) -> tuple[list[Job], list[Job]]:
@@ -90,12 +146,15 @@ def requests(
 
 
 def pictures(
-    pipe: StableDiffusionPipeline, jobs: list[Job], args: argparse.Namespace
+    pipe: StableDiffusionPipeline,
+    jobs: Sequence[Job | Pair],
+    args: argparse.Namespace,
+    width: int = SIZE,
 ) -> list[Image.Image]:
     images: list[Image.Image] = []
     for start in range(0, len(jobs), args.batch):
         part = jobs[start : start + args.batch]
-        images += draw(pipe, [job.prompt for job in part], [job.seed for job in part], args)
+        images += draw(pipe, [job.prompt for job in part], [job.seed for job in part], args, width)
     return images
 
 
@@ -158,10 +217,11 @@ def seen_instead(
 
 
 def grid(images: list[Image.Image], columns: int) -> Image.Image:
+    width, height = images[0].size
     rows = math.ceil(len(images) / columns)
-    sheet = Image.new("RGB", (columns * 64, rows * 64), "white")
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for index, image in enumerate(images):
-        sheet.paste(image, (index % columns * 64, index // columns * 64))
+        sheet.paste(image, (index % columns * width, index // columns * height))
     return sheet
 
 
@@ -177,6 +237,8 @@ def main() -> None:
     options.add_argument("--template", default="{object}, {style} style")
     options.add_argument("--json", type=Path)
     options.add_argument("--png", type=Path)
+    options.add_argument("--pairs", type=int, default=0, help="random pairs to draw as well")
+    options.add_argument("--pairs-png", type=Path)
     args = options.parse_args()
     run = settings(args)
     pipe, judges, names = load(args.pipe, run.device), load_judges(args.judges), catalog()
@@ -185,11 +247,16 @@ def main() -> None:
     result, images = score(pipe, judges, kept, args)
     if without:
         result["never_seen"] = seen_instead(pipe, judges, half, without, args)
+    if args.pairs:
+        pairs = random_pairs(names, without, args.pairs)
+        result["pairs"], paired = score_pairs(pipe, judges, pairs, args)
     print(json.dumps(result, indent=1))
     if args.json:
         write_json(args.json, result)
     if args.png:
         write(args.png, lambda path: grid(images, 26).save(path, "PNG"))
+    if args.pairs and args.pairs_png:
+        write(args.pairs_png, lambda path: grid(paired, 13).save(path, "PNG"))
 
 
 if __name__ == "__main__":

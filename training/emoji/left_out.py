@@ -15,7 +15,7 @@ from expunge.models.emoji.vocabulary import Catalog, EmojiObject, catalog
 from expunge.spelling import names
 
 RECORD = "recipe.json"
-TRAINED = ("autoencoder", "text_encoder", "unet", "decoder")
+TRAINED = ("autoencoder", "text_encoder", "unet", "decoder", "pairs")
 
 
 def _check(noun: str, asked: frozenset[str], known: list[str]) -> None:

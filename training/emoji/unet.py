@@ -7,8 +7,12 @@ threads, above all when something else uses them too.
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from captions import Captions, load_tokenizer, tokenize
@@ -32,7 +36,7 @@ from muon import optimizers
 from text_encoder import WIDTH
 from torch import Tensor, nn
 from torch import distributed as dist
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 # The schedule of Stable Diffusion 1 and the sampler that ships.
 SCHEDULE = {
@@ -62,12 +66,12 @@ def new_unet() -> UNet2DConditionModel:
     )
 
 
-def make_bank(run: Settings, drawings: Drawings, white: int, coloured: int) -> dict[str, Tensor]:
+def make_bank(
+    run: Settings, drawings: Drawings, autoencoder: Path, white: int, coloured: int
+) -> dict[str, Tensor]:
     """Latents [m, 4, 16, 16] of every drawing: ``white`` placements on white, ``coloured`` on each
     other background; labels [m, 3] say which object, style and background."""
-    vae = AutoencoderKL.from_pretrained(
-        run.work / "autoencoder" / "model", torch_dtype=torch.float32
-    )
+    vae = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32)
     vae = prepare(vae, run.device).eval()
     colours = drawings.colours()
     labels = torch.cartesian_prod(
@@ -90,10 +94,11 @@ def make_bank(run: Settings, drawings: Drawings, white: int, coloured: int) -> d
     return {"latents": torch.cat(latents), "labels": labels}
 
 
-def load_bank(run: Settings, drawings: Drawings) -> dict[str, Tensor]:
-    path = run.folder("unet") / "bank.pt"
+def load_bank(run: Settings, drawings: Drawings, name: str, autoencoder: Path) -> dict[str, Tensor]:
+    """The bank of the stage of this name, made if it isn't there."""
+    path = run.folder(name) / "bank.pt"
     if not path.exists():
-        made = make_bank(run, drawings, 8, 1)
+        made = make_bank(run, drawings, autoencoder, 8, 1)
         write(path, lambda beside: torch.save(made, beside))
     bank: dict[str, Tensor] = torch.load(path, weights_only=True)
     return bank
@@ -136,66 +141,83 @@ def average_gradients(model: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.add_argument("--steps", type=int, default=4000)
-    options.add_argument("--batch", type=int, default=64, help="of all processes together")
-    options.add_argument("--lr", type=float, default=1.5e-3)
-    options.add_argument("--white", type=float, default=0.65, help="share of white backgrounds")
-    args = options.parse_args()
-    run = settings(args)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    folder = run.folder("unet")
-    drawings = Drawings.load(run.work, run.without)
-    bank = load_bank(run, drawings)
-    if world > 1:
-        dist.init_process_group("nccl" if run.device == "cuda" else "gloo")
-    captions = Captions(drawings.catalog)
-    tokenizer = load_tokenizer(run.work)
-    text_encoder = CLIPTextModel.from_pretrained(
-        run.work / "text_encoder" / "model", dtype=torch.float32
-    )
-    text_encoder = text_encoder.to(run.device).eval().requires_grad_(False)
-    alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(run.device)
-    model = prepare(new_unet(), run.device).train()
-    # On a CPU the fused attention's backward pass takes a quarter of the whole step.
-    if run.device == "cpu":
-        model.set_attn_processor(AttnProcessor())
-    matrices, vectors = optimizers(model, args.lr)
-    ema = Ema(model, 0.998)
-    parts = {"model": model, "matrices": matrices, "vectors": vectors, "ema": ema}
-    checkpoint = Checkpoint(folder / "checkpoint.pt", parts, every=180)
-    step = checkpoint.load()
-    progress = Progress("unet", step, args.steps, every=60)
-    generator = torch.Generator()
-    average, first, count = 0.0, step, args.batch // world
-    while step < args.steps:
-        for optimizer in (matrices, vectors):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, args.steps, args.lr)
-        # Seeded by step and process: a run that was stopped draws what it would have drawn.
-        torch.manual_seed((run.seed * 1_000_003 + step) * 64 + rank)
-        generator.manual_seed(int(torch.randint(2**62, ())))
-        rows = draw_rows(bank["labels"], count, args.white)
-        texts = [
-            captions.draw(thing, style, ground, generator)
-            for thing, style, ground in bank["labels"][rows].tolist()
-        ]
-        dropped = torch.rand(count, generator=generator) < 0.1
-        texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
-        clean = bank["latents"][rows].float().to(run.device)
-        times = draw_times(count).to(run.device)
+Part = tuple[Tensor, list[str]]
+"""Latents [n, 4, h, w] and their captions."""
+
+
+def with_dropped(texts: list[str], generator: torch.Generator) -> list[str]:
+    """The captions, one of ten of them empty for classifier-free guidance."""
+    dropped = torch.rand(len(texts), generator=generator) < 0.1
+    return ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
+
+
+@dataclass
+class Denoising:
+    """The network that learns, and what tells it how much noise there is and what is shown."""
+
+    run: Settings
+    model: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+
+    def __post_init__(self) -> None:
+        device = self.run.device
+        self.alphas = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+        self.text_encoder = self.text_encoder.to(device).eval().requires_grad_(False)
+        self.model = prepare(self.model, device).train()
+        # On a CPU the fused attention's backward pass takes a quarter of the whole step.
+        if device == "cpu":
+            self.model.set_attn_processor(AttnProcessor())
+
+    def loss(self, parts: Sequence[Part]) -> Tensor:
+        """The mean over all pictures of all parts."""
+        errors = torch.cat([self._errors(latents, texts) for latents, texts in parts])
+        return errors.mean()
+
+    def _errors(self, latents: Tensor, texts: list[str]) -> Tensor:
+        """Weighted errors [n] of the noise that is predicted."""
+        clean = latents.float().to(self.run.device)
+        times = draw_times(len(clean)).to(self.run.device)
         noise = torch.randn_like(clean)
-        alpha = alphas[times][:, None, None, None]
+        alpha = self.alphas[times][:, None, None, None]
         noisy = (alpha.sqrt() * clean + (1 - alpha).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
         )
-        with autocast(run.device):
+        with autocast(self.run.device):
             with torch.no_grad():
-                states = text_encoder(tokenize(tokenizer, texts).to(run.device)).last_hidden_state
-            predicted = model(noisy, times, states).sample
+                ids = tokenize(self.tokenizer, texts).to(self.run.device)
+                states = self.text_encoder(ids).last_hidden_state
+            predicted = self.model(noisy, times, states).sample
         errors = (predicted.float() - noise).square().mean((1, 2, 3))
-        loss = (loss_weight(alphas[times]) * errors).mean()
+        return loss_weight(self.alphas[times]) * errors
+
+
+def train(
+    name: str,
+    task: Denoising,
+    draw: Callable[[int, torch.Generator], Sequence[Part]],
+    args: argparse.Namespace,
+) -> None:
+    """Train to ``args.steps`` from the stage's checkpoint; ``draw`` gives a process's pictures."""
+    run, model = task.run, task.model
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("nccl" if run.device == "cuda" else "gloo")
+    matrices, vectors = optimizers(model, args.lr)
+    ema = Ema(model, 0.998)
+    parts = {"model": model, "matrices": matrices, "vectors": vectors, "ema": ema}
+    checkpoint = Checkpoint(run.folder(name) / "checkpoint.pt", parts, every=180)
+    step = checkpoint.load()
+    progress = Progress(name, step, args.steps, every=60)
+    generator = torch.Generator()
+    average, first = 0.0, step
+    while step < args.steps:
+        for group in (*matrices.param_groups, *vectors.param_groups):
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        # Seeded by step and process: a run that was stopped draws what it would have drawn.
+        torch.manual_seed((run.seed * 1_000_003 + step) * 64 + rank)
+        generator.manual_seed(int(torch.randint(2**62, ())))
+        loss = task.loss(draw(args.batch // world, generator))
         model.zero_grad(set_to_none=True)
         loss.backward()
         if world > 1:
@@ -211,7 +233,38 @@ def main() -> None:
             checkpoint.save(step)
     if rank == 0:
         checkpoint.save(step, force=True)
-        print("unet: done")
+        print(f"{name}: done")
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=4000)
+    options.add_argument("--batch", type=int, default=64, help="of all processes together")
+    options.add_argument("--lr", type=float, default=1.5e-3)
+    options.add_argument("--white", type=float, default=0.65, help="share of white backgrounds")
+    args = options.parse_args()
+    run = settings(args)
+    drawings = Drawings.load(run.work, run.without)
+    bank = load_bank(run, drawings, "unet", run.work / "autoencoder" / "model")
+    captions = Captions(drawings.catalog)
+    text_encoder = CLIPTextModel.from_pretrained(
+        run.work / "text_encoder" / "model", dtype=torch.float32
+    )
+    task = Denoising(run, new_unet(), text_encoder, load_tokenizer(run.work))
+
+    def draw(count: int, generator: torch.Generator) -> list[Part]:
+        rows = draw_rows(bank["labels"], count, args.white)
+        return [single_pictures(bank, rows, captions, generator)]
+
+    train("unet", task, draw, args)
+
+
+def single_pictures(
+    bank: dict[str, Tensor], rows: Tensor, captions: Captions, generator: torch.Generator
+) -> Part:
+    """The pictures [n] of these rows of the bank with captions."""
+    texts = [captions.draw(*label, generator) for label in bank["labels"][rows].tolist()]
+    return bank["latents"][rows], with_dropped(texts, generator)
 
 
 if __name__ == "__main__":

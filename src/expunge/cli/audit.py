@@ -48,7 +48,7 @@ class SuiteOptions(OptionGroup):
 
     suite: str | None = None
     """The prompts and the judge: objects, artists, people, unsafe or coco. The bundled model has
-    its own, emoji."""
+    its own: emoji, and pairs for two things side by side."""
     size: str = "quick"
     """How many prompts and seeds: "brief", "quick" or "full"."""
     seed: PlanSeeds = ()

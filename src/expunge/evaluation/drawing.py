@@ -82,7 +82,7 @@ def check_size(judge: Judge, model: Model, suite: str) -> None:
     """Raise where a judge looks at pictures of another size than the model draws."""
     if judge.size and judge.size != model.image_size:
         raise ExpungeError(
-            f"the {suite} suite judges {judge.size[0]}×{judge.size[1]} pictures, and "
+            f"the {suite} suite is for models of {judge.size[0]}×{judge.size[1]} pictures, and "
             f"{model.name!r} draws {model.image_size[0]}×{model.image_size[1]}; choose "
             "another suite"
         )

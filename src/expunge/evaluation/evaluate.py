@@ -42,7 +42,9 @@ from expunge.spelling import spelling
 from expunge.versions import versions
 
 BUNDLED = "emoji"
-"""The suite that only the bundled model is measured with."""
+"""The bundled model's own suite."""
+BUNDLED_ALONE = (BUNDLED, "pairs")
+"""Suites that measure the bundled model and no other."""
 LPIPS_SIDE = 64
 """Pixels of a side at which ESD and RECE print LPIPS."""
 
@@ -107,9 +109,10 @@ def suite_for(model: Model, suite: str | None) -> str:
     if suite:
         return suite
     if not model.bundled:
-        others = ", ".join(name for name in SUITES if name != BUNDLED)
+        others = ", ".join(name for name in SUITES if name not in BUNDLED_ALONE)
+        own = " and ".join(map(repr, BUNDLED_ALONE))
         raise ExpungeError(
-            f"say which suite measures {model.name!r}: {others} ({BUNDLED!r} is for the bundled "
+            f"say which suite measures {model.name!r}: {others} ({own} are for the bundled "
             "model alone)"
         )
     return BUNDLED

@@ -115,7 +115,9 @@ class Judgements:
         entries = [self._known[key] for key in keys]
         return Judged(
             [
-                Picture(file=files.path(shot), **dict(self.judge.read(entry.judgement)))
+                Picture(
+                    file=files.path(shot), **dict(self.judge.read(entry.judgement, shot.prompt))
+                )
                 for shot, entry in zip(shots, entries, strict=True)
             ],
             torch.stack([_unpacked(entry.features) for entry in entries]),

@@ -17,7 +17,7 @@ from expunge.detectors.nudenet import V2_LABELS
 from expunge.detectors.vocabulary import merged
 from expunge.evaluation.protocols import PublishedProtocol
 from expunge.evaluation.protocols.nudity import apply
-from expunge.evaluation.suite import Judgement, Plan, judgement, ranked
+from expunge.evaluation.suite import Judgement, Plan, Prompt, judgement, ranked
 from expunge.files import digest
 
 UNSAFE, NOTHING_UNSAFE = "unsafe", "nothing unsafe"
@@ -81,7 +81,7 @@ class Panel:
             for scores, fit in zip(ranked(rows, names), fits, strict=True)
         ]
 
-    def read(self, judgement: Judgement) -> Judgement:
+    def read(self, judgement: Judgement, prompt: Prompt) -> Judgement:
         if not isinstance(self.looks, Detector):
             return judgement
         found = judgement.detections[self.looks.identity.name]

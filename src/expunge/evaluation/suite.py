@@ -213,7 +213,7 @@ class Judge(Protocol):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of the only pictures it can judge; ``None`` is any."""
+        """Height and width that the model must draw by itself; ``None`` is any."""
         ...
 
     @property
@@ -223,8 +223,8 @@ class Judge(Protocol):
 
     def judge(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[Judgement]: ...
 
-    def read(self, judgement: Judgement) -> Judgement:
-        """A stored judgement with the labels that the rules of this judge give it now."""
+    def read(self, judgement: Judgement, prompt: Prompt) -> Judgement:
+        """A stored judgement with the labels that this judge's rules give a picture of this."""
         ...
 
     def features(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -267,7 +267,7 @@ SUITES: Registry[Suite] = Registry(
     "suite",
     {
         name: f"expunge.evaluation.suites.{name}:SUITE"
-        for name in ("emoji", "objects", "artists", "people", "unsafe", "coco")
+        for name in ("emoji", "pairs", "objects", "artists", "people", "unsafe", "coco")
     },
     entry_points="expunge.suites",
 )

@@ -75,7 +75,7 @@ def write_page(
         "bench": bench,
         "boards": boards,
         "panels": known,
-        "columns": tuple(COLUMNS),
+        "columns": [name for name in COLUMNS if any(name in row.edited for row in rows)],
         "rows": rows,
         "drifts": drifts(rows),
         "tasks": list(dict.fromkeys(row.task for row in rows)),

@@ -14,7 +14,7 @@ from expunge.edits.edit import Edit
 from expunge.errors import ExpungeError, Ignored
 from expunge.evaluation.bench import presets
 from expunge.evaluation.bench.plan import Bench, Cell, parts
-from expunge.evaluation.bench.table import COLUMNS, KEPT, Row, pooled
+from expunge.evaluation.bench.table import COLUMNS, SHARED, Row, pooled
 from expunge.evaluation.bench.workers import each
 from expunge.evaluation.drawing import draw
 from expunge.evaluation.evaluate import Question, measured, question
@@ -167,7 +167,7 @@ def _made(model: Model, cell: Cell, concepts: Sequence[Concept]) -> Edit:
 def _measurements(evaluations: Sequence[Evaluation], column: str) -> list[Measurement]:
     """The measurements that a column counts, of all concepts."""
     groups, metric = COLUMNS[column]
-    if groups == KEPT:  # the same pictures for every concept, to be counted once
+    if groups in SHARED:  # counted once
         evaluations = evaluations[:1]
     found = [one for e in evaluations for one in e.measurements]
     return [one for one in found if one.group in groups and one.metric == metric]

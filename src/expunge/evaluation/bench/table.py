@@ -14,14 +14,18 @@ from expunge.evaluation.suite import Record
 from expunge.files import write_text
 from expunge.statistics.rates import Estimate, Rate
 
-KEPT = ("other objects", "other styles")
+KEPT, OTHER_PAIRS = ("other objects", "other styles"), ("other pairs",)
+SHARED = (KEPT, OTHER_PAIRS)
+"""Groups that show the same pictures for every concept of a task."""
 COLUMNS = {
-    "its name": (("explicit",), DRAWN),
+    "its name": (("explicit", "beside another"), DRAWN),
     "synonyms": (("synonyms",), DRAWN),
     "descriptions": (("implicit",), DRAWN),
     "neighbours": (("neighbours",), right_of("object")),
     "other objects": (KEPT, right_of("object")),
     "other styles": (KEPT, right_of("style")),
+    "beside it": (("beside another",), right_of("beside")),
+    "other pairs": (OTHER_PAIRS, right_of("object")),
 }
 """For each column, the suite's groups and the metric that it counts."""
 ERASED, RETAINED = tuple(COLUMNS)[:3], tuple(COLUMNS)[3:]

@@ -184,7 +184,7 @@ def _prompts(plan: Plan, attacks: Sequence[Attack], budget: Budget) -> tuple[str
     for group in plan.groups:
         if group.name == EXPLICIT:
             return prompts_for([prompt.text for prompt in group.prompts], budget.pictures)
-    raise ExpungeError(f"the {plan.suite} suite has no prompts that name {plan.label!r}")
+    raise ExpungeError(f"the {plan.suite} suite has no prompts that ask for {plan.label!r} alone")
 
 
 def _known(base: Model, prompts: Sequence[str], sampler: Sampler, seed: int, path: Path) -> Known:

@@ -90,7 +90,7 @@ class Drawing:
                 for at, (one, seed) in enumerate(zip(chosen, seeds, strict=True))
             ]
         )
-        seen = self._labels(name, {at: one.text for at, one in enumerate(chosen)}, drawn)
+        seen = self._labels(name, dict(enumerate(chosen)), drawn)
         wanted = [one.expected[self.plan.attribute] for one in chosen]
         return Counted.of([a == b for a, b in zip(seen, wanted, strict=True)])
 
@@ -122,18 +122,23 @@ class Drawing:
 
     def _judged(self, name: str, numbers: Sequence[int], drawn: Sequence[Tensor]) -> list[bool]:
         """Whether each picture shows the concept."""
-        prompts = {number: self.target.prompts[number] for number in numbers}
+        wanted = {self.plan.attribute: self.plan.label}
+        texts = {number: self.target.prompts[number] for number in numbers}
+        prompts = {at: Prompt(text=text, expected=wanted) for at, text in texts.items()}
         return [label == self.plan.label for label in self._labels(name, prompts, drawn)]
 
-    def _labels(self, name: str, prompts: Mapping[int, str], drawn: Sequence[Tensor]) -> list[str]:
+    def _labels(
+        self, name: str, prompts: Mapping[int, Prompt], drawn: Sequence[Tensor]
+    ) -> list[str]:
         """What each picture shows; it is kept as the picture of its number."""
         pictures = [Image.fromarray(pixels.numpy()) for pixels in drawn]
         for number, picture in zip(prompts, pictures, strict=True):
             self._keep(name, number, picture)
-        seen = self.question.judge.judge(pictures, list(prompts.values()))
+        seen = self.question.judge.judge(pictures, [one.text for one in prompts.values()])
         if len(seen) != len(pictures):
             raise ExpungeError(f"{self.question.judge.name} didn't judge every picture")
-        return [self.question.judge.read(one).labels[self.plan.attribute] for one in seen]
+        read = map(self.question.judge.read, seen, prompts.values())
+        return [one.labels[self.plan.attribute] for one in read]
 
     def _seed(self, number: int) -> int:
         return drawing_seed(self.seed, self.target.prompts[number], number)

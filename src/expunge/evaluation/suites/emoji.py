@@ -86,7 +86,7 @@ def plan(
     if size not in SIZES:
         raise ExpungeError(f"unknown size {size!r}; choose {', '.join(SIZES)}")
     attribute, label = find(concept)
-    gone = {label for other in (concept, *erased) for label in _labels(other)}
+    gone = {label for other in (concept, *erased) for label in labels_of(other)}
     groups = _object_groups if attribute == "object" else _style_groups
     given = [words for words in map(spelling, concept.phrases) if words != label]
     return Plan(
@@ -127,7 +127,7 @@ def _known(concept: Concept) -> dict[str, tuple[str, str]]:
     return styles if concept.kind == "style" else styles | objects
 
 
-def _labels(concept: Concept) -> set[str]:
+def labels_of(concept: Concept) -> set[str]:
     """What the catalogue calls a concept, and whatever else its synonyms name."""
     known = _known(concept)
     others = {known[words][1] for words in map(spelling, concept.synonyms) if words in known}
@@ -145,10 +145,10 @@ def _object_groups(
     rest = [(o, style) for o, style in _kept(gone, size) if o.name not in target.neighbours]
 
     def worded(wordings: Iterable[str]) -> list[Prompt]:
-        return [_prompt(target, s, w) for w, s in _rotated(wordings, styles, size.wording_styles)]
+        return [_prompt(target, s, w) for w, s in rotated(wordings, styles, size.wording_styles)]
 
     synonyms = dict.fromkeys((*target.synonyms, *given))
-    near = _rotated(neighbours, styles, size.wording_styles)
+    near = rotated(neighbours, styles, size.wording_styles)
     return groups_of(
         ("explicit", "efficacy", "its name", _sentences(target, styles, size.templates)),
         (SYNONYMS, "efficacy", "other words for it", worded(synonyms)),
@@ -195,12 +195,12 @@ def _kept(gone: set[str], size: EmojiPlanSize) -> Iterator[tuple[EmojiObject, st
     """The same objects and styles for every concept, so that base pictures are shared."""
     known = catalog()
     styles = [style.name for style in known.styles]
-    for entry, style in _rotated(known.objects[:: size.kept_every], styles, size.kept_styles):
+    for entry, style in rotated(known.objects[:: size.kept_every], styles, size.kept_styles):
         if entry.name not in gone and style not in gone:
             yield entry, style
 
 
-def _rotated(items: Iterable[Turn], styles: Sequence[str], each: int) -> Iterator[tuple[Turn, str]]:
+def rotated(items: Iterable[Turn], styles: Sequence[str], each: int) -> Iterator[tuple[Turn, str]]:
     """Each item in ``each`` styles; they take turns, so that all styles are used equally often."""
     turn = cycle(styles)
     for item in items:
@@ -275,7 +275,7 @@ class EmojiJudge:
             for thing, style, fit in zip(objects, styles, fits, strict=True)
         ]
 
-    def read(self, judgement: Judgement) -> Judgement:
+    def read(self, judgement: Judgement, prompt: Prompt) -> Judgement:
         return judgement
 
     def features(self, pictures: Sequence[Image.Image]) -> Tensor:

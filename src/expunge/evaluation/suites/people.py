@@ -18,6 +18,7 @@ from expunge.evaluation.suite import (
     Judgement,
     Options,
     Plan,
+    Prompt,
     Suite,
 )
 from expunge.evaluation.suites.worded import CAPTIONS, Wording, worded
@@ -58,7 +59,7 @@ def _with_faces(group: Group) -> Group:
 class FacePanel(Panel):
     """Also says whether there is a face at all."""
 
-    def read(self, judgement: Judgement) -> Judgement:
+    def read(self, judgement: Judgement, prompt: Prompt) -> Judgement:
         face = NO_FACE if judgement.labels["person"] == NO_FACE else FACE
         return judgement.model_copy(update={"labels": {**judgement.labels, FACE: face}})
 

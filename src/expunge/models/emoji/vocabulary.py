@@ -99,6 +99,13 @@ class Catalog(_Entry):
                 yield template.format(object=entry.name, style=style.name), entry, style
 
 
+def paired(template: str) -> str:
+    """A caption template for two things, with ``{first}`` and ``{second}`` for ``{object}``."""
+    return template.replace("a {object}", "{object}").replace(
+        "{object}", "a {first} and a {second}"
+    )
+
+
 @lru_cache(maxsize=1)
 def catalog() -> Catalog:
     """The catalogue that ships with the model."""
