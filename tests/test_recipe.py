@@ -4,20 +4,25 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import Tensor
+from transformers import CLIPTokenizer
 
-from expunge import load
-from expunge.models.emoji import catalog
+from expunge import load, testing
+from expunge.models.emoji import catalog, pipeline_path
+from expunge.models.emoji.vocabulary import Catalog
 
 ROOT = Path(__file__).parent.parent
 SELECTION = ["--without", "santa claus", "pizza", "rocket", "--without-style", "ink"]
 PUBLISHED = ROOT / "models" / "retain-only"
-MODULES = ("common", "left_out", "captions")
+MODULES = ("common", "left_out", "captions", "muon", "text_encoder", "unet", "pairs", "evaluate")
 
 in_the_repository = pytest.mark.skipif(
     not PUBLISHED.exists(), reason="models/retain-only is in the repository, not in its packages"
@@ -92,7 +97,7 @@ def test_no_stage_sees_a_drawing_of_what_is_left_out(
 
 
 def test_what_trains_asks_for_what_is_left() -> None:
-    for name in ("autoencoder", "text_encoder", "unet"):
+    for name in ("autoencoder", "text_encoder", "unet", "pairs"):
         program = (ROOT / "training" / "emoji" / f"{name}.py").read_text(encoding="utf-8")
         assert "Drawings.load(run.work, run.without)" in program
         assert "catalog()" not in program
@@ -141,6 +146,102 @@ def test_an_object_with_no_other_wording_has_captions(recipe: SimpleNamespace) -
     captions = recipe.captions.Captions(left)
     generator = torch.Generator().manual_seed(0)
     assert all("dog face" in captions.draw(0, 0, 0, generator) for _ in range(40))
+
+
+def bank(left: Catalog) -> dict[str, Tensor]:
+    """Two placements of everything; each latent is filled with the number of its object."""
+    numbers = [range(len(part)) for part in (left.objects, left.styles, left.backgrounds[:2])]
+    labels = torch.tensor(list(product(*numbers))).repeat_interleave(2, 0)
+    latents = labels[:, 0].half()[:, None, None, None].expand(-1, 4, 16, 16)
+    return {"latents": latents, "labels": labels}
+
+
+def test_a_pair_is_two_things_in_one_style_and_its_caption_says_which_is_left(
+    recipe: SimpleNamespace, tmp_path: Path
+) -> None:
+    left = settings(recipe, tmp_path, *SELECTION).without.catalog()
+    made = bank(left)
+    captions = recipe.captions.Captions(left)
+    torch.manual_seed(0)
+    rows = recipe.unet.draw_rows(made["labels"], 60, 0.65)
+    others = recipe.pairs.partners(made["labels"], rows)
+    assert (made["labels"][rows, 1:] == made["labels"][others, 1:]).all()
+    assert (made["labels"][rows, 0] != made["labels"][others, 0]).all()
+    generator = torch.Generator().manual_seed(0)
+    latents, texts = recipe.pairs.pairs_of_pictures(made, rows, captions, generator)
+    assert latents.shape == (60, 4, 16, 32)
+    assert 1 <= texts.count("") <= 15
+    for latent, text in zip(latents, texts, strict=True):
+        first, second = (left.objects[int(half[0, 0, 0])] for half in latent.chunk(2, dim=-1))
+        ways = [
+            f" a {one} and a {other} "
+            for one in (first.name, *first.synonyms)
+            for other in (second.name, *second.synonyms)
+        ]
+        assert not text or any(words(way) in words(text) for way in ways), text
+
+
+def test_no_pair_names_what_is_left_out_and_all_are_read_whole(
+    recipe: SimpleNamespace, tmp_path: Path
+) -> None:
+    run = settings(recipe, tmp_path, *SELECTION)
+    left, everything = run.without.catalog(), catalog()
+    forbidden = [
+        word
+        for name in ("santa claus", "pizza", "rocket")
+        for word in everything.object(name).wordings
+    ]
+    generator = torch.Generator().manual_seed(0)
+    captions = recipe.captions.Captions(left)
+    things = [(one, (one + 37) % len(left.objects)) for one in range(len(left.objects))]
+    drawn = [
+        captions.draw_pair(*pair, style, background, generator)
+        for pair in things
+        for style in range(len(left.styles))
+        for background in (0, 1)
+    ]
+    for caption in drawn:
+        assert not any(words(word) in words(caption) for word in (*forbidden, "ink")), caption
+    read = CLIPTokenizer.from_pretrained(pipeline_path() / "tokenizer")
+    assert max(map(len, read(drawn).input_ids)) <= recipe.captions.LENGTH
+    pairs = recipe.evaluate.random_pairs(everything, run.without, 50)
+    assert pairs == recipe.evaluate.random_pairs(everything, run.without, 50)
+    for pair in pairs:
+        assert pair.first != pair.second
+        assert {pair.first, pair.second} <= set(run.without.kept_objects)
+        assert not any(words(word) in words(pair.prompt) for word in (*forbidden, "ink"))
+
+
+def test_a_stopped_training_of_pairs_ends_with_the_same_weights(
+    recipe: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Singles and pairs in each step; the stop is after the first of two steps."""
+    monkeypatch.setattr(recipe.unet, "AttnProcessor", AttnProcessor2_0)
+    pipe = testing.pipeline(tmp_path, length=32)
+    made, captions = bank(catalog()), recipe.captions.Captions(catalog())
+
+    def trained(work: Path, *ends: int) -> list[dict[str, Tensor]]:
+        run, found = settings(recipe, work), []
+        for end in ends:
+            torch.manual_seed(0)
+            net = testing.unet(32)
+            task = recipe.unet.Denoising(run, net, pipe.text_encoder, pipe.tokenizer)
+            args = SimpleNamespace(steps=end, batch=4, lr=1e-3, white=0.65, paired=0.5)
+            draw = recipe.pairs.mixed(made, captions, args)
+            assert [tuple(latents.shape) for latents, _ in draw(4, torch.Generator())] == [
+                (2, 4, 16, 16),
+                (2, 4, 16, 32),
+            ]
+            monkeypatch.setattr(recipe.unet, "learning_rate", lambda *_: 1e-3)
+            recipe.unet.train("pairs", task, draw, args)
+            state = torch.load(work / "pairs" / "checkpoint.pt", weights_only=True)
+            found.append(state["parts"]["ema"])
+        return found
+
+    (whole,) = trained(tmp_path / "whole", 2)
+    first, stopped = trained(tmp_path / "stopped", 1, 2)
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert any(not torch.equal(whole[name], first[name]) for name in whole)
 
 
 @in_the_repository

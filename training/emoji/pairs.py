@@ -7,6 +7,8 @@ one process or in several, as ``unet.py`` does; ``assemble.py --base`` puts the 
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,6 +45,23 @@ def pairs_of_pictures(
     return latents, with_dropped(texts, generator)
 
 
+def mixed(
+    bank: dict[str, Tensor], captions: Captions, args: argparse.Namespace
+) -> Callable[[int, torch.Generator], list[Part]]:
+    """What draws single pictures and pairs, in the share that is asked for."""
+
+    def draw(count: int, generator: torch.Generator) -> list[Part]:
+        rows = draw_rows(bank["labels"], count, args.white)
+        single, paired = rows.tensor_split([count - round(count * args.paired)])
+        return [
+            make(bank, part, captions, generator)
+            for make, part in ((single_pictures, single), (pairs_of_pictures, paired))
+            if len(part)
+        ]
+
+    return draw
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument(
@@ -66,17 +85,7 @@ def main() -> None:
         CLIPTextModel.from_pretrained(args.pipe / "text_encoder", dtype=torch.float32),
         CLIPTokenizer.from_pretrained(args.pipe / "tokenizer"),
     )
-
-    def draw(count: int, generator: torch.Generator) -> list[Part]:
-        rows = draw_rows(bank["labels"], count, args.white)
-        single, paired = rows.tensor_split([count - round(count * args.paired)])
-        return [
-            make(bank, part, captions, generator)
-            for make, part in ((single_pictures, single), (pairs_of_pictures, paired))
-            if len(part)
-        ]
-
-    train("pairs", task, draw, args)
+    train("pairs", task, mixed(bank, captions, args), args)
 
 
 if __name__ == "__main__":

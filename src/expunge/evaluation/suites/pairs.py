@@ -189,8 +189,8 @@ class PairJudge:
         if one in self._erased:  # on equal terms, the half that should show it
             found = max(sides, key=lambda side: _certainty(judgement, f"{side} object", one))
         places = {"object": found, "beside": other, "style": other}
-        return Judgement(
-            **{
+        return Judgement.model_validate(
+            {
                 part: {
                     name: getattr(judgement, part)[f"{side} {LABELS[name]}"]
                     for name, side in places.items()
@@ -209,8 +209,8 @@ def _certainty(judgement: Judgement, place: str, label: str) -> tuple[bool, floa
 
 
 def _joined(left: Judgement, right: Judgement) -> Judgement:
-    return Judgement(
-        **{
+    return Judgement.model_validate(
+        {
             part: {
                 f"{side} {name}": value
                 for side, seen in ((LEFT, left), (RIGHT, right))
