@@ -110,13 +110,14 @@ def _known(
             rows.append(row)
     where, when = torch.stack(latents), torch.tensor(times, device=model.device)
     conditional, unconditional = (
-        _answers(model, where, when, one[rows]) for one in (condition, empty)
+        answers(model, where, when, one[rows]) for one in (condition, empty)
     )
     picture = torch.tensor([block[row] for row in rows], device=model.device)
     return Known(clean, where, when, picture, conditional, unconditional)
 
 
-def _answers(model: Model, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+def answers(model: Model, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """What a model answers at points, ``[points, ...]``, some of them at a time."""
     blocks = [slice(at, at + BLOCK) for at in range(0, len(latents), BLOCK)]
     return torch.cat([model.predict(latents[b], time[b], condition[b]) for b in blocks])
 
