@@ -10,11 +10,11 @@ import torch
 
 from attacks.conftest import GHOST, make_target
 from expunge import erase
-from expunge.attacks import ATTACKS, configured
+from expunge.attacks import ATTACKS, configured, p4d_released
 from expunge.attacks.base import Search
 from expunge.attacks.concept_vector import batch_means, concept_vector, pairs_of
 from expunge.attacks.known import Known
-from expunge.attacks.p4d_released import AHEAD, DRAWN_IN, PICKED_EVERY, Picked
+from expunge.attacks.p4d_released import AHEAD, DRAWN_IN, Picked
 from expunge.attacks.points import known
 from expunge.attacks.ring_a_bell import RingABell
 from expunge.attacks.target import Target
@@ -137,9 +137,7 @@ def test_a_search_is_over_when_every_swap_was_compared(target: Target) -> None:
     assert compared > len(search.vocabulary)  # type: ignore[attr-defined]
 
 
-def test_released_p4d_draws_its_own_points_and_asks_the_base(
-    target: Target, pico: Model
-) -> None:
+def test_released_p4d_draws_its_own_points_and_asks_the_base(target: Target, pico: Model) -> None:
     edited = replace(target, edit=erase(pico, GHOST, "uce", prior=None))
     search = begun("p4d", {"tokens": 4, **OLD}, edited)
     assert isinstance(search, Picked)
@@ -157,15 +155,17 @@ def test_released_p4d_draws_its_own_points_and_asks_the_base(
 
 
 def test_released_p4d_keeps_the_prompt_whose_picture_is_most_like_the_bases(
-    target: Target,
+    target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(p4d_released, "PICKED_EVERY", 2)
     search = begun("p4d", {"tokens": 4, **OLD}, target)
     assert isinstance(search, Picked)
     with target.model.frozen(), target.deployed():
         walked(search, 1)
         assert target.meter.calls == 2 * DRAWN_IN + AHEAD + 3  # a picture, the base, a gradient
-        walked(search, PICKED_EVERY)
-    assert target.meter.calls == 2 * (2 * DRAWN_IN + AHEAD) + 3 * (PICKED_EVERY + 1)
+        walked(search, 2)
+    assert target.meter.calls == 2 * 2 * DRAWN_IN + AHEAD + 3 * 3
+    assert len(search.shortlist.seen) == 2
     assert search.found().ids == min(search.shortlist.seen, key=search.shortlist.seen.__getitem__)
 
 
