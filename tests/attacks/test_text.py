@@ -14,7 +14,7 @@ from expunge.attacks import ATTACKS, configured, p4d_released
 from expunge.attacks.base import Search
 from expunge.attacks.concept_vector import batch_means, concept_vector, pairs_of
 from expunge.attacks.known import Known
-from expunge.attacks.p4d_released import AHEAD, DRAWN_IN, Picked
+from expunge.attacks.p4d_released import DRAWN_IN, Picked
 from expunge.attacks.points import known
 from expunge.attacks.ring_a_bell import RingABell
 from expunge.attacks.target import Target
@@ -162,9 +162,9 @@ def test_released_p4d_keeps_the_prompt_whose_picture_is_most_like_the_bases(
     assert isinstance(search, Picked)
     with target.model.frozen(), target.deployed():
         walked(search, 1)
-        assert target.meter.calls == 2 * DRAWN_IN + AHEAD + 3  # a picture, the base, a gradient
+        assert target.meter.calls == 2 * DRAWN_IN + 1 + 3  # a picture, the base, a gradient
         walked(search, 2)
-    assert target.meter.calls == 2 * 2 * DRAWN_IN + AHEAD + 3 * 3
+    assert target.meter.calls == 2 * 2 * DRAWN_IN + 3 * (1 + 3)
     assert len(search.shortlist.seen) == 2
     assert search.found().ids == min(search.shortlist.seen, key=search.shortlist.seen.__getitem__)
 

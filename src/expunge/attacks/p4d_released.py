@@ -128,6 +128,8 @@ class Released(Search):
         block, at = divmod(self.descent.steps, AHEAD)
         if block != self.block:
             self.block, self.ahead = block, self._asked(range(block * AHEAD, (block + 1) * AHEAD))
+        with torch.no_grad():
+            self.target.meter.count(1)  # here, so that a resumed search counts no block twice
         return Points(*(one[at : at + 1] for one in self.ahead))
 
     def _asked(self, steps: Sequence[int]) -> Points:

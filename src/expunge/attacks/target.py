@@ -104,10 +104,12 @@ class Target:
 
     @torch.no_grad()
     def base_answer(self, latents: Tensor, time: Tensor, picture: int) -> Tensor:
-        """What the base answers for a picture's prompt, ``[batch, ...]``, inside ``deployed``."""
+        """What the base answers for a picture's prompt, ``[batch, ...]``, inside ``deployed``.
+
+        It isn't counted.
+        """
         with self.undone():
             condition = self.model.condition([self.prompts[picture]]).expand(len(time))
-            self.meter.count(len(time))
             return answers(self.model, latents, time, condition)
 
     @property
