@@ -105,7 +105,7 @@ def drawing_of(options: argparse.Namespace, edit: Edit | None) -> Drawing:
 
 
 def steps(options: argparse.Namespace) -> None:
-    """Print the share of a step that is spent elsewhere, for each search."""
+    """Print how much longer a step takes than what the model does in it, for each search."""
     target = drawing_of(options, None).target
     for name in SEARCHES:
         for fidelity in ("original", "corrected"):
@@ -113,7 +113,7 @@ def steps(options: argparse.Namespace) -> None:
             with target.model.frozen(), stopwatch(target.model) as inside:
                 search = attack.begin(target, [0], 0)
                 shares = [share(search, inside) for _ in range(options.runs)]
-            print(f"{name}, {fidelity}: {100 * statistics.median(shares):.1f} % elsewhere")
+            print(f"{name}, {fidelity}: {100 * statistics.median(shares):.1f} % longer")
 
 
 def share(search: Search, inside: list[float]) -> float:
