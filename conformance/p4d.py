@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from conformance.attacked import (
     answer,
@@ -17,7 +18,7 @@ from conformance.attacked import (
 from conformance.case import Case, Difference, loss_difference
 from expunge import erase
 from expunge.attacks import configured
-from expunge.attacks.p4d import P4D, Released, nearest
+from expunge.attacks.p4d_released import Released, nearest
 from expunge.attacks.points import Points
 from expunge.attacks.target import Target
 from expunge.concepts import Concept
@@ -27,7 +28,7 @@ from expunge.models import Model
 def projection(case: Case) -> Iterator[Difference]:
     """The nearest tokens of some embeddings."""
     table = case.model().text_encoders[0].table.detach()
-    ids = nearest(case.file("inputs")["embeddings"], table)
+    ids = nearest(case.file("inputs")["embeddings"], normalize(table, dim=-1))
     expected = case.file("expected")
     yield equal(ids.tolist(), expected["nearest_ids"].tolist())
     near = distance(table[ids], expected["projected"])
@@ -43,9 +44,9 @@ def steps(case: Case) -> Iterator[Difference]:
     losses = []
     with search.target.deployed():
         for number, where in enumerate(_points(case, base)):
-            entries = search.entries
-            yield equal(entries.tolist(), expected["nearest_ids"][_row(case, number)].tolist())
-            look = search.look(entries, where)
+            ids = search.ids
+            yield equal(ids.tolist(), expected["nearest_ids"][_row(case, number)].tolist())
+            look = search.look(ids, where)
             search.advance(look)
             losses.append(look.loss)
             near = distance(look.gradient, expected[f"step{number}/grad"])
@@ -53,7 +54,7 @@ def steps(case: Case) -> Iterator[Difference]:
             theirs = expected[f"step{number}/embedding"]
             yield moved(search.descent["rows"].detach(), theirs, start, tolerance["update_rel"])
     if "iterations_per_timestep" in case["params"]:
-        yield equal(search.entries.tolist(), expected["nearest_ids"][-1].tolist())
+        yield equal(search.ids.tolist(), expected["nearest_ids"][-1].tolist())
     yield loss_difference(losses, expected["losses"].tolist(), tolerance["loss_rel"])
 
 
@@ -88,7 +89,6 @@ def _points(case: Case, base: Model) -> Iterator[Points]:
 
 def _search(case: Case) -> Released:
     attack = configured("p4d", fidelity="original", **_settings(case))
-    assert isinstance(attack, P4D)
     search = attack.begin(_target(case), [0], 0)
     assert isinstance(search, Released)
     return search

@@ -13,12 +13,12 @@ from expunge.testing import dense, membrane
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 RUNS = (
     "attacks ring-a-bell --model pico --population 8 --tokens 4 --generations 2 --sample 2",
+    "attacks steps --model pico --runs 1",
+    "attacks calls --model pico --edit {folder}/edit --pictures 1 --limit 1 --only p4d",
     "closed_form --model pico --runs 1",
     "commands --model pico --runs 1 --cold --only one package",
     "dense make {folder} --model pico",
     "dense use {folder} --model pico",
-    "embedding_probe --model pico --steps 1 --seeds 1 --pictures 1 --drawn 1 "
-    "--styles 1 --methods negative-prompt",
     "gated training --sizes small --concepts 2 --shifts 1 --anchors 1",
     "gated gates --sizes small --concepts 2",
     "gated sampling --model pico --gates 2 --steps 1 --rounds 1",
@@ -75,7 +75,7 @@ def test_a_benchmark_runs(
         pytest.skip("it measures memory as Linux does")
     path, threads = str(FOLDER / f"{script}.py"), torch.get_num_threads()
     monkeypatch.syspath_prepend(FOLDER)
-    if script == "restoring":
+    if script == "restoring" or run.startswith("attacks calls"):
         separable().save(tmp_path / "edit")
     if run.startswith("dense use"):
         every_weight().save(tmp_path / "dense.safetensors")

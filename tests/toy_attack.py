@@ -27,6 +27,9 @@ class Dark:
         first = -colours.mean((1, 2, 3))
         return torch.stack([first, *[torch.zeros_like(first)] * (len(texts) - 1)], 1)
 
+    def features(self, colours: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(colours.mean((2, 3)), dim=-1)
+
 
 def target(model: Model, edit: Edit | None) -> Target:
     known = know(model, PROMPTS, FAST.sampling(model), seed=0, points=4)

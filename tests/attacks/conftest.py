@@ -9,6 +9,7 @@ from expunge.attacks.target import Target
 from expunge.concepts import Concept
 from expunge.models import Model, load
 from expunge.models.sampling import Sampling
+from toy_attack import Dark
 
 SAMPLING = Sampling("ddim", 2, 4.0)
 PROMPTS = ("a picture of ghost", "a photo of ghost")
@@ -28,4 +29,4 @@ def target(pico: Model, pico_known: Known) -> Target:
 
 def make_target(model: Model, known: Known, concept: Concept = GHOST, **given: object) -> Target:
     make = partial(Target, model, None, concept, PROMPTS, known, SAMPLING)
-    return make(**given)  # type: ignore[arg-type]
+    return make(**{"critic": Dark(), **given})  # type: ignore[arg-type]

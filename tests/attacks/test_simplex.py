@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.attacks.p4d import nearest
-from expunge.attacks.simplex import bisected, drawn, projected, straight_through
+from expunge.attacks.p4d_released import nearest
+from expunge.attacks.simplex import bisected, drawn, straight_through
+
+
+def projected(rows: Tensor) -> Tensor:
+    """The closest points of the simplex (Held, Wolfe and Crowder, 1974)."""
+    ordered = rows.double().sort(dim=-1, descending=True).values
+    surplus = (ordered.cumsum(-1) - 1) / torch.arange(1, rows.shape[-1] + 1)
+    active = (ordered > surplus).sum(-1, keepdim=True)
+    return (rows - surplus.gather(-1, active - 1)).clamp(min=0).to(rows.dtype)
 
 
 def rows(seed: int, scale: float = 1.0) -> Tensor:
@@ -74,9 +82,9 @@ def test_a_sure_token_is_drawn() -> None:
 
 def test_the_nearest_token_of_a_token_is_itself_whatever_its_length() -> None:
     table = torch.randn(40, 8, generator=torch.Generator().manual_seed(1))
-    ids = torch.arange(40)
-    assert torch.equal(nearest(table, table), ids)
-    assert torch.equal(nearest(0.01 * table, table), ids)
+    directions, ids = torch.nn.functional.normalize(table, dim=-1), torch.arange(40)
+    assert torch.equal(nearest(table, directions), ids)
+    assert torch.equal(nearest(0.01 * table, directions), ids)
     given = rows(7)[:, :8]
-    once = nearest(given, table)
-    assert torch.equal(nearest(table[once], table), once)
+    once = nearest(given, directions)
+    assert torch.equal(nearest(table[once], directions), once)

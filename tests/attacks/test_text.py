@@ -1,6 +1,7 @@
 """Attacks through the prompt: they can be stopped, they refuse, and they find what is known."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 
 from attacks.conftest import GHOST, make_target
-from expunge.attacks import ATTACKS, configured
+from expunge import erase
+from expunge.attacks import ATTACKS, configured, p4d_released
 from expunge.attacks.base import Search
 from expunge.attacks.concept_vector import batch_means, concept_vector, pairs_of
 from expunge.attacks.known import Known
-from expunge.attacks.p4d import P4D, HardPrompt
+from expunge.attacks.p4d_released import DRAWN_IN, Picked
 from expunge.attacks.points import known
 from expunge.attacks.ring_a_bell import RingABell
 from expunge.attacks.target import Target
@@ -24,10 +26,10 @@ from expunge.models import Model
 
 OLD = {"fidelity": "original"}
 SEARCHES: list[tuple[str, dict[str, Any]]] = [
-    ("unlearn-diff-atk", {"look_every": 1, "looks": 2}),
+    ("unlearn-diff-atk", {"looks": 2, "swaps": 3}),
     ("unlearn-diff-atk", OLD),
-    ("p4d", {"tokens": 4, "looks": 2}),
-    ("p4d", {"variant": "k", "looks": 2}),
+    ("p4d", {"tokens": 4, "looks": 2, "swaps": 3}),
+    ("p4d", {"variant": "k", "looks": 2, "swaps": 3}),
     ("p4d", {"tokens": 4, **OLD}),
     ("p4d", {"variant": "k", **OLD}),
     ("p4d", {"variant": "unlearn-diff-atk", "tokens": 2, **OLD}),
@@ -101,22 +103,75 @@ def test_who_knows_the_text_encoder_alone_calls_no_denoiser(name: str, target: T
 
 def test_others_count_their_calls(target: Target) -> None:
     with target.model.frozen(), target.deployed():
-        walked(begun("p4d", {"tokens": 4, "batch_size": 2, "looks": 3}, target), 1)
-    assert target.meter.calls == 3 + 3 * 2  # 3 to compare the first prompt, 2 with gradients
+        walked(begun("p4d", {"tokens": 4, "looks": 3, "swaps": 2}, target), 1)
+    assert target.meter.calls == 3 + 3 * 3 + 2 * 3  # the first prompt, its gradient, two swaps
 
 
 def test_the_right_tokens_leave_no_loss(target: Target) -> None:
     """Against the base itself, the concept's own prompt answers as the concept does."""
-    attack = P4D(tokens=4)
+    own = Tokens.of(target).ids(target.prompts[0])
     with target.model.frozen(), target.deployed():
-        search = attack.begin(target, [0], 0)
-        assert isinstance(search, HardPrompt)
-        own = search.tokens.ids(target.prompts[0])
-        search.begin_with(own)
-        entries = search.entries
-        assert search.prompt(entries) == own
-        look = search.look(entries, known(target, torch.tensor([0, 1]), "base"))
-    assert look.loss < 1e-10
+        found = walked(begun("p4d", {"tokens": len(own)}, target), 1).found()
+    assert found.ids == tuple(own)
+    assert (found.loss or 0.0) < 1e-10
+
+
+def test_a_swap_is_taken_only_if_it_helps(target: Target) -> None:
+    search = begun("p4d", {"variant": "unlearn-diff-atk", "tokens": 2, "swaps": 4}, target, seed=2)
+    with target.model.frozen(), target.deployed():
+        losses = [walked(search, 1).found().loss or 0.0 for _ in range(6)]
+        first = search.shortlist.seen[search.shortlist.start]  # type: ignore[attr-defined]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < first
+
+
+def test_a_search_is_over_when_every_swap_was_compared(target: Target) -> None:
+    search = begun("unlearn-diff-atk", {"tokens": 1, "looks": 1, "swaps": 500}, target)
+    with target.model.frozen(), target.deployed():
+        for _ in range(20):
+            if search.over:
+                break
+            search.step()
+    assert search.over
+    compared = len(search.shortlist.seen)  # type: ignore[attr-defined]
+    assert compared > len(search.vocabulary)  # type: ignore[attr-defined]
+
+
+def test_released_p4d_draws_its_own_points_and_asks_the_base(target: Target, pico: Model) -> None:
+    edited = replace(target, edit=erase(pico, GHOST, "uce", prior=None))
+    search = begun("p4d", {"tokens": 4, **OLD}, edited)
+    assert isinstance(search, Picked)
+    with pico.frozen(), torch.no_grad(), edited.deployed():
+        where = search.ahead = search._asked(range(4))
+        asked = pico.condition([target.prompts[0]]).expand(4)
+        other = pico.predict(where.latents, where.time, asked)
+    with pico.frozen(), torch.no_grad():
+        base = pico.predict(where.latents, where.time, asked)
+    torch.testing.assert_close(where.wanted, base, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(where.wanted, other, atol=1e-5)
+    assert len(set(where.time.tolist())) == 4
+    known_latents = target.known.latents[:, None]
+    assert not (where.latents[None] == known_latents).flatten(2).all(-1).any()
+
+
+def test_released_p4d_keeps_the_prompt_whose_picture_is_most_like_the_bases(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(p4d_released, "PICKED_EVERY", 2)
+    search = begun("p4d", {"tokens": 4, **OLD}, target)
+    assert isinstance(search, Picked)
+    with target.model.frozen(), target.deployed():
+        walked(search, 1)
+        assert target.meter.calls == 2 * DRAWN_IN + 1 + 3  # a picture, the base, a gradient
+        walked(search, 2)
+    assert target.meter.calls == 2 * 2 * DRAWN_IN + 3 * (1 + 3)
+    assert len(search.shortlist.seen) == 2
+    assert search.found().ids == min(search.shortlist.seen, key=search.shortlist.seen.__getitem__)
+
+
+def test_released_p4d_needs_an_image_text_model(target: Target) -> None:
+    with pytest.raises(ExpungeError, match="image-text model"):
+        configured("p4d", **OLD).check(replace(target, critic=None))
 
 
 def test_the_noise_that_leads_to_a_picture_is_what_was_mixed_in(target: Target) -> None:

@@ -110,7 +110,7 @@ def _known(
             rows.append(row)
     where, when = torch.stack(latents), torch.tensor(times, device=model.device)
     conditional, unconditional = (
-        _answers(model, where, when, one[rows]) for one in (condition, empty)
+        answers(model, where, when, one[rows]) for one in (condition, empty)
     )
     picture = torch.tensor([block[row] for row in rows], device=model.device)
     return Known(clean, where, when, picture, conditional, unconditional)
@@ -140,12 +140,13 @@ def seen(model: Model, clean: Tensor, seed: int, points: int = 12) -> Known:
     latents = model.process.mix(clean[which], noise, when)
     empty = model.unconditional().expand(len(latents))
     with torch.no_grad():
-        unconditional = _answers(model, latents, when, empty)
+        unconditional = answers(model, latents, when, empty)
     wanted = model.process.target(clean[which], noise, when)
     return Known(clean, latents, when, which, wanted, unconditional)
 
 
-def _answers(model: Model, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+def answers(model: Model, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """What a model answers at points, ``[points, ...]``, some of them at a time."""
     blocks = [slice(at, at + BLOCK) for at in range(0, len(latents), BLOCK)]
     return torch.cat([model.predict(latents[b], time[b], condition[b]) for b in blocks])
 

@@ -24,15 +24,13 @@ class Shortlist:
         self.tokens, self.score, self.start = tokens, score, tokens.sendable(start)
         self.seen: dict[tuple[int, ...], float] = {}
 
-    def see(self, ids: Sequence[int]) -> None:
-        """Compare a prompt, unless it was compared before or may not be drawn."""
-        if not self.seen:
-            self._add(self.start)
-        self._add(tuple(self.tokens.reread(ids)))
-
-    def _add(self, ids: tuple[int, ...]) -> None:
-        if ids not in self.seen and self.tokens.allowed(ids):
-            self.seen[ids] = self.score(self.tokens.condition([ids]))
+    def see(self, *prompts: Sequence[int]) -> None:
+        """Compare prompts that weren't compared before and may be drawn."""
+        read = [tuple(self.tokens.reread(ids)) for ids in prompts]
+        new = [one for one in dict.fromkeys([self.start, *read]) if one not in self.seen]
+        if new := [one for one in new if self.tokens.allowed(one)]:
+            scores = self.score(self.tokens.condition(new))
+            self.seen.update(zip(new, scores, strict=True))
 
     @property
     def best(self) -> tuple[int, ...]:

@@ -7,19 +7,6 @@ PRECISION = 1e-5
 """Where the released bisection ends."""
 
 
-def projected(rows: Tensor) -> Tensor:
-    """The closest points of the simplex, ``[rows, entries]``: none below 0, their sum 1.
-
-    That is ``clip(a - m, 0)``, where the largest entries share what their sum is too large by
-    (Held, Wolfe and Crowder, 1974).
-    """
-    ordered = rows.double().sort(dim=-1, descending=True).values
-    counts = torch.arange(1, rows.shape[-1] + 1, device=rows.device)
-    surplus = (ordered.cumsum(-1) - 1) / counts
-    active = (ordered > surplus).sum(-1, keepdim=True)
-    return (rows - surplus.gather(-1, active - 1)).clamp(min=0).to(rows.dtype)
-
-
 def bisected(rows: Tensor) -> Tensor:
     """UnlearnDiffAtk's own projection, ``[rows, entries]``, whose sums are about 1.
 

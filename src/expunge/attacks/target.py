@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from expunge.attacks.known import Known
+from expunge.attacks.known import Known, answers
 from expunge.concepts import Concept
 from expunge.detectors.critic import Critic
 from expunge.edits.applied import shown
@@ -102,6 +102,27 @@ class Target:
         with self.edit.applied(self.model) if self.edit else nullcontext():
             yield
 
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """The base, inside ``deployed``."""
+        if self.edit:
+            self.edit.revert(self.model)
+        try:
+            yield
+        finally:
+            if self.edit:
+                self.edit.apply(self.model)
+
+    @torch.no_grad()
+    def base_answer(self, latents: Tensor, time: Tensor, picture: int) -> Tensor:
+        """What the base answers for a picture's prompt, ``[batch, ...]``, inside ``deployed``.
+
+        It isn't counted.
+        """
+        with self.undone():
+            condition = self.model.condition([self.prompts[picture]]).expand(len(time))
+            return answers(self.model, latents, time, condition)
+
     @property
     def gates(self) -> tuple[Opens, ...]:
         """Its gates.
@@ -166,26 +187,29 @@ class Target:
         self.meter.count(len(latents))
         return self.model.predict(latents, time, condition)
 
-    def rollout(self, noise: Tensor, condition: Condition, steps: int) -> Tensor:
-        """Colours of pictures drawn from noise by DDIM in few steps, with gradients.
+    def rollout(
+        self, noise: Tensor, condition: Condition, steps: int, scheduler: str = "ddim"
+    ) -> Tensor:
+        """Colours of pictures drawn from noise in few steps, with gradients.
 
         Args:
             noise: ``[pictures, channels, height, width]``.
             condition: of one prompt.
             steps: how many.
+            scheduler: whose steps, as the model's process names it.
 
         Returns:
             ``[pictures, 3, height, width]`` in -1..1.
         """
-        scheduler = self.model.process.scheduler("ddim", steps)
-        latents = noise * scheduler.init_noise_sigma
+        rule = self.model.process.scheduler(scheduler, steps)
+        latents = noise * rule.init_noise_sigma
         asked = condition.expand(len(noise))
         with drawing(self.model, _all(noise)):
-            for timestep in scheduler.timesteps:
-                scaled = scheduler.scale_model_input(latents, timestep)
+            for timestep in rule.timesteps:
+                scaled = rule.scale_model_input(latents, timestep)
                 time = timestep.to(noise.device).expand(len(noise))
                 answer = self.guided(scaled, time, asked)
-                latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
+                latents = rule.step(answer, timestep, latents, return_dict=False)[0]
         return self.model.colours(latents)
 
 

@@ -26,6 +26,10 @@ class Critic(Protocol):
         """
         ...
 
+    def features(self, colours: Tensor) -> Tensor:
+        """Of each picture, ``[pictures, width]`` of length 1; alike where pictures are alike."""
+        ...
+
 
 class EmojiCritic:
     """The bundled image-text model."""
@@ -37,8 +41,10 @@ class EmojiCritic:
     def fit(self, colours: Tensor, texts: Sequence[str]) -> Tensor:
         with torch.no_grad():
             rows = self._judges.image_text.text(*tokenize(self._judges.tokenizer, texts))
-        sized = _sized(colours.float(), (SIZE, SIZE))
-        return SCALE * self._judges.image_text.image(sized) @ rows.T
+        return SCALE * self.features(colours) @ rows.T
+
+    def features(self, colours: Tensor) -> Tensor:
+        return self._judges.image_text.image(_sized(colours.float(), (SIZE, SIZE)))
 
 
 class ClipCritic:
@@ -50,7 +56,10 @@ class ClipCritic:
 
     def fit(self, colours: Tensor, texts: Sequence[str]) -> Tensor:
         rows = normalize(self._clip.text_features(texts))
-        return SCALE * normalize(self._clip.embedded(colours)) @ rows.T.to(colours.device)
+        return SCALE * self.features(colours) @ rows.T.to(colours.device)
+
+    def features(self, colours: Tensor) -> Tensor:
+        return normalize(self._clip.embedded(colours))
 
 
 def _sized(colours: Tensor, size: tuple[int, int]) -> Tensor:
