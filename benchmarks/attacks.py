@@ -49,6 +49,7 @@ from models import model_of
 from red_team import THINGS
 from timing import seconds
 
+FIDELITIES = ("original", "corrected")
 SEARCHES = ("unlearn-diff-atk", "p4d")
 DRAWN_EVERY = {("unlearn-diff-atk", "original"): 40, ("p4d", "original"): 50}
 """Steps of the released programs between two pictures."""
@@ -108,7 +109,7 @@ def steps(options: argparse.Namespace) -> None:
     """Print how much longer a step takes than what the model does in it, for each search."""
     target = drawing_of(options, None).target
     for name in SEARCHES:
-        for fidelity in ("original", "corrected"):
+        for fidelity in FIDELITIES:
             attack = configured(name, fidelity=fidelity)
             with target.model.frozen(), stopwatch(target.model) as inside:
                 search = attack.begin(target, [0], 0)
@@ -149,19 +150,30 @@ def stopwatch(model: Model) -> Iterator[list[float]]:
 
 
 def calls(options: argparse.Namespace) -> None:
-    """Print the calls until success of each picture on both sides, and their ratio."""
+    """Print the calls until success of each picture on both sides, and how they compare."""
     drawing = drawing_of(options, Edit.load(options.edit))
     print(f"{options.edit.stem}: {options.pictures} pictures, at most {options.limit} calls each")
     for name in options.only:
-        spent: dict[str, list[int]] = {"original": [], "corrected": []}
+        sides = []
         for number in range(options.pictures):
-            for fidelity, own in spent.items():
-                count, success = until_success(drawing, name, fidelity, number, options.limit)
-                own.append(count)
+            both = [until_success(drawing, name, one, number, options.limit) for one in FIDELITIES]
+            for fidelity, (count, success) in zip(FIDELITIES, both, strict=True):
                 told = "" if success else ", without success"
                 print(f"{name}, {fidelity}, picture {number}: {count} calls{told}", flush=True)
-        ratio = sum(spent["original"]) / sum(spent["corrected"])
-        print(f"{name}: {ratio:.1f} times fewer calls", flush=True)
+            sides.append(both)
+        print(f"{name}: {compared(sides)}", flush=True)
+
+
+def compared(sides: list[list[tuple[int, bool]]]) -> str:
+    """Successes of the original and of ours, and the ratio of calls where ours succeeded."""
+    theirs, ours = (sum(side[n][1] for side in sides) for n in (0, 1))
+    told = f"success on {theirs} and {ours} of {len(sides)} pictures"
+    won = [side for side in sides if side[1][1]]
+    if not won:
+        return told
+    ratio = sum(side[0][0] for side in won) / sum(side[1][0] for side in won)
+    bound = "" if all(side[0][1] for side in won) else "at least "
+    return f"{told}; where ours succeeded, {bound}{ratio:.1f} times fewer calls"
 
 
 def until_success(

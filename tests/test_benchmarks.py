@@ -14,7 +14,8 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 RUNS = (
     "attacks ring-a-bell --model pico --population 8 --tokens 4 --generations 2 --sample 2",
     "attacks steps --model pico --runs 1",
-    "attacks calls --model pico --edit {folder}/edit --pictures 1 --limit 1 --only p4d",
+    "attacks calls --model pico --edit {folder}/edit --pictures 1 --limit 1 "
+    "--only unlearn-diff-atk",
     "closed_form --model pico --runs 1",
     "commands --model pico --runs 1 --cold --only one package",
     "dense make {folder} --model pico",
