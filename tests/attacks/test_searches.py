@@ -1,5 +1,6 @@
 """Searches are deterministic, go on from any state, cost what they say, and begin at a control."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,8 @@ def test_every_attack_says_what_it_is() -> None:
         kind = ATTACKS.get(name)
         assert kind.name == name
         assert kind.title
-        assert kind.year >= 2022
+        if posted := re.search(r"arxiv\.org/abs/(\d\d)", kind.url):
+            assert 0 <= kind.year - 2000 - int(posted[1]) <= 2  # a paper appears later at times
         assert kind.knows
         assert configured(name).model_dump() is not None
 
