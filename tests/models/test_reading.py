@@ -1,5 +1,6 @@
 """Text is read as the pipeline reads it, and what it doesn't read is told."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,18 @@ def test_a_phrase_table_holds_every_vector_and_the_pipeline_opens_it(toy: Model)
 
 def test_the_doctor_lists_every_piece_of_a_learnt_token(toy: Model) -> None:
     assert [piece.text for piece in split(toy, "a <toy>")] == ["a", "<toy>", "<toy>_1", "<toy>_2"]
+
+
+def test_threads_that_count_pieces_do_not_change_what_others_read(pico: Model) -> None:
+    """A tokenizer keeps how it cuts and pads from call to call."""
+    [text] = pico.text_encoders
+    long = "a picture of a ghost " * 20
+    ids, pieces = text.read([long, "a dog"]).ids, text.pieces([long, "a dog"])
+
+    def asked(at: int) -> bool:
+        if at % 2:
+            return text.pieces([long, "a dog"]) == pieces
+        return torch.equal(text.read([long, "a dog"]).ids, ids)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(asked, range(400)))

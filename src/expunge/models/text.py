@@ -1,6 +1,7 @@
 """A text encoder with its tokenizer: from words to token ids to rows."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -41,6 +42,10 @@ BLOCK = 1024
 
 Spell = Callable[[list[str], Any], list[str]]
 """Prompts as a pipeline hands them to a tokenizer, from prompts as users write them."""
+
+
+_TURN = threading.Lock()
+"""One thread at a time asks a tokenizer, which keeps how it cuts and pads from call to call."""
 
 
 @contextmanager
@@ -112,20 +117,21 @@ class TextEncoder:
         """Prompts as the tokenizer is given them."""
         if not self.spell:
             return list(prompts)
-        with _without_remarks():
+        with _TURN, _without_remarks():
             return self.spell(list(prompts), self.tokenizer)
 
     def tokenize(self, prompts: Sequence[str], **options: Any) -> Any:
         """What the tokenizer gives, cut to the window."""
         texts = self.spelt(prompts)
-        return self.tokenizer(texts, truncation=True, max_length=self.window, **options)
+        with _TURN:
+            return self.tokenizer(texts, truncation=True, max_length=self.window, **options)
 
     def pieces(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each whole prompt, without its start and end, even where it is cut."""
         found: list[int] = []
         for start in range(0, len(prompts), BLOCK):
             texts = self.spelt(prompts[start : start + BLOCK])
-            with _without_remarks():
+            with _TURN, _without_remarks():
                 whole = self.tokenizer(texts, truncation=False)
             found += [len(ids) - 2 for ids in whole.input_ids]
         return found
