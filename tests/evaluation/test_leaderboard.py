@@ -50,7 +50,7 @@ def row(method: str, kept: int = 20, drift: float = 0.01, task: str = "pizza") -
         method=method, task=task, seed=0, concepts=1, edit="0" * 16,
         base={"its name": Rate(20, 20), "other objects": Rate(20, 20)},
         edited={"its name": Rate(0, 20), "other objects": Rate(kept, 20)},
-        worst_kept=Rate(kept, 20), drift=Estimate(drift, (0.0, 2 * drift), 40),
+        drift=Estimate(drift, (0.0, 2 * drift), 40),
         seconds=2, core_seconds=3, memory=1e6, size=1e6, versions={"expunge": "0"},
     )  # fmt: skip
 

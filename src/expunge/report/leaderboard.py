@@ -8,14 +8,14 @@ from expunge.statistics.rates import Estimate, Rate
 NEAR = 0.04
 """Methods that are nearer than this in the plot, as shares of its sides, share a label."""
 CLEAR = 0.05
-"""What the plot leaves free beside the worst kept class."""
+"""What the plot leaves free beside the method that keeps least."""
 
 
 class Spot(NamedTuple):
     """A place in the plot, for methods that are too near to each other to be told apart."""
 
     kept: float
-    """Share of the worst kept class that is right."""
+    """Share of pictures of other things that are right."""
     gone: float
     """Share of pictures that no attack brings back."""
     methods: tuple[Standing, ...]
@@ -45,18 +45,18 @@ def points(estimate: Estimate | None) -> str:
 
 def least(board: Board) -> float:
     """Where the plot's axis of what is kept begins."""
-    kept = [one.worst_kept.value for one in board.methods if one.worst_kept]
+    kept = [one.kept.value for one in board.methods if one.kept]
     return max(0.0, min(kept, default=1.0) - CLEAR)
 
 
 def spots(board: Board) -> list[Spot]:
-    """Places of all methods whose kept classes were counted, the most robust first."""
+    """Places of all methods, the most robust first."""
     low = least(board)
     found: list[Spot] = []
     for one in board.methods:
-        if one.worst_kept is None:
+        if one.kept is None:
             continue
-        kept, gone = one.worst_kept.value, 1 - one.comes_back.value
+        kept, gone = one.kept.value, 1 - one.comes_back.value
         for number, spot in enumerate(found):
             aside = abs(spot.kept - kept) / (1 - low)
             if max(aside, abs(spot.gone - gone)) < NEAR:

@@ -54,18 +54,13 @@ class Standing(NamedTuple):
         return self.line.edited(*RETAINED) if self.line else None
 
     @property
-    def worst_kept(self) -> Rate | None:
-        """The same of the class that suffers most."""
-        return self.line.worst_kept if self.line else None
-
-    @property
     def order(self) -> tuple[float, ...]:
-        """The smaller, the better: what comes back, the worst kept class, drift, core seconds."""
+        """The smaller, the better: what comes back, what is lost, drift, core seconds."""
         assert self.line is not None
-        above, worst = self.above, self.worst_kept
+        above, kept = self.above, self.kept
         return (
             above.value if above else self.comes_back.value,
-            -worst.value if worst else 0.0,
+            -kept.value if kept else 0.0,
             self.line.drift,
             self.line.median("core_seconds"),
         )

@@ -47,8 +47,6 @@ class Row(Record):
     base: Mapping[str, Rate] = {}
     """Rates of the unedited model, by column; columns that the task doesn't ask are missing."""
     edited: Mapping[str, Rate] = {}
-    worst_kept: Rate | None = None
-    """Pictures of the kept class that suffers most which are still right."""
     drift: Estimate | None = None
     """Drift of kept pictures: 1 - cosine of the judge's features, base to edited."""
     seconds: float = 0
@@ -78,12 +76,6 @@ class Line(NamedTuple):
 
     def edited(self, *columns: str) -> Rate | None:
         return pooled(row.edited.get(column) for row in self.rows for column in columns)
-
-    @property
-    def worst_kept(self) -> Rate | None:
-        """Of the row whose worst kept class suffers most."""
-        known = [row.worst_kept for row in self.rows if row.worst_kept]
-        return min(known, key=lambda rate: rate.value, default=None)
 
     @property
     def balance(self) -> float | None:
